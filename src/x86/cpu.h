@@ -1,0 +1,109 @@
+#pragma once
+// One guest CPU: runs guest code from its state until something happens that the caller must handle (DESIGN D15).
+// Owner: core::Vcpu. Everything except request() and queue_nmi() only from the vCPU's thread.
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "x86/exit.h"
+#include "x86/fault.h"
+#include "x86/mmu/paging.h"
+#include "x86/platform.h"
+#include "x86/state/cpu_state.h"
+#include "x86/sys/cpu_model.h"
+
+namespace anykvm::x86 {
+
+class Machine;
+struct Context;
+
+// Reasons to leave translated code; bits of one byte that it polls.
+enum Attention : u8 {
+  kAttentionKick = 1,   // the owner wants run() to return (Reason::kInterrupted)
+  kAttentionEvent = 2,  // an interrupt, NMI or other event may have become deliverable
+  kAttentionWorld = 4,  // the machine wants all CPUs out of guest code (Machine::stop_the_world)
+  kAttentionFlush = 8,  // flush the TLB before going on
+};
+
+class Cpu {
+ public:
+  Cpu(Machine& machine, Platform& platform);
+  ~Cpu();
+  Cpu(const Cpu&) = delete;
+  Cpu& operator=(const Cpu&) = delete;
+
+  // Runs until something happens. State is exact on return.
+  Exit run();
+
+  // After kMmio or kPio: the data that a read returned (`size` bytes; `count` items for ports). For writes and after
+  // the client consumed them, call it with null. The next run() finishes the instruction.
+  void complete_io(const void* data);
+  // An instruction waits for complete_io(); its answers so far are kept.
+  bool io_pending() const;
+
+  // Any thread. Makes translated code stop at its next poll (bits of Attention).
+  void request(u8 attention_bits);
+  // Any thread. Queues an NMI; at most two are kept (KVM API 4.64).
+  void queue_nmi();
+  // The client wants Reason::kInterruptWindow as soon as an external interrupt could be taken.
+  void set_interrupt_window_request(bool wanted);
+  // External interrupt `vector` from a client that has the interrupt controller (KVM_INTERRUPT).
+  void inject_interrupt(u8 vector);
+  // Could an external interrupt be taken now? (IF set, no shadow, nothing injected.)
+  bool interrupts_open() const;
+
+  CpuState& state() { return *m_state; }
+  const CpuState& state() const { return *m_state; }
+  Platform& platform() { return m_platform; }
+  Machine& machine() { return m_machine; }
+  CpuModel& model() { return m_model; }
+  const CpuModel& model() const { return m_model; }
+  Context& context() { return *m_context; }
+
+  // INIT or power-up state (SDM 3A 10.1). INIT keeps what table 10-1 says it keeps. Does not touch mp_state.
+  void reset(bool init);
+
+  // --- For instruction helpers, event delivery and whoever sets state from outside ---
+
+  // Call after any change of CR0, CR3, CR4, EFER, CPL, CS, SS, other segments' base or limit, RFLAGS.AC or .TF,
+  // XCR0, DR7, guest debug: recomputes what translated code was specialised for. Cheap if nothing changed.
+  void mode_changed();
+  // State was replaced wholesale by the client: as mode_changed(), and nothing cached is trusted.
+  void state_replaced();
+  void flush_tlb();                 // every entry
+  void flush_tlb_non_global();      // MOV to CR3 with CR4.PGE
+  void flush_tlb_page(Gva address); // INVLPG
+  // RFLAGS.IF, TPR or the like went up: look for interrupts before the next instruction.
+  void interrupts_may_have_opened();
+  // Ends run() after the current instruction completes, with `exit` (HLT, hypercalls ...).
+  void exit_after_instruction(const Exit& exit);
+  // The stop to return when the client must answer before the instruction can go on.
+  GuestStop stop_for_client(const Exit& exit);
+
+  // One access to the outside of RAM by the current instruction. Answered from the log of this instruction's earlier
+  // attempts, by the platform, or by a stop for the client. `size` 1-8 (memory) or 1, 2, 4 (ports).
+  Guest<void> mmio_read(Gpa address, void* data, unsigned size);
+  Guest<void> mmio_write(Gpa address, const void* data, unsigned size);
+  Guest<void> pio_read(u16 port, void* data, unsigned size);
+  Guest<void> pio_write(u16 port, const void* data, unsigned size);
+  // The current instruction, or one element of a repeated one, is complete: forget its answers.
+  void io_done();
+
+  // Guest TSC now, from the host TSC (scaled, offset).
+  u64 read_tsc() const;
+
+ private:
+  friend class Machine;
+  struct Private;
+
+  Machine& m_machine;
+  Platform& m_platform;
+  CpuModel m_model;
+  Context* m_context;
+  CpuState* m_state;  // inside *m_context
+  std::unique_ptr<Private> m_private;
+};
+
+}  // namespace anykvm::x86

@@ -1,0 +1,48 @@
+#pragma once
+// How C++ code (instruction helpers, event delivery) reads and writes guest memory: segmentation, then paging, then RAM or
+// the buses. Faults are exact; an access that crosses a page is checked on both pages before either is written.
+// Owner: nobody; functions over a Cpu. Only the vCPU's thread, inside Cpu::run().
+
+#include <type_traits>
+
+#include "x86/cpu.h"
+#include "x86/fault.h"
+#include "x86/mmu/paging.h"
+
+namespace anykvm::x86 {
+
+// Linear addresses. `size` is 1 to 4096 bytes. MMIO goes through Cpu::io() in pieces of at most 8 bytes.
+Guest<void> read_linear(Cpu& cpu, Gva address, void* data, unsigned size, Privilege privilege = Privilege::kCurrent);
+Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size,
+                         Privilege privilege = Privilege::kCurrent);
+// Fails as a write would, and changes nothing (except A and D flags). For instructions that must not stop half-way.
+Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privilege = Privilege::kCurrent);
+
+// Host address of the bytes if they are RAM within one page and the access is permitted; null if they are RAM across two
+// pages or not RAM. For LOCKed updates and bulk copies. The pointer is good until the current instruction ends.
+Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access,
+                        Privilege privilege = Privilege::kCurrent);
+
+template <class T>
+Guest<T> load(Cpu& cpu, Gva address, Privilege privilege = Privilege::kCurrent) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  T value{};
+  TRY(read_linear(cpu, address, &value, sizeof value, privilege));
+  return value;
+}
+template <class T>
+Guest<void> store(Cpu& cpu, Gva address, T value, Privilege privilege = Privilege::kCurrent) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  return write_linear(cpu, address, &value, sizeof value, privilege);
+}
+
+// Segment checks (SDM 3A 5.3, 5.5; in 64-bit mode the canonical form): type, limit (expand-down too), null, present.
+// #SS(0) for SS, #GP(0) otherwise. `offset` is already truncated to the address size.
+Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size, Access access);
+
+// Guest physical memory without paging, for tables that the CPU finds by physical address and for PV structures.
+// False where it is not RAM.
+bool read_physical(Cpu& cpu, Gpa address, void* data, unsigned size);
+bool write_physical(Cpu& cpu, Gpa address, const void* data, unsigned size);
+
+}  // namespace anykvm::x86

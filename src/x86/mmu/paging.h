@@ -1,0 +1,40 @@
+#pragma once
+// The page walk: linear to guest physical address, in every paging mode (SDM 3A chapter 4).
+// Owner: nobody; a function over CPU state and guest memory. Only the vCPU's thread.
+
+#include "x86/fault.h"
+#include "x86/state/cpu_state.h"
+
+namespace anykvm::x86 {
+
+class PhysicalMemory;
+
+enum class Access : u8 { kRead, kWrite, kFetch };
+
+// On whose authority an access is made (SDM 3A 4.6): the running code's CPL, or implicitly the supervisor's
+// (descriptor tables, TSS), whatever the CPL is.
+enum class Privilege : u8 { kCurrent, kSystem };
+
+struct Translation {
+  Gpa gpa{};               // of the byte asked for
+  u64 page_size = 0;       // 4 KiB, 2 MiB, 4 MiB or 1 GiB; with paging off 4 KiB
+  bool writable = false;   // a write by the same privilege would be permitted AND the D flag is already set
+  bool user = false;       // U/S is set at every level
+  bool global = false;
+  bool executable = false; // a fetch by the same privilege would be permitted
+};
+
+// Walks the guest's tables for one access, sets A and D flags as the CPU would (atomically), and checks permissions:
+// P, R/W with CR0.WP, U/S, NX, SMEP, SMAP with EFLAGS.AC, protection keys, reserved bits (SEEDS X5), canonical form is
+// the caller's business. Returns #PF with the exact error code. Compiled without vector instructions (DESIGN D6).
+Guest<Translation> translate(const CpuState& state, const PhysicalMemory& memory, Gva address, Access access,
+                             Privilege privilege, unsigned physical_address_bits);
+
+// As KVM_TRANSLATE and debuggers need it: no permission checks, no A/D updates.
+struct DebugTranslation {
+  bool valid = false, writable = false, user = false;
+  Gpa gpa{};
+};
+DebugTranslation translate_for_debug(const CpuState& state, const PhysicalMemory& memory, Gva address);
+
+}  // namespace anykvm::x86

@@ -1,0 +1,56 @@
+#pragma once
+// Guest physical memory: which ranges are RAM, where the client keeps them, which pages were written.
+// Owner: x86::Machine. Lookups from any vCPU thread inside Cpu::run(); changes only while the world is stopped
+// (Machine::stop_the_world), so lookups need no lock.
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "base/types.h"
+
+namespace anykvm::x86 {
+
+// What the translator knows about one guest page frame; see translate/code_pages.
+struct PageMeta {
+  std::atomic<u8> has_code{0};    // translated code was made from bytes of this page
+  std::atomic<u8> writer{0};      // 0: in nobody's TLB for writing; n: only in vCPU n-1's; 255: perhaps in several
+};
+
+// One memory slot (KVM API 4.35). `host` is the client's userspace_addr; RAM is never copied.
+struct MemorySlot {
+  u32 id = 0;  // slot number as the client gave it: address space in bits 31:16
+  Gpa base{};
+  u64 size = 0;  // bytes, a multiple of 4096
+  u8* host = nullptr;
+  bool read_only = false;
+  // Bit per page, set when the guest or the CPU's page walker writes; null when logging is off.
+  std::shared_ptr<std::vector<std::atomic<u64>>> dirty_bitmap{};
+  std::shared_ptr<std::vector<PageMeta>> pages{};
+
+  bool contains(Gpa address) const { return address >= base && address - base < size; }
+  PageMeta& meta(Gpa address) const { return (*pages)[(address - base) / kPageSize]; }
+  void mark_dirty(Gpa address) const {
+    if (!dirty_bitmap) return;
+    u64 page = (address - base) / kPageSize;
+    (*dirty_bitmap)[page / 64].fetch_or(u64{1} << (page % 64), std::memory_order_relaxed);
+  }
+};
+
+class PhysicalMemory {
+ public:
+  // The slot that holds `address`, or null: then the address is MMIO (SEEDS X9).
+  const MemorySlot* find(Gpa address) const;
+
+  // Host address of `size` bytes at `address`, or null if they are not all in one slot.
+  u8* host(Gpa address, u64 size) const;
+
+  // Replaces the whole layout. Only while the world is stopped.
+  void set_slots(std::vector<MemorySlot> slots);
+  const std::vector<MemorySlot>& slots() const { return m_slots; }
+
+ private:
+  std::vector<MemorySlot> m_slots;  // sorted by base, without overlap
+};
+
+}  // namespace anykvm::x86

@@ -1,0 +1,44 @@
+#pragma once
+// What a guest CPU needs from the machine around it: buses, interrupt controller, timers. core::Vcpu implements it, so
+// that nothing in x86/ depends on core/ or irqchip/.
+// Owner: the implementer, which outlives the Cpu. Every call comes from the vCPU's own thread, inside Cpu::run().
+
+#include <optional>
+
+#include "base/types.h"
+
+namespace anykvm::x86 {
+
+class Platform {
+ public:
+  virtual ~Platform() = default;
+
+  // Port and memory accesses outside RAM. False: nothing in here answers, the client must (an exit follows).
+  // `size` is 1, 2 or 4 for ports and 1 to 8 for memory.
+  virtual bool pio_read(u16 port, void* data, unsigned size) = 0;
+  virtual bool pio_write(u16 port, const void* data, unsigned size) = 0;
+  virtual bool mmio_read(Gpa address, void* data, unsigned size) = 0;
+  virtual bool mmio_write(Gpa address, const void* data, unsigned size) = 0;
+
+  // Is there an external interrupt that would be taken if RFLAGS.IF allowed it? (LAPIC: above the PPR; or PIC INTR.)
+  virtual bool interrupt_ready() = 0;
+  // Interrupt acknowledge cycle: the vector now being serviced, or nothing if the request went away.
+  virtual std::optional<u8> acknowledge_interrupt() = 0;
+
+  // CR8, the task-priority class (0-15).
+  virtual u8 cr8() = 0;
+  virtual void set_cr8(u8 value) = 0;
+
+  // MSRs that live in the local APIC: IA32_APIC_BASE, IA32_TSC_DEADLINE, x2APIC 800H-8FFH. False: #GP.
+  virtual bool apic_msr_read(u32 index, u64* value) = 0;
+  virtual bool apic_msr_write(u32 index, u64 value) = 0;
+
+  // Guest CPU number as CPUID and the APIC ID show it.
+  virtual u32 apic_id() = 0;
+  // Nanoseconds of the VM's kvmclock (KVM_GET_CLOCK) at host TSC value `tsc`.
+  virtual u64 kvmclock_ns(u64 tsc) = 0;
+  // The guest's TSC frequency in kHz.
+  virtual u32 tsc_khz() = 0;
+};
+
+}  // namespace anykvm::x86
