@@ -1,0 +1,16 @@
+#pragma once
+// A message-signalled interrupt: address and data to a Message (SDM 3A 10.11), with KVM's rule for
+// destinations above 8 bits. Owner: nobody; pure functions. Any thread.
+
+#include "base/expected.h"
+#include "base/types.h"
+#include "irqchip/apic_bus.h"
+
+namespace anykvm::irqchip {
+
+// `ids_32bit` (KVM_X2APIC_API_USE_32BIT_IDS): address_hi[31:8] are destination bits 31:8. Bits 7:0 of it must
+// then be 0: EINVAL.
+Result<> check_msi(u32 address_hi, bool ids_32bit);
+Message decode_msi(u32 address_lo, u32 address_hi, u32 data, bool ids_32bit);
+
+}  // namespace anykvm::irqchip
