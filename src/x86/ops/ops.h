@@ -23,6 +23,24 @@ using Op = Guest<void> (*)(Cpu& cpu, const Insn& insn);
 #undef ANYKVM_RULE
 #undef ANYKVM_UNDEFINED
 
+// Forms of mnemonics whose other forms are rules or run as themselves; translate/policy.cpp chooses.
+Guest<void> op_far_jmp(Cpu& cpu, const Insn& insn);
+Guest<void> op_far_call(Cpu& cpu, const Insn& insn);
+Guest<void> op_far_ret(Cpu& cpu, const Insn& insn);
+Guest<void> op_mov_from_cr(Cpu& cpu, const Insn& insn);
+Guest<void> op_mov_to_cr(Cpu& cpu, const Insn& insn);
+Guest<void> op_mov_from_dr(Cpu& cpu, const Insn& insn);
+Guest<void> op_mov_to_dr(Cpu& cpu, const Insn& insn);
+Guest<void> op_mov_from_segment(Cpu& cpu, const Insn& insn);
+Guest<void> op_mov_to_segment(Cpu& cpu, const Insn& insn);
+Guest<void> op_push_segment(Cpu& cpu, const Insn& insn);
+Guest<void> op_pop_segment(Cpu& cpu, const Insn& insn);
+Guest<void> op_pop_memory(Cpu& cpu, const Insn& insn);
+Guest<void> op_bit_string(Cpu& cpu, const Insn& insn);      // BT, BTS, BTR, BTC with memory and a register offset
+Guest<void> op_decimal(Cpu& cpu, const Insn& insn);         // DAA, DAS, AAA, AAS, AAM, AAD, SALC
+Guest<void> op_gather_scatter(Cpu& cpu, const Insn& insn);  // VSIB memory operands
+Guest<void> op_masked_memory(Cpu& cpu, const Insn& insn);   // EVEX-masked memory operands: inactive elements do not fault
+
 // --- Operand access shared by the helpers (ops/operands.cpp) ---
 
 // Offset of the memory operand within its segment, truncated to the address size.
