@@ -15,6 +15,16 @@ enum class Access : u8 { kRead, kWrite, kFetch };
 // (descriptor tables, TSS), whatever the CPL is.
 enum class Privilege : u8 { kCurrent, kSystem };
 
+// Which tables the walk goes through (SDM 3A 4.1.1).
+enum class PagingMode : u8 { kNone, k32Bit, kPae, k4Level, k5Level };
+
+inline PagingMode paging_mode(const CpuState& state) {
+  if (!(state.cr0 & kCr0Pg)) return PagingMode::kNone;
+  if (!(state.cr4 & kCr4Pae)) return PagingMode::k32Bit;
+  if (!state.long_mode()) return PagingMode::kPae;
+  return state.cr4 & kCr4La57 ? PagingMode::k5Level : PagingMode::k4Level;
+}
+
 struct Translation {
   Gpa gpa{};               // of the byte asked for
   u64 page_size = 0;       // 4 KiB, 2 MiB, 4 MiB or 1 GiB; with paging off 4 KiB
@@ -29,6 +39,11 @@ struct Translation {
 // the caller's business. Returns #PF with the exact error code. Compiled without vector instructions (DESIGN D6).
 Guest<Translation> translate(const CpuState& state, const PhysicalMemory& memory, Gva address, Access access,
                              Privilege privilege, unsigned physical_address_bits);
+
+// Loads the PDPTE registers from the table at `cr3` (SDM 3A 4.4.1): on MOV to CR3 with PAE paging, and when MOV to CR0 or
+// CR4 changes CD, NW, PG, PAE, PGE, PSE or SMEP and PAE paging is on afterwards. #GP(0), and nothing loaded, where a
+// present one has a reserved bit set. Whoever sets CR3 without knowing the PDPTEs clears `state.pdptes_valid` instead.
+Guest<void> load_pdptes(CpuState& state, const PhysicalMemory& memory, u64 cr3, unsigned physical_address_bits);
 
 // As KVM_TRANSLATE and debuggers need it: no permission checks, no A/D updates.
 struct DebugTranslation {

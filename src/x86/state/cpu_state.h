@@ -78,6 +78,10 @@ struct CpuState {
   u64 cr2 = 0, cr3 = 0, cr4 = 0;
   u64 efer = 0;
   u64 xcr0 = 1;
+  // PAE paging's four PDPTE registers (SDM 3A 4.4.1), loaded by load_pdptes(). Not valid (the client set CR3 without
+  // them): the walk reads them from memory.
+  std::array<u64, 4> pdptes{};
+  bool pdptes_valid = false;
   u32 pkru = 0;
   std::array<u64, 4> dr{};
   u64 dr6 = kDr6Fixed1, dr7 = kDr7Fixed1;

@@ -1,0 +1,149 @@
+#include "x86/mmu/access.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "x86/machine.h"
+#include "x86/mmu/resolve.h"
+
+namespace anykvm::x86 {
+
+namespace {
+
+// An access cut at the page boundary; accesses are at most a page long, so there are at most two parts.
+struct Part {
+  PageAccess page{};
+  unsigned offset = 0;  // of this part within the data
+  unsigned size = 0;    // 0: there is no such part
+};
+struct Parts {
+  Part first{}, second{};
+};
+
+// The address behind the end of the first page. Outside 64-bit mode linear addresses wrap at 4 GiB (SDM
+// 3A 3.3.1); in compatibility mode too, unless the access is one of the CPU's own to a table that lies above.
+Gva following_page(const CpuState& state, Gva address) {
+  u64 next = address.page().value + kPageSize;
+  bool wraps = !state.code64() && address.value <= low_bits(32);
+  return Gva(wraps ? next & low_bits(32) : next);
+}
+
+Guest<Parts> resolve_parts(Cpu& cpu, Gva address, unsigned size, Access access, Privilege privilege) {
+  Parts parts;
+  auto room = static_cast<unsigned>(kPageSize - address.page_offset());
+  parts.first = {TRY(resolve(cpu, address, access, privilege)), 0, std::min(size, room)};
+  if (size <= room) return parts;
+  Gva next = following_page(cpu.state(), address);
+  parts.second = {TRY(resolve(cpu, next, access, privilege)), room, size - room};
+  return parts;
+}
+
+constexpr unsigned kBusWidth = 8;
+
+Guest<void> bus_read(Cpu& cpu, const Part& part, u8* data) {
+  for (unsigned done = 0; done < part.size; done += kBusWidth) {
+    unsigned piece = std::min(kBusWidth, part.size - done);
+    TRY(cpu.mmio_read(part.page.gpa + done, data + part.offset + done, piece));
+  }
+  return {};
+}
+
+Guest<void> bus_write(Cpu& cpu, const Part& part, const u8* data) {
+  for (unsigned done = 0; done < part.size; done += kBusWidth) {
+    unsigned piece = std::min(kBusWidth, part.size - done);
+    TRY(cpu.mmio_write(part.page.gpa + done, data + part.offset + done, piece));
+  }
+  return {};
+}
+
+// One access of 1, 2, 4 or 8 aligned bytes must not be torn: other vCPUs look on.
+// SAFETY: `host` and `size` are within one page of a slot; the client keeps it mapped (DESIGN D8 handles if
+// not).
+template <class T>
+void copy_whole(void* to, const void* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  asm volatile("" : "+r"(value));  // keeps the copy one load and one store
+  std::memcpy(to, &value, sizeof value);
+}
+void copy_bytes(void* to, const void* from, unsigned size) {
+  switch (size) {
+    case 1:
+      return copy_whole<u8>(to, from);
+    case 2:
+      return copy_whole<u16>(to, from);
+    case 4:
+      return copy_whole<u32>(to, from);
+    case 8:
+      return copy_whole<u64>(to, from);
+    default:
+      std::memcpy(to, from, size);
+  }
+}
+
+Guest<void> read_part(Cpu& cpu, const Part& part, u8* data) {
+  if (!part.page.host) return bus_read(cpu, part, data);
+  copy_bytes(data + part.offset, part.page.host, part.size);
+  return {};
+}
+
+void write_ram(Cpu& cpu, const Part& part, const u8* data) {
+  if (!part.size || !part.page.host) return;
+  prepare_write(cpu, part.page);
+  copy_bytes(part.page.host, data + part.offset, part.size);
+}
+
+}  // namespace
+
+Guest<void> read_linear(Cpu& cpu, Gva address, void* data, unsigned size, Privilege privilege) {
+  Parts parts = TRY(resolve_parts(cpu, address, size, Access::kRead, privilege));
+  auto* bytes = static_cast<u8*>(data);
+  TRY(read_part(cpu, parts.first, bytes));
+  if (parts.second.size) TRY(read_part(cpu, parts.second, bytes));
+  return {};
+}
+
+Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size, Privilege privilege) {
+  Parts parts = TRY(resolve_parts(cpu, address, size, Access::kWrite, privilege));
+  auto* bytes = static_cast<const u8*>(data);
+  // The bus first: it may stop for the client, and the instruction that runs again must find RAM as it was.
+  if (!parts.first.page.host) TRY(bus_write(cpu, parts.first, bytes));
+  if (parts.second.size && !parts.second.page.host) TRY(bus_write(cpu, parts.second, bytes));
+  write_ram(cpu, parts.first, bytes);
+  write_ram(cpu, parts.second, bytes);
+  return {};
+}
+
+Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privilege) {
+  TRY(resolve_parts(cpu, address, size, Access::kWrite, privilege));
+  return {};
+}
+
+Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access, Privilege privilege) {
+  Parts parts = TRY(resolve_parts(cpu, address, size, access, privilege));
+  const PageAccess& page = parts.first.page;
+  if (parts.second.size || !page.host) return static_cast<u8*>(nullptr);
+  if (access == Access::kWrite) prepare_write(cpu, page);
+  return page.host;
+}
+
+bool read_physical(Cpu& cpu, Gpa address, void* data, unsigned size) {
+  const u8* host = cpu.machine().memory().host(address, size);
+  if (!host) return false;
+  copy_bytes(data, host, size);
+  return true;
+}
+
+bool write_physical(Cpu& cpu, Gpa address, const void* data, unsigned size) {
+  const PhysicalMemory& memory = cpu.machine().memory();
+  u8* host = memory.host(address, size);
+  const MemorySlot* slot = memory.find(address);
+  if (!host || slot->read_only) return false;
+  for (Gpa page = address.page(); page < address + size; page += kPageSize) {
+    prepare_write(cpu, {std::max(page, address), host, slot});
+  }
+  copy_bytes(host, data, size);
+  return true;
+}
+
+}  // namespace anykvm::x86

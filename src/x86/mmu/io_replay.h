@@ -1,0 +1,62 @@
+#pragma once
+// The accesses of the current instruction to MMIO and ports, and what was answered: an instruction that has
+// to stop for the client is executed again from its start, and finds here what it already did (DESIGN D9).
+// Owner: x86::Cpu. Only the vCPU's thread.
+
+#include <array>
+#include <vector>
+
+#include "x86/exit.h"
+#include "x86/fault.h"
+#include "x86/platform.h"
+
+namespace anykvm::x86 {
+
+struct BusAddress {
+  bool port = false;
+  u64 address = 0;  // port number, or guest physical address
+
+  bool operator==(const BusAddress&) const = default;
+  static BusAddress memory(Gpa gpa) { return {false, gpa.value}; }
+  static BusAddress io_port(u16 number) { return {true, number}; }
+};
+
+class IoReplay {
+ public:
+  // Before each attempt at an instruction (or at one element of a repeated one): its accesses start over.
+  void begin_instruction() { m_cursor = 0; }
+
+  // One access, in program order: from the log; else by the platform; else `exit` is filled and the result is
+  // the stop for the client. `size` is 1 to 8 for memory; 1, 2 or 4 for ports.
+  Guest<void> read(BusAddress where, void* data, unsigned size, Platform& platform, Exit& exit);
+  Guest<void> write(BusAddress where, const void* data, unsigned size, Platform& platform, Exit& exit);
+
+  // The client's answer to the exit: what a read returned; null for writes. Without an open exit nothing
+  // happens.
+  void complete(const void* data);
+  // An exit waits for complete().
+  bool pending() const { return !m_log.empty() && !m_log.back().answered; }
+  // The instruction has begun to act on the outside world: it must be finished (its next attempt started)
+  // before any event is delivered to the guest, or its accesses would happen twice.
+  bool in_progress() const { return !m_log.empty(); }
+
+  // The instruction (or the element) completed, or its fault was delivered: forget.
+  void done();
+
+ private:
+  struct Fragment {
+    BusAddress where;
+    bool write = false;
+    bool answered = false;
+    u8 size = 0;
+    std::array<u8, 8> data{};
+  };
+
+  Fragment* replayed(BusAddress where, bool write, unsigned size);
+  GuestStop leave(const Fragment& fragment, Exit& exit);
+
+  std::vector<Fragment> m_log;  // only the last one may be unanswered
+  std::size_t m_cursor = 0;     // the next access of this attempt
+};
+
+}  // namespace anykvm::x86

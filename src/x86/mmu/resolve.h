@@ -1,0 +1,27 @@
+#pragma once
+// One linear page, as an access to it ends up: RAM of the host, or the bus.
+// Owner: nobody; functions over a Cpu. Only the vCPU's thread, inside Cpu::run().
+
+#include "x86/cpu.h"
+#include "x86/fault.h"
+#include "x86/mmu/paging.h"
+#include "x86/mmu/physical_memory.h"
+
+namespace anykvm::x86 {
+
+struct PageAccess {
+  Gpa gpa{};                         // of the byte asked for
+  u8* host = nullptr;                // of the same byte; null: not RAM for this kind of access, use the bus
+  const MemorySlot* slot = nullptr;  // set if `host` is
+};
+
+// The single place where C++ code turns a linear address into memory: permissions are checked and A and D
+// flags set, but nothing is marked as written. Addresses without a slot are MMIO at once (SEEDS X9), and so
+// are writes to read-only slots (KVM API 4.35). The answer holds up to the end of the page and of the current
+// instruction.
+Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privilege);
+
+// Before the bytes at `page.host` are written: the dirty log, and translations made from this page.
+void prepare_write(Cpu& cpu, const PageAccess& page);
+
+}  // namespace anykvm::x86
