@@ -7,10 +7,14 @@
 
 namespace anykvm::x86 {
 
-// XCR0 bits that guests may use on this host: what the host has, less what we do not switch.
+// Components that live in CpuState::xsave and may be loaded into the host's registers: what the host has,
+// less what we do not switch. Never PKRU, which a guest must not load into the host.
 u64 host_xcr0_usable();
-// Bytes of a standard-format image that holds the components of `xcr0`.
+// XCR0 bits that guests may set: the above, and PKRU, which is emulated.
+u64 guest_xcr0_supported();
+// Bytes of a standard-format image that holds the components of `xcr0`; of a compacted one.
 u32 xsave_standard_size(u64 xcr0);
+u32 xsave_compacted_size(u64 components);
 // Offset and size of component `index` in the standard format; 0 where the host has none.
 struct XsaveComponent {
   u32 offset = 0, size = 0;
@@ -18,7 +22,8 @@ struct XsaveComponent {
 };
 XsaveComponent xsave_component(unsigned index);
 
-// Puts the area into its state after power-up or FNINIT+LDMXCSR default (FCW 037FH or 0040H at reset, MXCSR 1F80H).
+// Puts the area into its state after power-up or FNINIT+LDMXCSR default (FCW 037FH or 0040H at reset, MXCSR
+// 1F80H).
 void reset_xsave(CpuState& state, bool init);
 
 }  // namespace anykvm::x86

@@ -1,7 +1,6 @@
 #pragma once
-// The CPU that the guest sees: the CPUID entries that the client stored, and questions about features that other code
-// asks of them.
-// Owner: x86::Cpu. Only the vCPU's thread.
+// The CPU that the guest sees: the CPUID entries that the client stored, and questions about features that
+// other code asks of them. Owner: x86::Cpu. Only the vCPU's thread.
 
 #include <optional>
 #include <vector>
@@ -31,6 +30,7 @@ struct CpuidResult {
 
 class CpuModel {
  public:
+  CpuModel();
   // Exactly what KVM_SET_CPUID2 stored (SEEDS X1).
   void set_entries(std::vector<CpuidEntry> entries);
   const std::vector<CpuidEntry>& entries() const { return m_entries; }
@@ -38,8 +38,9 @@ class CpuModel {
   // Has the guest this feature? Until the client sets entries: no feature at all beyond x86-64-v1's.
   bool has(Feature feature) const;
 
-  // What the CPUID instruction answers now: stored entries, with the bits that follow the state (OSXSAVE, OSPKE,
-  // APIC enable, leaf 0DH sizes) and the rules for leaves out of range (SDM 2A, CPUID).
+  // What the CPUID instruction answers now: stored entries, with the bits that follow the state (OSXSAVE,
+  // OSPKE, leaf 0DH sizes) and the rules for leaves out of range (SDM 2A, CPUID). The APIC bit follows
+  // IA32_APIC_BASE, which is not part of CpuState: op_cpuid() minds it.
   CpuidResult cpuid(u32 leaf, u32 subleaf, const CpuState& state) const;
 
   unsigned physical_address_bits() const { return m_physical_address_bits; }
@@ -51,6 +52,8 @@ class CpuModel {
 
  private:
   void recompute();
+  const CpuidEntry* find(u32 leaf, u32 subleaf) const;
+  const CpuidEntry* find_out_of_range(u32 leaf, u32 subleaf) const;
 
   std::vector<CpuidEntry> m_entries;
   std::vector<bool> m_features;

@@ -1,0 +1,209 @@
+// MOVS, STOS, LODS, SCAS and CMPS, with and without REP (SDM 1 7.3.9, SDM 2B REP). Whole pages of RAM are
+// done at once.
+
+#include <cstring>
+
+#include "x86/mmu/access.h"
+#include "x86/ops/compare_flags.h"
+#include "x86/ops/string_common.h"
+
+namespace anykvm::x86 {
+namespace {
+
+u64 read_element(const u8* from, unsigned size) {
+  u64 value = 0;
+  std::memcpy(&value, from, size);
+  return value;
+}
+
+// The host's own instructions: element by element in order, so overlapping operands come out as they must.
+void host_rep_movs(u8* to, const u8* from, u64 elements, unsigned size) {
+  // SAFETY: both ranges are RAM within one page, checked by host_pointer(); DF is clear in C++ code.
+  switch (size) {
+    case 1:
+      asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(elements)::"memory");
+      break;
+    case 2:
+      asm volatile("rep movsw" : "+D"(to), "+S"(from), "+c"(elements)::"memory");
+      break;
+    case 4:
+      asm volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(elements)::"memory");
+      break;
+    default:
+      asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(elements)::"memory");
+      break;
+  }
+}
+
+void host_rep_stos(u8* to, u64 value, u64 elements, unsigned size) {
+  // SAFETY: as above.
+  switch (size) {
+    case 1:
+      asm volatile("rep stosb" : "+D"(to), "+c"(elements) : "a"(value) : "memory");
+      break;
+    case 2:
+      asm volatile("rep stosw" : "+D"(to), "+c"(elements) : "a"(value) : "memory");
+      break;
+    case 4:
+      asm volatile("rep stosl" : "+D"(to), "+c"(elements) : "a"(value) : "memory");
+      break;
+    default:
+      asm volatile("rep stosq" : "+D"(to), "+c"(elements) : "a"(value) : "memory");
+      break;
+  }
+}
+
+// Up to a page of consecutive elements of one operand, in RAM; `elements` is 0 where the slow way must be
+// taken (also for faults, so that they are raised for the right element).
+struct Chunk {
+  u8* host = nullptr;
+  u64 elements = 0;
+};
+
+Chunk chunk_at(Cpu& cpu, const StringRun& run, SegmentIndex segment, u64 offset, u64 limit, Access access) {
+  if (run.backward() || limit < 2) return {};
+  Guest<Gva> first = linear_address(cpu.state(), segment, offset, run.size(), access);
+  if (!first) return {};
+  u64 elements = std::min(run.elements_in_page(offset, first.value()), limit);
+  if (elements < 2) return {};
+  auto bytes = static_cast<unsigned>(elements * run.size());
+  Guest<Gva> whole = linear_address(cpu.state(), segment, offset, bytes, access);
+  if (!whole) return {};
+  Guest<u8*> host = host_pointer(cpu, whole.value(), bytes, access);
+  if (!host || !host.value()) return {};
+  return {host.value(), elements};
+}
+
+Guest<u64> load_element(Cpu& cpu, const StringRun& run, SegmentIndex segment, u64 offset) {
+  Gva address = TRY(linear_address(cpu.state(), segment, offset, run.size(), Access::kRead));
+  u64 value = 0;
+  TRY(read_linear(cpu, address, &value, run.size()));
+  return value;
+}
+
+Guest<void> store_element(Cpu& cpu, const StringRun& run, u64 offset, u64 value) {
+  Gva address = TRY(linear_address(cpu.state(), kEs, offset, run.size(), Access::kWrite));
+  return write_linear(cpu, address, &value, run.size());
+}
+
+// Does SCAS or CMPS go on after these two? REPNE while they differ, REP while they are equal.
+bool goes_on(const Insn& insn, u64 left, u64 right) { return insn.repne ? left != right : left == right; }
+
+void set_compare_flags(CpuState& state, u64 left, u64 right, unsigned size) {
+  state.rflags = (state.rflags & ~kFlagsArithmetic) | compare_flags(left, right, size);
+}
+
+void finish_comparison(Cpu& cpu, const Insn& insn, StringRun& run, u64 left, u64 right) {
+  set_compare_flags(cpu.state(), left, right, run.size());
+  if (!goes_on(insn, left, right)) run.stop();
+}
+
+// Compares elements of `right` with those of `left` until the condition ends the run; returns how many were
+// compared. `left_step` is 0 where all are compared with one value (SCAS).
+u64 compare_chunk(const Insn& insn, const u8* left, unsigned left_step, const u8* right, u64 elements,
+                  unsigned size, u64* last_left, u64* last_right) {
+  for (u64 i = 0; i < elements; ++i) {
+    *last_left = read_element(left + i * left_step, size);
+    *last_right = read_element(right + i * size, size);
+    if (!goes_on(insn, *last_left, *last_right)) return i + 1;
+  }
+  return elements;
+}
+
+}  // namespace
+
+Guest<void> op_movs(Cpu& cpu, const Insn& insn) {
+  StringRun run(cpu, insn);
+  SegmentIndex segment = string_source_segment(insn);
+  while (u64 left = run.left()) {
+    Chunk source = chunk_at(cpu, run, segment, run.rsi(), left, Access::kRead);
+    Chunk target =
+        source.elements ? chunk_at(cpu, run, kEs, run.rdi(), source.elements, Access::kWrite) : Chunk{};
+    if (target.elements) {
+      host_rep_movs(target.host, source.host, target.elements, run.size());
+      run.advance(target.elements, true, true);
+      continue;
+    }
+    u64 value = TRY(load_element(cpu, run, segment, run.rsi()));
+    TRY(store_element(cpu, run, run.rdi(), value));
+    run.advance(1, true, true);
+  }
+  run.finish();
+  return {};
+}
+
+Guest<void> op_stos(Cpu& cpu, const Insn& insn) {
+  StringRun run(cpu, insn);
+  u64 value = cpu.state().gpr[kRax];
+  while (u64 left = run.left()) {
+    Chunk target = chunk_at(cpu, run, kEs, run.rdi(), left, Access::kWrite);
+    if (target.elements) {
+      host_rep_stos(target.host, value, target.elements, run.size());
+      run.advance(target.elements, false, true);
+      continue;
+    }
+    TRY(store_element(cpu, run, run.rdi(), value));
+    run.advance(1, false, true);
+  }
+  run.finish();
+  return {};
+}
+
+Guest<void> op_lods(Cpu& cpu, const Insn& insn) {
+  StringRun run(cpu, insn);
+  SegmentIndex segment = string_source_segment(insn);
+  while (u64 left = run.left()) {
+    Chunk source = chunk_at(cpu, run, segment, run.rsi(), left, Access::kRead);
+    u64 elements = std::max<u64>(source.elements, 1);
+    u64 value = source.elements ? read_element(source.host + (elements - 1) * run.size(), run.size())
+                                : TRY(load_element(cpu, run, segment, run.rsi()));
+    write_gpr(cpu.state(), insn, kRax, run.size(), value);
+    run.advance(elements, true, false);
+  }
+  run.finish();
+  return {};
+}
+
+Guest<void> op_scas(Cpu& cpu, const Insn& insn) {
+  StringRun run(cpu, insn);
+  u64 wanted = cpu.state().gpr[kRax] & low_bits(run.size() * 8);
+  while (u64 left = run.left()) {
+    Chunk chunk = chunk_at(cpu, run, kEs, run.rdi(), left, Access::kRead);
+    u64 last_left = wanted, last_right = 0, elements = 1;
+    if (chunk.elements) {
+      const u8* value = reinterpret_cast<const u8*>(&wanted);
+      elements =
+          compare_chunk(insn, value, 0, chunk.host, chunk.elements, run.size(), &last_left, &last_right);
+    } else {
+      last_right = TRY(load_element(cpu, run, kEs, run.rdi()));
+    }
+    run.advance(elements, false, true);
+    finish_comparison(cpu, insn, run, last_left, last_right);
+  }
+  run.finish();
+  return {};
+}
+
+Guest<void> op_cmps(Cpu& cpu, const Insn& insn) {
+  StringRun run(cpu, insn);
+  SegmentIndex segment = string_source_segment(insn);
+  while (u64 left = run.left()) {
+    Chunk first = chunk_at(cpu, run, segment, run.rsi(), left, Access::kRead);
+    Chunk second =
+        first.elements ? chunk_at(cpu, run, kEs, run.rdi(), first.elements, Access::kRead) : Chunk{};
+    u64 last_left = 0, last_right = 0, elements = 1;
+    if (second.elements) {
+      elements = compare_chunk(insn, first.host, run.size(), second.host, second.elements, run.size(),
+                               &last_left, &last_right);
+    } else {
+      last_left = TRY(load_element(cpu, run, segment, run.rsi()));
+      last_right = TRY(load_element(cpu, run, kEs, run.rdi()));
+    }
+    run.advance(elements, true, true);
+    finish_comparison(cpu, insn, run, last_left, last_right);
+  }
+  run.finish();
+  return {};
+}
+
+}  // namespace anykvm::x86

@@ -1,0 +1,64 @@
+#include "x86/ops/string_common.h"
+
+namespace anykvm::x86 {
+
+SegmentIndex string_source_segment(const Insn& insn) {
+  SegmentIndex segment = kDs;
+  for (unsigned i = 0; i < insn.length; ++i) {
+    switch (insn.bytes[i]) {
+      case 0x26:
+        segment = kEs;
+        break;
+      case 0x2e:
+        segment = kCs;
+        break;
+      case 0x36:
+        segment = kSs;
+        break;
+      case 0x3e:
+        segment = kDs;
+        break;
+      case 0x64:
+        segment = kFs;
+        break;
+      case 0x65:
+        segment = kGs;
+        break;
+      case 0x66:
+      case 0x67:
+      case 0xf0:
+      case 0xf2:
+      case 0xf3:
+        break;
+      default:
+        // The first byte that is no prefix. 64-bit mode ignores all overrides but FS and GS (SDM 1 3.3.7.1).
+        return insn.code_bits == 64 && segment < kFs ? kDs : segment;
+    }
+  }
+  return segment;
+}
+
+void StringRun::move(Gpr reg, u64 delta) {
+  u64 value = (m_state.gpr[reg] + delta) & m_mask;
+  // A 32-bit result clears the upper half; a 16-bit one leaves the rest alone (SDM 1 3.4.1.1).
+  u64 kept = m_mask == 0xffff ? m_state.gpr[reg] & ~m_mask : 0;
+  m_state.gpr[reg] = kept | value;
+}
+
+void StringRun::advance(u64 elements, bool source, bool destination) {
+  u64 bytes = elements * size();
+  u64 delta = m_backward ? -bytes : bytes;
+  if (source) move(kRsi, delta);
+  if (destination) move(kRdi, delta);
+  if (m_repeated) move(kRcx, -elements);
+  m_budget -= std::min(m_budget, elements);
+  if (!m_repeated) m_done = m_finished = true;
+  m_cpu.io_done();
+}
+
+void StringRun::finish() {
+  if (m_finished || count() == 0) return;
+  m_state.rip = (m_state.rip - m_insn.length) & low_bits(m_insn.code_bits == 64 ? 64 : 32);
+}
+
+}  // namespace anykvm::x86

@@ -1,0 +1,95 @@
+#include "x86/sys/kvmclock.h"
+
+#include <time.h>
+#include <x86intrin.h>
+
+#include <atomic>
+
+#include "x86/mmu/access.h"
+
+namespace anykvm::x86 {
+namespace {
+
+// The two structures of the ABI; Linux has them in arch/x86/include/asm/pvclock-abi.h, which is not exported.
+struct VcpuTimeInfo {
+  u32 version;  // odd while the rest changes
+  u32 pad0;
+  u64 tsc_timestamp;
+  u64 system_time;
+  u32 tsc_to_system_mul;
+  i8 tsc_shift;
+  u8 flags;
+  u8 pad[2];
+};
+static_assert(sizeof(VcpuTimeInfo) == 32);
+
+struct WallClock {
+  u32 version;
+  u32 seconds;
+  u32 nanoseconds;
+};
+static_assert(sizeof(WallClock) == 12);
+
+constexpr u64 kSystemTimeEnable = bit(0);
+constexpr u8 kTscStable = 1, kGuestStopped = 2;
+constexpr u64 kNanosecondsPerSecond = 1'000'000'000;
+
+// Writes `value` so that a guest on another CPU never takes a mixture: version odd, the rest, version even.
+template <class T>
+void publish(Cpu& cpu, Gpa address, T value) {
+  u32 odd = (value.version + 1) | 1;
+  if (!write_physical(cpu, address, &odd, sizeof odd)) return;
+  std::atomic_thread_fence(std::memory_order_release);
+  const u8* rest = reinterpret_cast<const u8*>(&value) + sizeof odd;
+  write_physical(cpu, address + sizeof odd, rest, sizeof value - sizeof odd);
+  std::atomic_thread_fence(std::memory_order_release);
+  u32 even = odd + 1;
+  write_physical(cpu, address, &even, sizeof even);
+}
+
+}  // namespace
+
+PvclockScale pvclock_scale(u32 tsc_khz) {
+  unsigned __int128 hertz = u64{tsc_khz} * 1000;
+  if (hertz == 0) return {};
+  // The smallest shift whose multiplier still fits loses the fewest bits.
+  for (int shift = -31; shift < 32; ++shift) {
+    unsigned __int128 mul = (static_cast<unsigned __int128>(kNanosecondsPerSecond) << (32 - shift)) / hertz;
+    if (mul >> 32 == 0) return {static_cast<u32>(mul), static_cast<i8>(shift)};
+  }
+  return {};
+}
+
+void refresh_kvmclock(Cpu& cpu) {
+  const CpuState& state = cpu.state();
+  if (!(state.msrs.kvm_system_time & kSystemTimeEnable)) return;
+  Gpa address(state.msrs.kvm_system_time & ~kSystemTimeEnable);
+  VcpuTimeInfo info{};
+  if (!read_physical(cpu, address, &info, sizeof info)) return;
+
+  u64 host_tsc = __rdtsc();
+  PvclockScale scale = pvclock_scale(cpu.platform().tsc_khz());
+  u64 scaled_tsc = static_cast<u64>((static_cast<unsigned __int128>(host_tsc) * state.tsc_ratio) >> 32);
+  info.tsc_timestamp = scaled_tsc + state.tsc_offset;
+  info.system_time = cpu.platform().kvmclock_ns(host_tsc);
+  info.tsc_to_system_mul = scale.mul;
+  info.tsc_shift = scale.shift;
+  // With the stable flag guests use one CPU's record on all. A guest that moved this CPU's TSC must not.
+  u8 stable = state.msrs.tsc_adjust == 0 ? kTscStable : 0;
+  info.flags = static_cast<u8>((info.flags & kGuestStopped) | stable);
+  publish(cpu, address, info);
+}
+
+void write_kvm_wall_clock(Cpu& cpu, Gpa address) {
+  WallClock clock{};
+  if (!read_physical(cpu, address, &clock, sizeof clock)) return;
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  u64 realtime = static_cast<u64>(now.tv_sec) * kNanosecondsPerSecond + static_cast<u64>(now.tv_nsec);
+  u64 boot = realtime - cpu.platform().kvmclock_ns(__rdtsc());
+  clock.seconds = static_cast<u32>(boot / kNanosecondsPerSecond);
+  clock.nanoseconds = static_cast<u32>(boot % kNanosecondsPerSecond);
+  publish(cpu, address, clock);
+}
+
+}  // namespace anykvm::x86

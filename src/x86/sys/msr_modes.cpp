@@ -1,0 +1,40 @@
+// MSRs whose value is part of CpuState or of the local APIC.
+
+#include "x86/sys/control_registers.h"
+#include "x86/sys/msr_functions.h"
+
+namespace anykvm::x86 {
+namespace {
+
+bool set_segment_base(Cpu& cpu, SegmentIndex segment, u64 value) {
+  unsigned width = cpu.model().has(Feature::kLa57) ? 57 : 48;
+  if (sign_extend(value, width) != value) return false;
+  cpu.state().segments[segment].base = value;
+  cpu.mode_changed();
+  return true;
+}
+
+}  // namespace
+
+std::optional<u64> get_efer(Cpu& cpu, u32, MsrAccess) { return cpu.state().efer; }
+bool set_efer(Cpu& cpu, u32, u64 value, MsrAccess) { return write_efer(cpu, value).ok(); }
+
+std::optional<u64> get_fs_base(Cpu& cpu, u32, MsrAccess) { return cpu.state().segments[kFs].base; }
+bool set_fs_base(Cpu& cpu, u32, u64 value, MsrAccess) { return set_segment_base(cpu, kFs, value); }
+
+std::optional<u64> get_gs_base(Cpu& cpu, u32, MsrAccess) { return cpu.state().segments[kGs].base; }
+bool set_gs_base(Cpu& cpu, u32, u64 value, MsrAccess) { return set_segment_base(cpu, kGs, value); }
+
+std::optional<u64> get_apic(Cpu& cpu, u32 index, MsrAccess) {
+  u64 value = 0;
+  if (!cpu.platform().apic_msr_read(index, &value)) return std::nullopt;
+  return value;
+}
+bool set_apic(Cpu& cpu, u32 index, u64 value, MsrAccess) {
+  if (!cpu.platform().apic_msr_write(index, value)) return false;
+  // An EOI or a lower task priority may let a waiting interrupt through.
+  cpu.interrupts_may_have_opened();
+  return true;
+}
+
+}  // namespace anykvm::x86
