@@ -1,6 +1,9 @@
 // Addresses, reserved bits, accessed and dirty flags; permissions are in paging_permissions_test.cpp.
 #include "x86/mmu/paging.h"
 
+#include <atomic>
+#include <thread>
+
 #include "x86/mmu/paging_fixture.h"
 
 namespace anykvm::x86 {
@@ -176,6 +179,33 @@ TEST_P(PageKinds, compare_exchange_sees_entries_with_all_available_bits) {
   m_guest.map(kind(), kAll | 0xe00, kAll | 0xe00);
   EXPECT_EQ(m_guest.error_of(kWr), kOk);
   EXPECT_EQ(m_guest.entry(kind().leaf_level) & (0xe00 | kA | kD), 0xe00 | kA | kD);
+}
+
+// --- Other CPUs change entries meanwhile ---
+
+// Adds 1 to the available bits 52 to 62 of the leaf `count` times, as another CPU's locked instruction would,
+// while this thread translates writes and clears A and D again. Returns the counter at the end.
+u64 count_while_walking(PagingGuest& guest, u64 count) {
+  std::atomic_ref<u64> leaf(
+      *reinterpret_cast<u64*>(guest.host_base() + 0x4000 + bits(guest.address, 20, 12) * 8));
+  std::atomic<bool> finished{false};
+  std::thread other([&] {
+    for (u64 i = 0; i < count; ++i) leaf.fetch_add(bit(52));
+    finished = true;
+  });
+  while (!finished) {
+    EXPECT_EQ(guest.error_of(kWr), kOk);
+    leaf.fetch_and(~(kA | kD));
+  }
+  other.join();
+  return bits(leaf.load(), 62, 52);
+}
+
+TEST(AccessedAndDirty, update_of_an_entry_by_another_cpu_is_not_lost) {
+  PagingGuest guest;
+  guest.map(kFour4K, kAll);
+  ASSERT_EQ(guest.entry(1), kAll);
+  EXPECT_EQ(count_while_walking(guest, 2040), 2040u);
 }
 
 // --- Reserved bits ---
