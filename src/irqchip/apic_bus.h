@@ -73,6 +73,8 @@ class ApicBus {
   Lapic* at(unsigned index) const { return m_lapics[index].load(std::memory_order_acquire); }  // may be null
 
  private:
+  bool matches_destination(const Message& message, const Lapic& target, const Lapic* source) const;
+  Lapic* single_target(const Message& message, const Lapic* source) const;
   int deliver_lowest(const Message& message, Lapic* source);
 
   std::mutex m_mutex;  // add, remove

@@ -55,7 +55,6 @@ inline constexpr u32 kSvrEnabled = 1u << 8;
 inline constexpr u32 kSvrSuppressEoiBroadcast = 1u << 12;
 inline constexpr u32 kVersionSuppressEoiBroadcast = 1u << 24;
 
-inline constexpr u32 kEsrRedirectableIpi = 1u << 4;
 inline constexpr u32 kEsrSendIllegalVector = 1u << 5;
 inline constexpr u32 kEsrReceiveIllegalVector = 1u << 6;
 inline constexpr u32 kEsrIllegalRegister = 1u << 7;

@@ -33,7 +33,10 @@ class Ioapic {
   // Vectors in the table at present, 256 bits.
   std::array<u32, 8> vectors() const;
 
-  kvm_ioapic_state state() const { return m_state; }
+  u32 unmasked_pins() const;
+  u64 base_address() const { return m_state.base_address; }
+
+  kvm_ioapic_state state() const;
   void set_state(const kvm_ioapic_state& state);
 
  private:

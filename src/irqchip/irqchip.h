@@ -97,9 +97,15 @@ class IrqChip final : private EoiListener {
   int set_pin(const kvm_irq_routing_entry& route, bool level, unsigned source);  // m_mutex held
   void pic_changed();                                                            // m_mutex held
   void ioapic_changed();                                                         // m_mutex held
+  bool pulse_irq0();                                                             // m_mutex not held
   void notify_acknowledged(u32 chip, u32 pins);                                  // m_mutex not held
   void notify_pic_completed(u16 lines);                                          // m_mutex not held
   bool ioapic_has_vector(u8 vector) const;
+  std::optional<u8> acknowledge_pic(Lapic& lapic);
+  bool owns_port(u16 port);
+  bool irq0_unmasked() const;  // m_mutex held
+  void write_pic(u16 port, u8 value);
+  void write_ioapic(u32 offset, const void* data, unsigned size);
   u8 pio_read_byte(u16 port);
   void pio_write_byte(u16 port, u8 value);
 

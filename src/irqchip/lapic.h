@@ -37,7 +37,7 @@ class Lapic {
   // --- any thread ---
 
   u32 id() const { return m_id; }  // the x2APIC ID: the vCPU's number
-  u8 xapic_id() const { return static_cast<u8>(reg(kApicId) >> 24); }
+  u8 xapic_id() const { return static_cast<u8>(m_id); }
   bool is_bsp() const { return apic_base() & kApicBaseBsp; }
   u64 apic_base() const { return m_apic_base.load(std::memory_order_acquire); }
   bool hardware_enabled() const { return apic_base() & kApicBaseEnable; }
@@ -57,6 +57,8 @@ class Lapic {
   void raise_lint(unsigned pin);
   // Does this LAPIC pass the PIC's requests on? (LVT LINT0 unmasked as ExtINT, or hardware-disabled.)
   bool accepts_pic() const;
+  // Makes the vCPU look again (a request of the PIC is still there).
+  void announce() { m_host.interrupt_posted(); }
 
   u64 next_deadline_ns() const;  // kNever: none (also when masked)
   void expire(u64 now_ns);       // call when the clock has reached next_deadline_ns(); too early is harmless
@@ -77,7 +79,8 @@ class Lapic {
   void set_cr8(u8 value);
   void eoi();
 
-  // The page at `apic_base`. Registers are 32 bits, 16 bytes apart; other accesses read 0 and write nothing.
+  // The page at `apic_base`. Registers are 32 bits, 16 bytes apart: reads that leave them give 0, writes
+  // other than of a whole register do nothing.
   bool owns_address(Gpa address) const {
     return (address.value & ~u64{0xfff}) == (apic_base() & ~u64{0xfff});
   }
@@ -117,9 +120,12 @@ class Lapic {
 
   std::optional<u32> read_register(u32 offset);
   void write_xapic(u32 offset, u32 value);
+  bool read_x2apic(u32 index, u64* value);
+  std::optional<u32> x2apic_allowed_bits(u32 offset) const;
   bool write_x2apic(u32 offset, u64 value);
   // The part that both modes share, reserved bits already dealt with.
   void write_register(u32 offset, u32 value);
+  u32 svr_writable_bits() const;
   u32 lvt_writable_bits(u32 offset) const;
   void write_lvt(u32 offset, u32 value);
   void write_timer_lvt(u32 value);
@@ -127,8 +133,9 @@ class Lapic {
   void send_ipi(u32 icr_low, u32 destination);
   void send_self_ipi(u8 vector);
   void update_version();
-  void set_x2apic_ids();
+  void update_ids();
   void reset_registers();
+  void restore_timer(const kvm_lapic_state& state);
 
   ApicBus& m_bus;
   Clock& m_clock;

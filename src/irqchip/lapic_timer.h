@@ -39,14 +39,13 @@ class LapicTimer {
   bool expire(u64 now_ns);
 
  private:
-  u64 tick_ns() const { return m_divisor; }  // one bus cycle is 1 ns, KVM's rate
   void start_locked(u64 ticks_to_go);
   void disarm_locked();
 
   Clock& m_clock;
   std::mutex m_mutex;  // guards everything below; m_deadline is written under it
   Mode m_mode = Mode::kOneShot;
-  u32 m_divisor = 2;
+  u32 m_divisor = 2;  // ns per count: one bus cycle is 1 ns, the rate that KVM has
   u32 m_initial = 0;
   u64 m_period_ns = 0;
   u64 m_tsc_deadline = 0;

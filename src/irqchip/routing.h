@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/expected.h"
@@ -37,6 +38,7 @@ class RoutingTable {
 
  private:
   std::map<u32, std::vector<kvm_irq_routing_entry>> m_by_gsi;
+  std::map<std::pair<u32, u32>, u32> m_gsi_of_pin;  // (chip, pin)
 };
 
 std::span<const RoutableChip> full_irqchip();  // both PICs and the IOAPIC
