@@ -3,6 +3,7 @@
 // Owner: core::Vcpu. Everything except request() and queue_nmi() only from the vCPU's thread.
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -90,18 +91,34 @@ class Cpu {
   Guest<void> pio_write(u16 port, const void* data, unsigned size);
   // The current instruction, or one element of a repeated one, is complete: forget its answers.
   void io_done();
+  // A new attempt at the current instruction begins: its accesses come again from the first.
+  void io_begin();
+
+  // This CPU in PageMeta::writer, 1 to 254.
+  u8 number() const { return m_number; }
+  // A page larger than 4 KiB went into the TLB (SDM 3A 4.10.2.3: INVLPG of any part drops all of it).
+  void note_large_page(Gva address, u64 size);
+  // Machine::stop_the_world() from this CPU's own thread, between blocks.
+  void stop_the_world(const std::function<void()>& change);
+  // exit_after_instruction() was called by the current instruction.
+  bool exit_is_due() const;
 
   // Guest TSC now, from the host TSC (scaled, offset).
   u64 read_tsc() const;
 
  private:
   friend class Machine;
+  friend class Dispatcher;
+  void stop_the_world_aside();   // lets another thread have its way
+  void machine_discards_code();  // no room for more translations
+
   struct Private;
 
   Machine& m_machine;
   Platform& m_platform;
   CpuModel m_model;
   Context* m_context;
+  u8 m_number = 0;
   CpuState* m_state;  // inside *m_context
   std::unique_ptr<Private> m_private;
 };

@@ -89,7 +89,7 @@ Guest<void> read_part(Cpu& cpu, const Part& part, u8* data) {
 
 void write_ram(Cpu& cpu, const Part& part, const u8* data) {
   if (!part.size || !part.page.host) return;
-  prepare_write(cpu, part.page);
+  prepare_write(cpu, part.page, part.size);
   copy_bytes(part.page.host, data + part.offset, part.size);
 }
 
@@ -123,7 +123,7 @@ Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access, Pri
   Parts parts = TRY(resolve_parts(cpu, address, size, access, privilege));
   const PageAccess& page = parts.first.page;
   if (parts.second.size || !page.host) return static_cast<u8*>(nullptr);
-  if (access == Access::kWrite) prepare_write(cpu, page);
+  if (access == Access::kWrite) prepare_write(cpu, page, size);
   return page.host;
 }
 
@@ -140,7 +140,9 @@ bool write_physical(Cpu& cpu, Gpa address, const void* data, unsigned size) {
   const MemorySlot* slot = memory.find(address);
   if (!host || slot->read_only) return false;
   for (Gpa page = address.page(); page < address + size; page += kPageSize) {
-    prepare_write(cpu, {std::max(page, address), host, slot});
+    Gpa first = std::max(page, address);
+    Gpa end = std::min(page + kPageSize, address + size);
+    prepare_write(cpu, {first, host, slot}, static_cast<unsigned>(end - first));
   }
   copy_bytes(host, data, size);
   return true;

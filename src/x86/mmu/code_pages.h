@@ -1,6 +1,9 @@
 #pragma once
-// Writes to pages that hold translated code.
+// Pages that hold translated code, and who may write to pages without asking (DESIGN D7, D13).
 // Owner: nobody; functions over a Cpu. Only the vCPU's thread, inside Cpu::run().
+//
+// A vCPU that writes announces itself in PageMeta::writer before it looks at has_code; one that translates
+// sets has_code before it looks at writer. So one of the two always sees the other.
 
 #include "base/types.h"
 #include "x86/mmu/physical_memory.h"
@@ -11,9 +14,23 @@ class Cpu;
 
 namespace code_pages {
 
-// Call before a write to the page at `page` of `slot` when `slot.meta(page).has_code` is set: afterwards no
-// translation made from the old bytes is entered again.
-void before_write(Cpu& cpu, const MemorySlot& slot, Gpa page);
+// Announces that the CPU may write to the page. True if the page holds translated code.
+inline bool announce_write(const MemorySlot& slot, Gpa address, u8 cpu_number) {
+  PageMeta& meta = slot.meta(address);
+  u8 seen = meta.writer.load(std::memory_order_relaxed);
+  if (seen != cpu_number && seen != 255)
+    meta.writer.store(seen == 0 ? cpu_number : 255, std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return meta.has_code.load(std::memory_order_seq_cst);
+}
+
+// Before C++ code writes `size` bytes (within one page): afterwards no translation made from them is entered
+// again.
+void before_write(Cpu& cpu, const MemorySlot& slot, Gpa address, unsigned size);
+
+// Before the page is translated from: afterwards no vCPU writes to it unnoticed. May stop the world, so the
+// CPU must be between blocks.
+void claim_for_code(Cpu& cpu, const MemorySlot& slot, Gpa address);
 
 }  // namespace code_pages
 }  // namespace anykvm::x86

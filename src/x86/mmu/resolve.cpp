@@ -15,12 +15,9 @@ Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privil
   return PageAccess{translation.gpa, slot->host + (translation.gpa - slot->base), slot};
 }
 
-void prepare_write(Cpu& cpu, const PageAccess& page) {
+void prepare_write(Cpu& cpu, const PageAccess& page, unsigned size) {
   page.slot->mark_dirty(page.gpa);
-  if (!page.slot->pages) return;
-  if (page.slot->meta(page.gpa).has_code.load(std::memory_order_acquire)) {
-    code_pages::before_write(cpu, *page.slot, page.gpa.page());
-  }
+  code_pages::before_write(cpu, *page.slot, page.gpa, size);
 }
 
 }  // namespace anykvm::x86

@@ -21,7 +21,7 @@ struct PageAccess {
 // instruction.
 Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privilege);
 
-// Before the bytes at `page.host` are written: the dirty log, and translations made from this page.
-void prepare_write(Cpu& cpu, const PageAccess& page);
+// Before `size` bytes at `page.host` (within the page) are written: the dirty log, and translations made from them.
+void prepare_write(Cpu& cpu, const PageAccess& page, unsigned size);
 
 }  // namespace anykvm::x86

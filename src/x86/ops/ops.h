@@ -39,7 +39,6 @@ Guest<void> op_pop_memory(Cpu& cpu, const Insn& insn);
 Guest<void> op_bit_string(Cpu& cpu, const Insn& insn);      // BT, BTS, BTR, BTC with memory and a register offset
 Guest<void> op_decimal(Cpu& cpu, const Insn& insn);         // DAA, DAS, AAA, AAS, AAM, AAD, SALC
 Guest<void> op_gather_scatter(Cpu& cpu, const Insn& insn);  // VSIB memory operands
-Guest<void> op_masked_memory(Cpu& cpu, const Insn& insn);   // EVEX-masked memory operands: inactive elements do not fault
 
 // --- Operand access shared by the helpers (ops/operands.cpp) ---
 

@@ -1,0 +1,159 @@
+// A Cpu's requests, caches and services for helpers. The run loop is in run.cpp.
+#include "x86/cpu.h"
+
+#include <sys/mman.h>
+#include <x86intrin.h>
+
+#include <new>
+
+#include "x86/cpu_private.h"
+#include "x86/state/xsave.h"
+#include "x86/sys/reset.h"
+
+namespace anykvm::x86 {
+
+Cpu::Cpu(Machine& machine, Platform& platform)
+    : m_machine(machine),
+      m_platform(platform),
+      m_context(new (std::align_val_t{4096}) Context),
+      m_state(&m_context->state),
+      m_private(std::make_unique<Private>()) {
+  m_context->self = m_context;
+  m_context->cpu = this;
+  m_context->xsave_mask = host_xcr0_usable();
+  m_context->flush_tlb();
+  m_number = machine.add_cpu(this);
+  reset(false);
+}
+
+Cpu::~Cpu() {
+  m_machine.remove_cpu(this);
+  m_context->~Context();
+  ::operator delete (m_context, std::align_val_t{4096});
+}
+
+void Cpu::reset(bool init) {
+  reset_cpu(*m_state, m_model, init);
+  state_replaced();
+}
+
+// --- Requests ---
+
+void Cpu::request(u8 attention_bits) { m_context->stamp.part.attention.fetch_or(attention_bits); }
+
+void Cpu::queue_nmi() {
+  u8 queued = m_private->queued_nmis.load();
+  while (queued < 2 && !m_private->queued_nmis.compare_exchange_weak(queued, queued + 1)) {
+  }
+  request(kAttentionEvent);
+}
+
+void Cpu::set_interrupt_window_request(bool wanted) {
+  m_private->window_requested = wanted;
+  if (wanted) request(kAttentionEvent);
+}
+
+void Cpu::inject_interrupt(u8 vector) {
+  m_state->events.interrupt = {true, false, vector};
+  request(kAttentionEvent);
+}
+
+bool Cpu::interrupts_open() const {
+  const Events& events = m_state->events;
+  bool injected = events.interrupt.injected || events.exception.injected || events.nmi.injected;
+  return (m_state->rflags & kFlagIf) && !events.shadow && !injected && !m_private->replay.in_progress();
+}
+
+void Cpu::interrupts_may_have_opened() {
+  if (m_private->event_waiting || m_private->window_requested) request(kAttentionEvent);
+}
+
+// --- Mode and TLB ---
+
+void Cpu::mode_changed() {
+  Mode mode = compute_mode(*m_state);
+  Private& p = *m_private;
+  if (mode == p.mode && !p.mode_ids.empty()) return;
+  auto known = p.mode_ids.find(mode);
+  if (known == p.mode_ids.end()) {
+    constexpr std::size_t kMaxIds = 127;
+    if (p.mode_ids.size() >= kMaxIds) {
+      p.mode_ids.clear();
+      m_context->flush_jump_cache();
+    }
+    known = p.mode_ids.emplace(mode, static_cast<u8>(p.mode_ids.size() + 1)).first;
+  }
+  p.mode = mode;
+  m_context->stamp.part.mode_id_shifted = static_cast<u8>(known->second << 1);
+}
+
+void Cpu::state_replaced() {
+  mode_changed();
+  flush_tlb();
+  m_context->image_from_rflags();
+  m_context->vector_dead = 1;
+  request(kAttentionEvent);
+}
+
+void Cpu::flush_tlb() {
+  m_context->flush_tlb();
+  m_private->fetch.flush();
+  for (auto& range : m_private->large_pages) range = {};
+}
+
+void Cpu::flush_tlb_non_global() { flush_tlb(); }
+
+void Cpu::flush_tlb_page(Gva address) {
+  if (m_private->large_pages[address.value >> 63].contains(address.value)) return flush_tlb();
+  for (TlbTable& table : m_context->tlb) table.flush_page(address);
+  m_private->fetch.flush();
+  m_context->flush_jump_cache();
+}
+
+void Cpu::stop_the_world(const std::function<void()>& change) {
+  m_machine.leave_guest(*this);
+  m_machine.stop_the_world(change);
+  m_machine.enter_guest(*this);
+}
+
+// --- Exits and I/O ---
+
+void Cpu::exit_after_instruction(const Exit& exit) {
+  m_private->exit = exit;
+  m_private->exit_after = true;
+}
+
+GuestStop Cpu::stop_for_client(const Exit& exit) {
+  m_private->exit = exit;
+  return GuestStop::exit();
+}
+
+bool Cpu::exit_is_due() const { return m_private->exit_after; }
+
+void Cpu::complete_io(const void* data) { m_private->replay.complete(data); }
+bool Cpu::io_pending() const { return m_private->replay.pending(); }
+void Cpu::io_done() { m_private->replay.done(); }
+void Cpu::io_begin() { m_private->replay.begin_instruction(); }
+
+Guest<void> Cpu::mmio_read(Gpa address, void* data, unsigned size) {
+  return m_private->replay.read(BusAddress::memory(address), data, size, m_platform, m_private->exit);
+}
+Guest<void> Cpu::mmio_write(Gpa address, const void* data, unsigned size) {
+  return m_private->replay.write(BusAddress::memory(address), data, size, m_platform, m_private->exit);
+}
+Guest<void> Cpu::pio_read(u16 port, void* data, unsigned size) {
+  return m_private->replay.read(BusAddress::io_port(port), data, size, m_platform, m_private->exit);
+}
+Guest<void> Cpu::pio_write(u16 port, const void* data, unsigned size) {
+  return m_private->replay.write(BusAddress::io_port(port), data, size, m_platform, m_private->exit);
+}
+
+u64 Cpu::read_tsc() const {
+  u64 host = __rdtsc();
+  constexpr u64 kUnscaled = u64{1} << 32;
+  if (m_state->tsc_ratio == kUnscaled) return host + m_state->tsc_offset;
+  auto scaled = static_cast<unsigned __int128>(host) * m_state->tsc_ratio >> 32;
+  return static_cast<u64>(scaled) + m_state->tsc_offset;
+}
+
+}  // namespace anykvm::x86

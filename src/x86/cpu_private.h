@@ -1,0 +1,54 @@
+#pragma once
+// The parts of a Cpu that only its own implementation files see.
+// Owner: x86::Cpu. Only the vCPU's thread, but for `queued_nmis`.
+
+#include <atomic>
+#include <unordered_map>
+
+#include "x86/cpu.h"
+#include "x86/machine.h"
+#include "x86/mmu/io_replay.h"
+#include "x86/translate/code_cache.h"
+#include "x86/translate/context.h"
+#include "x86/translate/mode.h"
+
+namespace anykvm::x86 {
+
+// Linear pages that instructions were fetched from, flushed with the TLB.
+struct FetchCache {
+  static constexpr unsigned kEntries = 256;
+  struct Entry {
+    u64 tag = ~u64{0};  // linear page | MmuIndex
+    Gpa page{};
+    const u8* host = nullptr;
+  };
+  Entry entries[kEntries];
+
+  Entry& at(Gva address) { return entries[(address.value >> 12) % kEntries]; }
+  static u64 tag_of(Gva address, MmuIndex mmu) { return address.page().value | mmu; }
+  void flush() {
+    for (Entry& e : entries) e.tag = ~u64{0};
+  }
+};
+
+struct Cpu::Private {
+  IoReplay replay;
+  Exit exit;                   // for the client
+  bool exit_after = false;     // `exit` is due once the current instruction is complete
+  bool event_waiting = false;  // something is ready, but RFLAGS.IF or a shadow holds it back
+  bool window_requested = false;
+  bool recheck_events = false;  // after the block that runs in an interrupt shadow
+  std::atomic<u8> queued_nmis{0};
+
+  Mode mode{};
+  std::unordered_map<Mode, u8, ModeHash> mode_ids;
+  FetchCache fetch;
+  // Linear ranges, one in each half of the address space, that hold every large page in the TLB.
+  struct Range {
+    u64 first = ~u64{0}, last = 0;
+    void add(u64 from, u64 to) { first = from < first ? from : first, last = to > last ? to : last; }
+    bool contains(u64 a) const { return a >= first && a <= last; }
+  } large_pages[2];
+};
+
+}  // namespace anykvm::x86

@@ -1,0 +1,77 @@
+#include "x86/machine.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "x86/cpu.h"
+#include "x86/translate/code_cache.h"
+
+namespace anykvm::x86 {
+
+Result<std::unique_ptr<Machine>> Machine::create() {
+  std::unique_ptr<Machine> machine(new Machine);
+  machine->m_code = TRY(CodeCache::create());
+  return machine;
+}
+
+Machine::Machine() = default;
+Machine::~Machine() = default;
+
+void Machine::stop_the_world(const std::function<void()>& change) {
+  std::lock_guard world(m_world);
+  std::unique_lock lock(m_mutex);
+  m_stopped = true;
+  for (Cpu* cpu : m_cpus) cpu->request(kAttentionWorld | kAttentionFlush);
+  m_changed.wait(lock, [&] { return m_running == 0; });
+  lock.unlock();
+  change();
+  lock.lock();
+  m_stopped = false;
+  m_changed.notify_all();
+}
+
+void Machine::set_slots(std::vector<MemorySlot> slots) {
+  for (MemorySlot& slot : slots) {
+    if (!slot.pages) slot.pages = std::make_shared<std::vector<PageMeta>>(slot.size / kPageSize);
+  }
+  stop_the_world([&] {
+    m_memory.set_slots(std::move(slots));
+    forget_code();
+  });
+}
+
+void Machine::discard_code() {
+  stop_the_world([&] { forget_code(); });
+}
+
+void Machine::forget_code() {
+  m_code->clear();
+  for (const MemorySlot& slot : m_memory.slots()) {
+    for (PageMeta& page : *slot.pages) page.has_code.store(0, std::memory_order_relaxed);
+  }
+}
+
+u8 Machine::add_cpu(Cpu* cpu) {
+  std::lock_guard lock(m_mutex);
+  m_cpus.push_back(cpu);
+  // PageMeta::writer has room for 254 CPUs; those beyond share its "several" value.
+  return static_cast<u8>(std::min<std::size_t>(++m_numbered, 255));
+}
+
+void Machine::remove_cpu(Cpu* cpu) {
+  std::lock_guard lock(m_mutex);
+  std::erase(m_cpus, cpu);
+}
+
+void Machine::enter_guest(Cpu&) {
+  std::unique_lock lock(m_mutex);
+  m_changed.wait(lock, [&] { return !m_stopped; });
+  ++m_running;
+}
+
+void Machine::leave_guest(Cpu&) {
+  std::lock_guard lock(m_mutex);
+  if (--m_running == 0) m_changed.notify_all();
+}
+
+}  // namespace anykvm::x86

@@ -1,0 +1,33 @@
+#pragma once
+// The software TLB that translated code looks into, as three tables: supervisor, user, supervisor with
+// EFLAGS.AC set (SMAP lifted). An entry has separate tags for reading and writing, so permissions, dirty
+// tracking and pages with translated code cost nothing on a hit. Owner: Context of one vCPU. Only the vCPU's
+// thread.
+//
+//   index = linear[21:12]      hit: linear - tag <= 4096 - size      host address = linear - tag +
+//   host[index]
+
+#include "base/types.h"
+
+namespace anykvm::x86 {
+
+inline constexpr unsigned kTlbEntries = 1024;
+
+enum MmuIndex : u8 { kMmuSupervisor = 0, kMmuUser = 1, kMmuSupervisorAc = 2, kMmuIndexCount = 3 };
+
+struct TlbTable {
+  u64 read_tag[kTlbEntries];
+  u64 write_tag[kTlbEntries];
+  u64 host[kTlbEntries];  // host address of the page
+
+  static constexpr unsigned index_of(Gva address) { return (address.value >> 12) % kTlbEntries; }
+  // A page that can never be looked up at this index, so its tag never matches.
+  static constexpr u64 never(unsigned index) { return u64{index ^ 1} << 12; }
+
+  void flush();
+  void flush_page(Gva address);
+  // Forbids writes through every entry that maps `host_page`.
+  void forbid_writes(const u8* host_page);
+};
+
+}  // namespace anykvm::x86

@@ -1,0 +1,475 @@
+// Cpu::run(): the dispatcher between translated blocks, and what happens between them.
+#include <asm/prctl.h>
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include <cstring>
+
+#include "x86/cpu_private.h"
+#include "x86/mmu/code_pages.h"
+#include "x86/mmu/paging.h"
+#include "x86/sys/events.h"
+#include "x86/translate/host_signals.h"
+
+namespace anykvm::x86 {
+namespace {
+
+bool fsgsbase_usable() {
+  constexpr unsigned long kHwcap2Fsgsbase = 2;
+  static const bool usable = getauxval(AT_HWCAP2) & kHwcap2Fsgsbase;
+  return usable;
+}
+
+// GS base for the time of run(): translated code finds its Context there; glibc does not use it.
+class GsBase {
+ public:
+  explicit GsBase(Context* context) {
+    m_before = get();
+    set(reinterpret_cast<u64>(context));
+  }
+  ~GsBase() { set(m_before); }
+  GsBase(const GsBase&) = delete;
+  GsBase& operator=(const GsBase&) = delete;
+
+ private:
+  static u64 get() {
+    u64 value = 0;
+    if (fsgsbase_usable()) {
+      asm volatile("rdgsbase %0" : "=r"(value));
+    } else {
+      syscall(SYS_arch_prctl, ARCH_GET_GS, &value);
+    }
+    return value;
+  }
+  static void set(u64 value) {
+    if (fsgsbase_usable()) {
+      asm volatile("wrgsbase %0" : : "r"(value) : "memory");
+    } else {
+      syscall(SYS_arch_prctl, ARCH_SET_GS, value);
+    }
+  }
+  u64 m_before;
+};
+
+Exit make_exit(Exit::Reason reason) {
+  Exit exit;
+  exit.reason = reason;
+  return exit;
+}
+
+// Host trap numbers are the CPU's vectors. A host page fault in translated code is guest RAM that the client
+// has taken away, which only the client can put right.
+GuestStop stop_of_signal(Cpu& cpu, u8 trap) {
+  switch (trap) {
+    case kVectorDe:
+      return GuestStop::de();
+    case kVectorUd:
+      return GuestStop::ud();
+    case kVectorMf:
+      return GuestStop::mf();
+    case kVectorXm:
+      return GuestStop::plain(kVectorXm);
+    case kVectorAc:
+      return GuestStop::ac();
+    case kVectorGp:
+      return GuestStop::gp(0);
+    default: {
+      Exit exit = make_exit(Exit::Reason::kInternalError);
+      exit.code = 1;  // KVM_INTERNAL_ERROR_EMULATION
+      return cpu.stop_for_client(exit);
+    }
+  }
+}
+
+}  // namespace
+
+// One call of run(): keeps what lives from block to block.
+class Dispatcher {
+ public:
+  Dispatcher(Cpu& cpu, Cpu::Private& p)
+      : m_cpu(cpu),
+        m_private(p),
+        m_context(cpu.context()),
+        m_state(cpu.state()),
+        m_code(cpu.machine().code()) {}
+
+  Exit run() {
+    for (;;) {
+      if (m_context.stamp.part.attention.load(std::memory_order_acquire)) {
+        if (auto exit = attend()) return *exit;
+      }
+      if (m_state.events.triple_fault) return shutdown();
+      if (auto exit = step()) return *exit;
+    }
+  }
+
+ private:
+  using MaybeExit = std::optional<Exit>;
+
+  Exit shutdown() {
+    m_state.events.triple_fault = false;
+    return make_exit(Exit::Reason::kShutdown);
+  }
+
+  // --- Attention ---
+
+  void clear(u8 bits) { m_context.stamp.part.attention.fetch_and(static_cast<u8>(~bits)); }
+
+  MaybeExit attend() {
+    u8 bits = m_context.stamp.part.attention.load();
+    if (bits & kAttentionWorld) {
+      m_left = nullptr;
+      clear(kAttentionWorld);
+      m_cpu.stop_the_world_aside();
+    }
+    if (bits & kAttentionFlush) {
+      clear(kAttentionFlush);
+      m_left = nullptr;
+      m_cpu.flush_tlb();
+    }
+    if (bits & kAttentionKick) {
+      clear(kAttentionKick);
+      return make_exit(Exit::Reason::kInterrupted);
+    }
+    if (bits & kAttentionEvent) {
+      clear(kAttentionEvent);
+      return take_events();
+    }
+    return {};
+  }
+
+  // Events wait while an instruction is half done: its accesses to the outside would otherwise happen twice.
+  MaybeExit take_events() {
+    m_private.event_waiting = false;
+    Events& events = m_state.events;
+    if (m_private.replay.in_progress()) {
+      m_private.recheck_events = true;
+      return {};
+    }
+    if (events.exception.injected || events.interrupt.injected || events.nmi.injected) {
+      m_private.recheck_events = true;
+      return delivered(deliver_injected(m_cpu));
+    }
+    if (events.shadow) {
+      m_private.recheck_events = true;
+      return {};
+    }
+    events.nmi.pending = static_cast<u8>(events.nmi.pending + m_private.queued_nmis.exchange(0));
+    if (events.nmi.pending && !events.nmi.masked) {
+      --events.nmi.pending;
+      events.nmi.masked = true;
+      m_private.recheck_events = true;
+      return delivered(deliver_interrupt(m_cpu, kVectorNmi, EventKind::kExternal));
+    }
+    return take_interrupt();
+  }
+
+  MaybeExit take_interrupt() {
+    bool open = m_state.rflags & kFlagIf;
+    if (m_private.window_requested && open) return make_exit(Exit::Reason::kInterruptWindow);
+    if (!m_cpu.platform().interrupt_ready()) return {};
+    if (!open) {
+      m_private.event_waiting = true;
+      return {};
+    }
+    auto vector = m_cpu.platform().acknowledge_interrupt();
+    if (!vector) return {};
+    m_private.recheck_events = true;
+    return delivered(deliver_interrupt(m_cpu, *vector, EventKind::kExternal));
+  }
+
+  // --- One block ---
+
+  MaybeExit step() {
+    bool trap = m_state.rflags & kFlagTf;
+    m_state.rflags &= ~u64{kFlagRf};
+    m_state.events.shadow = 0;
+    const u8* code = next_code();
+    if (!code) return handle(m_context.leave);
+    Link* left = m_code.thunks().enter(&m_context, code);
+    Leave leave = m_context.leave;
+    if (leave == Leave::kLookup) {
+      m_left = left;
+      m_slow = false;
+      m_context.rflags_from_image();
+      if (trap) return deliver_step_trap();
+      return after_instruction();
+    }
+    m_left = nullptr;
+    return handle(leave);
+  }
+
+  MaybeExit after_instruction() {
+    if (m_private.recheck_events) {
+      m_private.recheck_events = false;
+      m_cpu.request(kAttentionEvent);
+    }
+    if (!m_private.exit_after) return {};
+    m_private.exit_after = false;
+    return m_private.exit;
+  }
+
+  MaybeExit deliver_step_trap() {
+    GuestFault fault{kVectorDb, false, 0, kDr6Bs};
+    if (auto exit = delivered(deliver_trap(fault))) return exit;
+    return after_instruction();
+  }
+
+  Guest<void> deliver_trap(const GuestFault& fault) {
+    apply_payload(m_state, fault);
+    return deliver_interrupt(m_cpu, fault.vector, EventKind::kTrap);
+  }
+
+  MaybeExit handle(Leave leave) {
+    switch (leave) {
+      case Leave::kLookup:
+        return {};
+      case Leave::kStop:
+        restore_site(false);
+        return stopped(m_context.stop);
+      case Leave::kSlow:
+        restore_site(false);
+        m_slow = true;
+        return {};
+      case Leave::kSignal:
+        restore_site(true);
+        return stopped(stop_of_signal(m_cpu, m_context.signal_trap));
+    }
+    return {};
+  }
+
+  // Brings RIP, flags and borrowed registers to what they were before the instruction that left in the
+  // middle.
+  void restore_site(bool fault) {
+    if (!m_context.leave_pc) {
+      m_context.rflags_from_image();
+      return;
+    }
+    auto pc = reinterpret_cast<const u8*>(m_context.leave_pc);
+    m_context.leave_pc = 0;
+    Block* block = m_code.block_at(pc);
+    const Site* site = block ? block->find_site(static_cast<u32>(pc - block->code), fault) : nullptr;
+    if (!site) return;
+    u64 rip = block->rip + site->guest_offset;
+    m_state.rip = block->mode.code_bits == 16   ? rip & 0xffff
+                  : block->mode.code_bits == 32 ? rip & 0xffffffff
+                                                : rip;
+    if (fault && site->flags != FlagsAt::kHost) m_context.flags_image = m_context.signal_flags;
+    if (site->flags != FlagsAt::kDead) m_context.rflags_from_image();
+    for (unsigned i = 0; i < 2; ++i) {
+      if (site->borrowed[i] != kNoRegister) m_state.gpr[site->borrowed[i]] = m_context.borrowed[i];
+    }
+    m_context.image_from_rflags();
+  }
+
+  MaybeExit stopped(const GuestStop& stop) {
+    m_slow = false;
+    if (stop.kind == GuestStop::Kind::kExit) return m_private.exit;
+    m_private.replay.done();
+    m_private.exit_after = false;
+    return delivered(deliver_fault(m_cpu, stop.fault));
+  }
+
+  MaybeExit delivered(const Guest<void>& result) {
+    m_context.image_from_rflags();
+    m_left = nullptr;
+    if (!result.ok()) return m_private.exit;
+    if (m_private.recheck_events) {
+      m_private.recheck_events = false;
+      m_cpu.request(kAttentionEvent);
+    }
+    return {};
+  }
+
+  // --- Finding code ---
+
+  // Host code for the state's RIP; null: Context::leave and ::stop say why not.
+  const u8* next_code() {
+    u64 rip = m_state.rip;
+    if (!m_slow && !m_left && !m_private.mode.step) {
+      unsigned index = rip % kJumpCacheEntries;
+      u64 stamp = m_context.stamp.word & ~u64{0xff};
+      if (static_cast<u64>(m_context.jump_tag[index]) + rip + stamp == 0)
+        return reinterpret_cast<const u8*>(m_context.jump_target[index]);
+    }
+    Block* block = find_block();
+    if (!block) return nullptr;
+    if (m_left) m_code.link(m_left, block);
+    m_left = nullptr;
+    remember(*block);
+    return block->code;
+  }
+
+  void remember(const Block& block) {
+    if (block.straddles || block.mode.step || block.mode.slow) return;
+    unsigned index = block.rip % kJumpCacheEntries;
+    u64 stamp = m_context.stamp.word & ~u64{0xff};
+    m_context.jump_tag[index] = static_cast<i64>(-(block.rip + stamp));
+    m_context.jump_target[index] = reinterpret_cast<u64>(block.code);
+  }
+
+  Block* stop_with(const GuestStop& stop) {
+    m_context.leave = Leave::kStop;
+    m_context.leave_pc = 0;
+    m_context.stop = stop;
+    return nullptr;
+  }
+
+  Block* find_block() {
+    Mode mode = m_private.mode;
+    mode.slow = m_slow;
+    u64 room = 0;
+    auto linear = fetch_address(&room);
+    if (!linear.ok()) return stop_with(linear.error());
+    FetchCache::Entry* page = nullptr;
+    if (auto fetched = fetch_page(linear.value(), &page); !fetched.ok()) return stop_with(fetched.error());
+    CodeSource source{page->page + linear.value().page_offset(), m_state.rip, mode, nullptr, 0};
+    if (Block* known = m_code.find(source.gpa, source.rip, mode)) return known;
+    source.bytes = page->host + linear.value().page_offset();
+    source.size = static_cast<unsigned>(std::min(kPageSize - linear.value().page_offset(), room));
+    return translate(source, linear.value(), room);
+  }
+
+  // Linear address of RIP after CS checks; `room` is how many bytes from there the segment allows.
+  Guest<Gva> fetch_address(u64* room) {
+    *room = ~u64{0};
+    if (m_state.code64()) {
+      if (!m_state.canonical(m_state.rip)) return GuestStop::gp(0);
+      return Gva(m_state.rip);
+    }
+    const Segment& cs = m_state.segments[kCs];
+    if (m_state.rip > cs.limit) return GuestStop::gp(0);
+    *room = u64{cs.limit} - m_state.rip + 1;
+    return Gva((cs.base + m_state.rip) & 0xffffffff);
+  }
+
+  Guest<void> fetch_page(Gva linear, FetchCache::Entry** out) {
+    FetchCache::Entry& entry = m_private.fetch.at(linear);
+    u64 tag = FetchCache::tag_of(linear, m_private.mode.mmu);
+    *out = &entry;
+    if (entry.tag == tag) return {};
+    const PhysicalMemory& memory = m_cpu.machine().memory();
+    Translation t = TRY(x86::translate(m_state, memory, linear, Access::kFetch, Privilege::kCurrent,
+                                       m_cpu.model().physical_address_bits()));
+    const MemorySlot* slot = memory.find(t.gpa);
+    if (!slot) {
+      // Code outside RAM: the kernel cannot run that either.
+      Exit exit = make_exit(Exit::Reason::kInternalError);
+      exit.code = 1;  // KVM_INTERNAL_ERROR_EMULATION
+      return m_cpu.stop_for_client(exit);
+    }
+    if (t.page_size > kPageSize) m_cpu.note_large_page(linear, t.page_size);
+    entry = {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base)};
+    return {};
+  }
+
+  Block* translate(const CodeSource& source, Gva linear, u64 room) {
+    claim(source.gpa);
+    bool needs_more = false, full = false;
+    Block* block = m_code.translate(source, &needs_more, &full);
+    if (full) return make_room();
+    if (block || !needs_more) return block;
+    return translate_straddling(source, linear, room);
+  }
+
+  void claim(Gpa address) {
+    const MemorySlot* slot = m_cpu.machine().memory().find(address);
+    code_pages::claim_for_code(m_cpu, *slot, address);
+  }
+
+  Block* translate_straddling(CodeSource source, Gva linear, u64 room) {
+    if (source.size == room)
+      return stop_with(GuestStop::gp(0));  // the instruction runs over the segment limit
+    Gva next = linear.page() + kPageSize;
+    if (!m_state.code64()) next = Gva(next.value & 0xffffffff);
+    FetchCache::Entry* page = nullptr;
+    if (auto fetched = fetch_page(next, &page); !fetched.ok()) return stop_with(fetched.error());
+    Gpa second = page->page;
+    claim(second);
+    u8 bytes[30];
+    unsigned first_part = source.size;
+    unsigned second_part = static_cast<unsigned>(std::min<u64>(15, room - first_part));
+    std::memcpy(bytes, source.bytes, first_part);
+    std::memcpy(bytes + first_part, page->host, second_part);
+    source.bytes = bytes;
+    source.size = first_part + second_part;
+    bool full = false;
+    Block* block = m_code.translate_straddling(source, second, &full);
+    if (full) return make_room();
+    return block ? block : stop_with(GuestStop::gp(0));
+  }
+
+  Block* make_room() {
+    m_left = nullptr;
+    m_cpu.machine_discards_code();
+    m_context.leave = Leave::kLookup;
+    return nullptr;
+  }
+
+  Cpu& m_cpu;
+  Cpu::Private& m_private;
+  Context& m_context;
+  CpuState& m_state;
+  CodeCache& m_code;
+  Link* m_left = nullptr;  // the link through which translated code left
+  bool m_slow = false;     // the next instruction runs in its slow form
+};
+
+void Cpu::stop_the_world_aside() {
+  m_machine.leave_guest(*this);
+  m_machine.enter_guest(*this);
+}
+
+void Cpu::machine_discards_code() {
+  m_machine.leave_guest(*this);
+  m_machine.discard_code();
+  m_machine.enter_guest(*this);
+}
+
+Exit Cpu::run() {
+  install_host_signal_handlers();
+  const CodeMemory& memory = m_machine.code().memory();
+  set_current_context(m_context, m_machine.code().thunks().leave_by_signal, memory.begin(), memory.end());
+  m_context->host_mxcsr = _mm_getcsr();
+  u16 control_word = 0;
+  asm volatile("fnstcw %0" : "=m"(control_word));
+  m_context->host_fcw = control_word;
+  Exit exit;
+  {
+    GsBase gs(m_context);
+    m_machine.enter_guest(*this);
+    m_context->image_from_rflags();
+    exit = Dispatcher(*this, *m_private).run();
+    m_machine.leave_guest(*this);
+  }
+  set_current_context(nullptr, nullptr, nullptr, nullptr);
+  return exit;
+}
+
+// What a translated block calls for an instruction that C++ carries out.
+extern "C" u64 anykvm_run_helper(Context* context, const HelperSite* site) {
+  Cpu& cpu = *context->cpu;
+  CpuState& state = context->state;
+  context->rflags_from_image();
+  state.rip = site->next_rip;
+  u64 mode = context->stamp.word & ~u64{0xff};
+  cpu.io_begin();
+  Guest<void> done = site->op(cpu, site->insn);
+  context->image_from_rflags();
+  context->leave_pc = 0;
+  if (!done.ok()) {
+    state.rip = site->rip;
+    context->stop = done.error();
+    context->leave = Leave::kStop;
+    return 1;
+  }
+  cpu.io_done();
+  context->leave = Leave::kLookup;
+  bool stay =
+      !site->ends_block && state.rip == site->next_rip && context->stamp.word == mode && !cpu.exit_is_due();
+  return stay ? 0 : 1;
+}
+
+}  // namespace anykvm::x86

@@ -1,0 +1,85 @@
+#pragma once
+// One translated block: a straight run of guest instructions and the host code made from it.
+// Owner: CodeCache, until it is emptied with the world stopped. Guarded by CodeCache's mutex where written
+// after creation; the code itself may run on any vCPU.
+
+#include <deque>
+#include <vector>
+
+#include "base/types.h"
+#include "x86/ops/ops.h"
+#include "x86/translate/decode.h"
+#include "x86/translate/mode.h"
+
+namespace anykvm::x86 {
+
+struct Block;
+
+// Where the guest's arithmetic flags are at a site.
+enum class FlagsAt : u8 { kHost, kImage, kDead };
+
+// A place in the host code from which control can leave in the middle of a guest instruction: behind a call
+// to a thunk, or an instruction that can raise a host signal.
+struct Site {
+  u32 offset = 0;        // from Block::code
+  u16 guest_offset = 0;  // of the guest instruction, from Block::rip
+  bool fault = false;    // a signal at `offset`; otherwise a call that returns to `offset`
+  FlagsAt flags = FlagsAt::kHost;
+  u8 borrowed[2] = {kNoRegister, kNoRegister};  // host registers whose guest value is in Context::borrowed
+};
+
+// A direct jump to another block in the same guest page; patched once that block exists.
+struct Link {
+  Block* from = nullptr;
+  u64 target_rip = 0;
+  u8* displacement = nullptr;  // executable address of the jump's rel32
+  u8* stub = nullptr;          // where it points while not linked
+  Block* to = nullptr;
+};
+
+// A call of an instruction helper.
+struct HelperSite {
+  Insn insn;
+  Op op = nullptr;
+  u64 rip = 0;
+  u64 next_rip = 0;
+  bool ends_block = false;
+};
+
+// A memory access by the slow path.
+struct SlowSite {
+  SegmentIndex segment = kDs;
+  bool segmented = false;  // the address is an offset within `segment`; otherwise linear
+  bool read = false, write = false;
+  bool first = true, last = true;  // of its instruction's accesses
+  u16 size = 0;
+  // Masked vector accesses: only elements with their mask bit set are touched.
+  u8 element = 0;       // bytes; 0: not masked
+  bool packed = false;  // compress and expand: the active elements stand side by side
+  bool vector_mask =
+      false;  // the mask is the sign bits of vector register `mask`; otherwise opmask register `mask`
+  u8 mask = 0;
+};
+
+struct Block {
+  Gpa gpa{};
+  u64 rip = 0;
+  Mode mode{};
+  u32 guest_bytes = 0;
+  bool straddles = false;  // its only instruction continues on another page, at gpa2
+  Gpa gpa2{};
+  bool alive = true;
+  u8* code = nullptr;  // executable address
+  u32 host_bytes = 0;
+  u8* stale_stub = nullptr;  // the entry jumps here once the block is dead
+
+  std::vector<Site> sites;  // ascending offsets
+  std::deque<Link> links;
+  std::deque<HelperSite> helpers;
+  std::deque<SlowSite> slow_sites;
+  std::vector<Link*> incoming;
+
+  const Site* find_site(u32 offset, bool fault) const;
+};
+
+}  // namespace anykvm::x86

@@ -1,0 +1,193 @@
+#include "x86/translate/code_cache.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "base/bits.h"
+#include "x86/translate/translator.h"
+
+namespace anykvm::x86 {
+namespace {
+
+// Address space for generated code of one VM; memory is taken as it fills.
+constexpr std::size_t kCodeBytes = 128u << 20;
+// A block never gets larger than this.
+constexpr std::size_t kBlockReserve = 256u << 10;
+// So many writes next to code, and the page counts as data: its blocks go, its writes are fast again.
+constexpr unsigned kNearMissLimit = 64;
+
+u64 granule_mask(unsigned first_byte, unsigned bytes) {
+  unsigned first = first_byte / 64, last = (first_byte + bytes - 1) / 64;
+  return low_bits(last - first + 1) << first;
+}
+
+}  // namespace
+
+const Site* Block::find_site(u32 offset, bool fault) const {
+  auto range = std::equal_range(sites.begin(), sites.end(), Site{offset, 0, false, FlagsAt::kHost, {}},
+                                [](const Site& a, const Site& b) { return a.offset < b.offset; });
+  for (auto site = range.first; site != range.second; ++site)
+    if (site->fault == fault) return &*site;
+  return nullptr;
+}
+
+std::size_t CodeCache::KeyHash::operator()(const Key& k) const {
+  u64 h = (k.gpa ^ k.rip * 0x9e3779b97f4a7c15) + ModeHash{}(k.mode);
+  return h ^ h >> 29;
+}
+
+Result<std::unique_ptr<CodeCache>> CodeCache::create() {
+  std::unique_ptr<CodeCache> cache(new CodeCache);
+  cache->m_memory = TRY(CodeMemory::create(kCodeBytes));
+  cache->m_thunks = make_thunks(*cache->m_memory);
+  cache->m_after_thunks = cache->m_memory->next();
+  return cache;
+}
+
+CodeCache::~CodeCache() = default;
+
+Block* CodeCache::find(Gpa gpa, u64 rip, const Mode& mode) {
+  std::lock_guard lock(m_mutex);
+  auto it = m_blocks.find({gpa.value, rip, mode});
+  return it == m_blocks.end() ? nullptr : it->second;
+}
+
+Block* CodeCache::translate(const CodeSource& source, bool* needs_more, bool* full) {
+  std::lock_guard lock(m_mutex);
+  *needs_more = false;
+  *full = m_memory->room() < kBlockReserve;
+  if (*full) return nullptr;
+  auto block = std::make_unique<Block>();
+  block->gpa = source.gpa;
+  block->rip = source.rip;
+  block->mode = source.mode;
+  std::vector<u8> code = translate_block(*block, source.bytes, source.size, m_thunks, m_memory->next());
+  if (code.empty()) {
+    *needs_more = true;
+    return nullptr;
+  }
+  return install(std::move(block), code);
+}
+
+Block* CodeCache::translate_straddling(const CodeSource& source, Gpa second_page, bool* full) {
+  std::lock_guard lock(m_mutex);
+  *full = m_memory->room() < kBlockReserve;
+  if (*full) return nullptr;
+  auto block = std::make_unique<Block>();
+  block->gpa = source.gpa;
+  block->rip = source.rip;
+  block->mode = source.mode;
+  block->straddles = true;
+  block->gpa2 = second_page;
+  std::vector<u8> code = translate_block(*block, source.bytes, source.size, m_thunks, m_memory->next());
+  if (code.empty()) return nullptr;
+  return install(std::move(block), code);
+}
+
+Block* CodeCache::install(std::unique_ptr<Block> owned, const std::vector<u8>& host_code) {
+  Block* block = owned.get();
+  block->code = m_memory->put(host_code.data(), host_code.size());
+  block->host_bytes = static_cast<u32>(host_code.size());
+  std::stable_sort(block->sites.begin(), block->sites.end(),
+                   [](const Site& a, const Site& b) { return a.offset < b.offset; });
+  m_all.push_back(std::move(owned));
+  unsigned in_first =
+      static_cast<unsigned>(std::min<u64>(block->guest_bytes, kPageSize - block->gpa.page_offset()));
+  add_to_page(block, block->gpa, in_first);
+  if (block->straddles) {
+    add_to_page(block, block->gpa2, block->guest_bytes - in_first);
+  } else {
+    m_blocks[{block->gpa.value, block->rip, block->mode}] = block;
+  }
+  return block;
+}
+
+void CodeCache::add_to_page(Block* block, Gpa first, unsigned bytes) {
+  if (!bytes) return;
+  PageCode& page = m_pages[first.value / kPageSize];
+  page.blocks.push_back(block);
+  page.granules |= granule_mask(static_cast<unsigned>(first.page_offset()), bytes);
+}
+
+void CodeCache::patch_rel32(u8* displacement, const u8* target) {
+  // SAFETY: the four bytes do not straddle an aligned eight bytes (Emitter::align_displacement), so other
+  // CPUs see the old or the new jump.
+  auto relative = static_cast<i32>(target - (displacement + 4));
+  auto* word = reinterpret_cast<u32*>(m_memory->writable(displacement));
+  __atomic_store_n(word, static_cast<u32>(relative), __ATOMIC_RELEASE);
+}
+
+void CodeCache::link(Link* link, Block* to) {
+  std::lock_guard lock(m_mutex);
+  if (!link->from->alive || !to->alive || to->straddles || link->to) return;
+  if (to->mode != link->from->mode || to->gpa.page() != link->from->gpa.page()) return;
+  patch_rel32(link->displacement, to->code);
+  link->to = to;
+  to->incoming.push_back(link);
+}
+
+bool CodeCache::before_write(Gpa address, unsigned size) {
+  std::lock_guard lock(m_mutex);
+  u64 number = address.value / kPageSize;
+  auto it = m_pages.find(number);
+  if (it == m_pages.end()) return true;
+  PageCode& page = it->second;
+  bool touches = page.granules & granule_mask(static_cast<unsigned>(address.page_offset()), size);
+  if (!touches && ++page.near_misses < kNearMissLimit) return false;
+  drop_page(number);
+  return true;
+}
+
+void CodeCache::drop_page(u64 number) {
+  auto it = m_pages.find(number);
+  std::vector<Block*> blocks = std::move(it->second.blocks);
+  m_pages.erase(it);
+  for (Block* block : blocks) kill(block);
+}
+
+// The host code stays where it is, since a vCPU may be inside; it can only leave to the dispatcher.
+void CodeCache::kill(Block* block) {
+  if (!block->alive) return;
+  block->alive = false;
+  m_blocks.erase({block->gpa.value, block->rip, block->mode});
+  for (Link* link : block->incoming) {
+    patch_rel32(link->displacement, link->stub);
+    link->to = nullptr;
+  }
+  block->incoming.clear();
+  for (Link& link : block->links) {
+    if (link.to) std::erase(link.to->incoming, &link);
+    link.to = nullptr;
+  }
+  // SAFETY: block->code is 16-byte aligned and begins with a five-byte instruction; one eight-byte store
+  // replaces it.
+  u8 bytes[8];
+  u8* entry = m_memory->writable(block->code);
+  std::memcpy(bytes, entry, 8);
+  auto relative = static_cast<i32>(block->stale_stub - (block->code + 5));
+  bytes[0] = 0xe9;
+  std::memcpy(bytes + 1, &relative, 4);
+  u64 word;
+  std::memcpy(&word, bytes, 8);
+  __atomic_store_n(reinterpret_cast<u64*>(entry), word, __ATOMIC_RELEASE);
+}
+
+Block* CodeCache::block_at(const u8* pc) {
+  std::lock_guard lock(m_mutex);
+  auto it = std::upper_bound(m_all.begin(), m_all.end(), pc,
+                             [](const u8* p, const std::unique_ptr<Block>& b) { return p < b->code; });
+  if (it == m_all.begin()) return nullptr;
+  Block* block = std::prev(it)->get();
+  return pc <= block->code + block->host_bytes ? block : nullptr;
+}
+
+void CodeCache::clear() {
+  std::lock_guard lock(m_mutex);
+  m_blocks.clear();
+  m_pages.clear();
+  m_all.clear();
+  m_memory->rewind(m_after_thunks);
+}
+
+}  // namespace anykvm::x86

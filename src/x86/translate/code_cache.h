@@ -1,0 +1,88 @@
+#pragma once
+// All translated code of a VM: finding it, making it, linking it, dropping it.
+// Owner: x86::Machine; shared by its vCPUs. Every function takes the cache's own mutex unless it says
+// otherwise; clear() needs the world stopped as well.
+
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "base/expected.h"
+#include "x86/translate/block.h"
+#include "x86/translate/code_memory.h"
+#include "x86/translate/thunks.h"
+
+namespace anykvm::x86 {
+
+// Guest bytes to translate: up to 15 beyond a page's end can come from the next page.
+struct CodeSource {
+  Gpa gpa{};
+  u64 rip = 0;
+  Mode mode{};
+  const u8* bytes = nullptr;  // host address of `gpa`
+  unsigned size = 0;          // to the end of the page
+};
+
+class CodeCache {
+ public:
+  static Result<std::unique_ptr<CodeCache>> create();
+  ~CodeCache();
+
+  const Thunks& thunks() const { return m_thunks; }
+
+  Block* find(Gpa gpa, u64 rip, const Mode& mode);
+
+  // Makes a block from whole instructions within the page. `needs_more`: the first one continues on the next
+  // page. Null with `*full` set: no room, clear() first.
+  Block* translate(const CodeSource& source, bool* needs_more, bool* full);
+  // The block of one instruction whose bytes (already put together) lie on two pages.
+  Block* translate_straddling(const CodeSource& source, Gpa second_page, bool* full);
+
+  // Lets `link` jump to `to` directly, if both still stand.
+  void link(Link* link, Block* to);
+
+  // A write of `size` bytes within one page is about to happen. Drops the page's blocks if it touches code;
+  // true if the page holds no code afterwards.
+  bool before_write(Gpa address, unsigned size);
+
+  // The block whose host code holds `pc`, dead or alive.
+  Block* block_at(const u8* pc);
+  // The address range of all host code.
+  const CodeMemory& memory() const { return *m_memory; }
+
+  // Forgets everything. World stopped.
+  void clear();
+
+ private:
+  struct Key {
+    u64 gpa, rip;
+    Mode mode;
+    bool operator==(const Key&) const = default;
+  };
+  struct KeyHash {
+    std::size_t operator()(const Key& k) const;
+  };
+  struct PageCode {
+    std::vector<Block*> blocks;
+    u64 granules = 0;          // 64-byte pieces that hold translated bytes
+    unsigned near_misses = 0;  // writes to the page that touched no code
+  };
+
+  CodeCache() = default;
+  Block* install(std::unique_ptr<Block> block, const std::vector<u8>& host_code);
+  void add_to_page(Block* block, Gpa first, unsigned bytes);
+  void drop_page(u64 page);
+  void kill(Block* block);
+  void patch_rel32(u8* displacement, const u8* target);
+
+  std::mutex m_mutex;
+  std::unique_ptr<CodeMemory> m_memory;
+  Thunks m_thunks;
+  const u8* m_after_thunks = nullptr;
+  std::unordered_map<Key, Block*, KeyHash> m_blocks;
+  std::unordered_map<u64, PageCode> m_pages;  // by gpa / 4096
+  std::vector<std::unique_ptr<Block>> m_all;  // ascending host addresses
+};
+
+}  // namespace anykvm::x86

@@ -1,0 +1,90 @@
+#pragma once
+// Everything that translated code reaches through GS: the CPU state and what speeds it up.
+// Owner: x86::Cpu. Only the vCPU's thread, but for `attention`, which any thread may set bits of.
+
+#include <atomic>
+
+#include "x86/fault.h"
+#include "x86/mmu/tlb.h"
+#include "x86/state/cpu_state.h"
+
+namespace anykvm::x86 {
+
+class Cpu;
+
+inline constexpr unsigned kJumpCacheEntries = 4096;
+
+// Why translated code went back to the dispatcher.
+enum class Leave : u64 {
+  kLookup = 0,  // find the block at state.rip
+  kStop = 1,    // a helper filled Context::stop
+  kSlow = 2,    // this instruction's memory access needs the slow form (MMIO, page crossing, code page)
+  kSignal = 3,  // a host signal in translated code; Context::signal_*
+};
+
+// The mode and the attention bits in one word, so that one flag-free comparison covers both (translate/README
+// in ARCHITECTURE.md): a jump-cache tag is -(rip + mode_id << 57), and rip + link_stamp + tag is 0 only for a
+// hit without anything to attend to.
+//   bits 63:57 mode id    bits 7:0 attention
+union LinkStamp {
+  u64 word = 0;
+  struct {
+    std::atomic<u8> attention;
+    u8 unused[6];
+    u8 mode_id_shifted;  // mode id << 1
+  } part;
+  LinkStamp() {}
+};
+
+struct Context {
+  CpuState state;
+
+  LinkStamp stamp;
+  Context* self = nullptr;
+  Cpu* cpu = nullptr;
+  u64 host_rsp = 0;
+  u64 borrowed[2] = {};  // host registers that a translated instruction borrowed
+  u64 spill = 0;         // flag saves, jump-cache lookups
+  u64 value = 0;         // an operand that outlives a second memory access of its instruction
+  u64 vector_spill[2] = {};
+  // Guest arithmetic flags while they are not in the host's: AH as LAHF gives it in bits 15:8, OF in bit 0.
+  u64 flags_image = 0x0200;
+  u64 vector_dead = 1;  // 0: the guest's vector state is in the host's registers, state.xsave is stale
+  u64 xsave_mask = 0;   // components that are switched
+  u32 host_mxcsr = 0x1f80;
+  u32 host_fcw = 0x37f;
+  u64 leave_pc = 0;  // host address behind the site that left (to find it in the block's site table)
+  Leave leave = Leave::kLookup;
+  GuestStop stop{};
+  u8 signal_trap = 0;    // host trap number
+  u64 signal_flags = 0;  // flags_image when the signal came
+
+  // Slow accesses work on a copy; the low six address bits are kept, so that alignment checks stay true.
+  alignas(64) u8 bounce[256 + 64] = {};
+  u64 bounce_address = 0;  // linear
+  std::array<u64, 16>
+      slow_gpr{};  // registers and flags before the slow instruction, should its write have to wait
+  u64 slow_flags = 0;
+
+  i64 jump_tag[kJumpCacheEntries];
+  u64 jump_target[kJumpCacheEntries];
+
+  TlbTable tlb[kMmuIndexCount];
+
+  void flush_jump_cache() {
+    for (unsigned i = 0; i < kJumpCacheEntries; ++i)
+      jump_tag[i] = -i64(i ^ 1);  // an address of another index
+  }
+  void flush_tlb() {
+    for (auto& table : tlb) table.flush();
+    flush_jump_cache();
+  }
+
+  void image_from_rflags() { flags_image = ((state.rflags & 0xd5) | 2) << 8 | ((state.rflags >> 11) & 1); }
+  void rflags_from_image() {
+    state.rflags =
+        (state.rflags & ~u64{kFlagsArithmetic}) | ((flags_image >> 8) & 0xd5) | ((flags_image & 1) << 11);
+  }
+};
+
+}  // namespace anykvm::x86

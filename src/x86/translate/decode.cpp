@@ -1,0 +1,384 @@
+#include "x86/translate/decode.h"
+
+#include <Zydis/Zydis.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace anykvm::x86 {
+namespace {
+
+const ZydisDecoder& decoder_for(unsigned code_bits) {
+  struct Decoders {
+    ZydisDecoder d16, d32, d64;
+    Decoders() {
+      ZydisDecoderInit(&d16, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
+      ZydisDecoderInit(&d32, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
+      ZydisDecoderInit(&d64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    }
+  };
+  static const Decoders decoders;
+  return code_bits == 64 ? decoders.d64 : code_bits == 32 ? decoders.d32 : decoders.d16;
+}
+
+bool is_gpr(ZydisRegister reg) {
+  ZydisRegisterClass c = ZydisRegisterGetClass(reg);
+  return c == ZYDIS_REGCLASS_GPR8 || c == ZYDIS_REGCLASS_GPR16 || c == ZYDIS_REGCLASS_GPR32 ||
+         c == ZYDIS_REGCLASS_GPR64;
+}
+
+bool is_high_byte(ZydisRegister reg) { return reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH; }
+
+u8 gpr_number(ZydisRegister reg) {
+  if (is_high_byte(reg)) return static_cast<u8>(reg - ZYDIS_REGISTER_AH);
+  auto wide = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, reg);
+  return static_cast<u8>(ZydisRegisterGetId(wide));
+}
+
+VectorClass class_of_register(ZydisRegister reg, Encoding encoding) {
+  switch (ZydisRegisterGetClass(reg)) {
+    case ZYDIS_REGCLASS_X87:
+      return VectorClass::kX87;
+    case ZYDIS_REGCLASS_MMX:
+      return VectorClass::kMmx;
+    case ZYDIS_REGCLASS_XMM:
+    case ZYDIS_REGCLASS_YMM:
+      return encoding == Encoding::kEvex     ? VectorClass::kAvx512
+             : encoding == Encoding::kLegacy ? VectorClass::kSse
+                                             : VectorClass::kAvx;
+    case ZYDIS_REGCLASS_ZMM:
+    case ZYDIS_REGCLASS_MASK:
+      return VectorClass::kAvx512;
+    default:
+      return VectorClass::kNone;
+  }
+}
+
+VectorClass class_of_isa(const ZydisDecodedInstruction& z) {
+  switch (z.meta.isa_set) {
+    case ZYDIS_ISA_SET_X87:
+    case ZYDIS_ISA_SET_FCMOV:
+    case ZYDIS_ISA_SET_SSE3X87:
+      return VectorClass::kX87;
+    case ZYDIS_ISA_SET_PENTIUMMMX:
+      return VectorClass::kMmx;
+    case ZYDIS_ISA_SET_SSEMXCSR:
+      return VectorClass::kSse;
+    default:
+      break;
+  }
+  if (z.mnemonic == ZYDIS_MNEMONIC_VZEROALL || z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER ||
+      z.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR || z.mnemonic == ZYDIS_MNEMONIC_VSTMXCSR)
+    return VectorClass::kAvx;
+  return VectorClass::kNone;
+}
+
+SegmentIndex segment_of(ZydisRegister reg) {
+  switch (reg) {
+    case ZYDIS_REGISTER_ES:
+      return kEs;
+    case ZYDIS_REGISTER_CS:
+      return kCs;
+    case ZYDIS_REGISTER_SS:
+      return kSs;
+    case ZYDIS_REGISTER_FS:
+      return kFs;
+    case ZYDIS_REGISTER_GS:
+      return kGs;
+    default:
+      return kDs;
+  }
+}
+
+void take_memory(const ZydisDecodedOperand& op, Decoded* out) {
+  MemoryOperand& m = out->insn.memory;
+  out->insn.has_memory = true;
+  m.segment = segment_of(op.mem.segment);
+  m.size = static_cast<u16>(op.size / 8);
+  m.displacement = op.mem.disp.value;
+  if (op.mem.type == ZYDIS_MEMOP_TYPE_VSIB) out->vsib = true;
+  if (op.mem.base == ZYDIS_REGISTER_RIP || op.mem.base == ZYDIS_REGISTER_EIP) {
+    m.base = kRipBase;
+  } else if (op.mem.base != ZYDIS_REGISTER_NONE) {
+    m.base = gpr_number(op.mem.base);
+  }
+  if (op.mem.index != ZYDIS_REGISTER_NONE && !out->vsib) {
+    m.index = gpr_number(op.mem.index);
+    m.scale = op.mem.scale ? op.mem.scale : 1;
+  }
+  if (op.mem.type == ZYDIS_MEMOP_TYPE_AGEN || op.mem.type == ZYDIS_MEMOP_TYPE_MIB) m.size = 0;
+  out->memory_read = op.actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+  out->memory_write = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+}
+
+void take_register(const ZydisDecodedOperand& op, Decoded* out) {
+  ZydisRegister reg = op.reg.value;
+  VectorClass vector = class_of_register(reg, out->encoding);
+  out->vector = std::max(out->vector, vector);
+  if (!is_gpr(reg)) return;
+  out->gprs |= static_cast<u16>(1u << gpr_number(reg));
+  if (is_high_byte(reg)) out->high_byte = true;
+  if (is_high_byte(reg) && op.encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) out->reg_high = true;
+  if (is_high_byte(reg) && op.encoding != ZYDIS_OPERAND_ENCODING_MODRM_REG) out->rm_high = true;
+  bool written = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+  switch (op.encoding) {
+    case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+      out->reg_is_gpr = true, out->reg_written |= written;
+      break;
+    case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+      out->rm_is_gpr = true, out->rm_written |= written;
+      break;
+    case ZYDIS_OPERAND_ENCODING_NDSNDD:
+      out->vvvv_is_gpr = true, out->vvvv_written |= written, out->vvvv = gpr_number(reg);
+      break;
+    case ZYDIS_OPERAND_ENCODING_OPCODE:
+      out->opcode_is_gpr = true, out->opcode_written |= written;
+      out->insn.rm = static_cast<u8>(gpr_number(reg) + (is_high_byte(reg) ? 4 : 0));
+      break;
+    default:
+      break;
+  }
+}
+
+void take_immediate(const ZydisDecodedInstruction& z, const ZydisDecodedOperand& op, Decoded* out) {
+  if (op.type == ZYDIS_OPERAND_TYPE_POINTER) {
+    out->insn.immediate = op.ptr.offset;
+    out->insn.immediate2 = op.ptr.segment;
+  } else if (z.mnemonic == ZYDIS_MNEMONIC_ENTER && op.id == 1) {
+    out->insn.immediate2 = op.imm.value.u;
+  } else {
+    out->insn.immediate = op.imm.value.u;
+  }
+}
+
+// Shifts and rotates leave the flags alone when the masked count is 0, which only an immediate can rule out.
+bool count_may_be_zero(const ZydisDecodedInstruction& z, const Insn& insn) {
+  bool shift = z.meta.category == ZYDIS_CATEGORY_SHIFT || z.meta.category == ZYDIS_CATEGORY_ROTATE;
+  if (!shift) return false;
+  bool by_one = insn.opcode_map == 0 && (insn.opcode == 0xd0 || insn.opcode == 0xd1);
+  if (by_one) return false;
+  if (z.raw.imm[0].size == 0) return true;
+  return (insn.immediate & (insn.operand_size == 8 ? 63 : 31)) == 0;
+}
+
+void take_flags(const ZydisDecodedInstruction& z, Decoded* out) {
+  if (!z.cpu_flags) return;
+  const ZydisAccessedFlags& f = *z.cpu_flags;
+  constexpr u32 kStatus = kFlagsArithmetic;
+  out->flags_read = f.tested & kStatus;
+  out->flags_written = (f.modified | f.set_0 | f.set_1 | f.undefined) & kStatus;
+  // Undefined flags may also be left as they were, so they do not end the life of an earlier value; but no
+  // CPU keeps AF across a logical operation or a shift.
+  bool overwrites = z.meta.category == ZYDIS_CATEGORY_LOGICAL || z.meta.category == ZYDIS_CATEGORY_SHIFT;
+  u32 kept = overwrites ? 0 : f.undefined;
+  out->flags_killed = (f.modified | f.set_0 | f.set_1 | f.undefined) & ~kept & kStatus;
+  if (count_may_be_zero(z, out->insn)) out->flags_killed = 0;
+  if (z.mnemonic == ZYDIS_MNEMONIC_BSF || z.mnemonic == ZYDIS_MNEMONIC_BSR) out->flags_killed &= kFlagZf;
+}
+
+u8 opcode_map(const ZydisDecodedInstruction& z) {
+  switch (z.opcode_map) {
+    case ZYDIS_OPCODE_MAP_0F:
+      return 1;
+    case ZYDIS_OPCODE_MAP_0F38:
+      return 2;
+    case ZYDIS_OPCODE_MAP_0F3A:
+      return 3;
+    default:
+      return static_cast<u8>(z.opcode_map);
+  }
+}
+
+// In 16-bit code the sense of the 66 prefix is reversed for instructions whose size it chooses, and only for
+// those.
+bool integer_sized(const ZydisDecodedInstruction& z) {
+  switch (z.meta.category) {
+    case ZYDIS_CATEGORY_BINARY:
+    case ZYDIS_CATEGORY_LOGICAL:
+    case ZYDIS_CATEGORY_SHIFT:
+    case ZYDIS_CATEGORY_ROTATE:
+    case ZYDIS_CATEGORY_BITBYTE:
+    case ZYDIS_CATEGORY_CMOV:
+    case ZYDIS_CATEGORY_CONVERT:
+    case ZYDIS_CATEGORY_SEMAPHORE:
+    case ZYDIS_CATEGORY_MISC:
+    case ZYDIS_CATEGORY_LZCNT:
+    case ZYDIS_CATEGORY_RDRAND:
+    case ZYDIS_CATEGORY_RDSEED:
+    case ZYDIS_CATEGORY_DECIMAL:
+    case ZYDIS_CATEGORY_BMI1:
+      return true;
+    case ZYDIS_CATEGORY_DATAXFER:
+      return z.meta.isa_ext == ZYDIS_ISA_EXT_BASE || z.mnemonic == ZYDIS_MNEMONIC_MOVBE;
+    case ZYDIS_CATEGORY_SSE:
+      return z.mnemonic == ZYDIS_MNEMONIC_CRC32 || z.mnemonic == ZYDIS_MNEMONIC_POPCNT;
+    default:
+      return false;
+  }
+}
+
+Encoding encoding_of(const ZydisDecodedInstruction& z) {
+  switch (z.encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_3DNOW:
+      return Encoding::k3dnow;
+    case ZYDIS_INSTRUCTION_ENCODING_XOP:
+      return Encoding::kXop;
+    case ZYDIS_INSTRUCTION_ENCODING_VEX:
+      return Encoding::kVex;
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+    case ZYDIS_INSTRUCTION_ENCODING_MVEX:
+      return Encoding::kEvex;
+    default:
+      return Encoding::kLegacy;
+  }
+}
+
+void take_layout(const ZydisDecodedInstruction& z, Decoded* out) {
+  const auto& raw = z.raw;
+  bool has_modrm = z.attributes & ZYDIS_ATTRIB_HAS_MODRM;
+  out->insn.has_modrm = has_modrm;
+  out->modrm_at = has_modrm ? raw.modrm.offset : 0;
+  out->immediate_at = raw.imm[0].size ? raw.imm[0].offset : 0;
+  out->immediate_bytes = static_cast<u8>((raw.imm[0].size + raw.imm[1].size) / 8);
+  switch (out->encoding) {
+    case Encoding::kVex:
+      out->prefix_at = raw.vex.offset;
+      break;
+    case Encoding::kEvex:
+      out->prefix_at = raw.evex.offset;
+      break;
+    case Encoding::kXop:
+      out->prefix_at = raw.xop.offset;
+      break;
+    default:
+      break;
+  }
+  if (has_modrm) {
+    out->opcode_at = static_cast<u8>(out->modrm_at - 1);
+  } else {
+    unsigned tail = out->immediate_bytes + raw.disp.size / 8;
+    out->opcode_at = static_cast<u8>(z.length - tail - 1);
+  }
+  for (unsigned i = 0; i < raw.prefix_count; ++i) {
+    if (raw.prefixes[i].value != 0x66) continue;
+    out->insn.operand_size_prefix = true;
+    out->mandatory_66 = raw.prefixes[i].type == ZYDIS_PREFIX_TYPE_MANDATORY;
+  }
+}
+
+// ModRM's register fields with their extension bits, which VEX, XOP and EVEX hold inverted.
+void take_register_fields(const ZydisDecodedInstruction& z, Decoded* out) {
+  bool r = false, b = false;
+  switch (out->encoding) {
+    case Encoding::kVex:
+      r = !z.raw.vex.R, b = !z.raw.vex.B;
+      break;
+    case Encoding::kXop:
+      r = !z.raw.xop.R, b = !z.raw.xop.B;
+      break;
+    case Encoding::kEvex:
+      r = !z.raw.evex.R, b = !z.raw.evex.B;
+      break;
+    default:
+      r = out->insn.rex && z.raw.rex.R, b = out->insn.rex && z.raw.rex.B;
+      break;
+  }
+  out->insn.rex_w = out->encoding == Encoding::kLegacy && out->insn.rex && z.raw.rex.W;
+  if (!out->insn.has_modrm) return;
+  out->insn.reg = static_cast<u8>(z.raw.modrm.reg | (r ? 8 : 0));
+  out->insn.rm = static_cast<u8>(z.raw.modrm.rm | (b ? 8 : 0));
+}
+
+bool avx_mask_move(u16 mnemonic) {
+  switch (mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+      return true;
+    default:
+      return false;
+  }
+}
+
+const ZydisDecodedOperand* memory_operand_of(const ZydisDecodedInstruction& z,
+                                             const ZydisDecodedOperand* operands) {
+  for (unsigned i = 0; i < z.operand_count; ++i)
+    if (operands[i].type == ZYDIS_OPERAND_TYPE_MEMORY) return &operands[i];
+  return nullptr;
+}
+
+void take_mask(const ZydisDecodedInstruction& z, const ZydisDecodedOperand* operands, Decoded* out) {
+  const ZydisDecodedOperand* memory = memory_operand_of(z, operands);
+  bool opmask = z.avx.mask.reg > ZYDIS_REGISTER_K0 && z.avx.mask.reg <= ZYDIS_REGISTER_K7;
+  bool vector = avx_mask_move(z.mnemonic);
+  if (!memory || (!opmask && !vector)) return;
+  out->masked_memory = true;
+  out->mask_is_vector = vector;
+  out->mask_register =
+      vector ? static_cast<u8>(~(z.raw.vex.vvvv) & 15) : static_cast<u8>(z.avx.mask.reg - ZYDIS_REGISTER_K0);
+  out->mask_packed = z.meta.category == ZYDIS_CATEGORY_COMPRESS || z.meta.category == ZYDIS_CATEGORY_EXPAND;
+  // A broadcast reads its one element if any element is active: treat it as unmasked but for that.
+  unsigned element = memory->element_size / 8;
+  if (vector) {
+    bool quad = z.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD || z.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
+    element = quad ? 8 : 4;
+  }
+  out->mask_element = static_cast<u8>(element ? element : 1);
+}
+
+}  // namespace
+
+DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned stack_bytes, u64 rip,
+                    Decoded* out) {
+  ZydisDecodedInstruction z;
+  ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
+  unsigned limit = std::min(size, 15u);
+  ZyanStatus status = ZydisDecoderDecodeFull(&decoder_for(code_bits), bytes, limit, &z, operands);
+  if (!ZYAN_SUCCESS(status)) {
+    bool more = status == ZYDIS_STATUS_NO_MORE_DATA && size < 15;
+    return more ? DecodeStatus::kTruncated : DecodeStatus::kInvalid;
+  }
+
+  *out = Decoded{};
+  Insn& insn = out->insn;
+  insn.mnemonic = static_cast<u16>(z.mnemonic);
+  insn.length = z.length;
+  insn.code_bits = static_cast<u8>(code_bits);
+  insn.operand_size = static_cast<u8>(z.operand_width / 8);
+  insn.address_size = static_cast<u8>(z.address_width / 8);
+  insn.stack_size = static_cast<u8>(stack_bytes);
+  insn.opcode_map = opcode_map(z);
+  insn.opcode = z.opcode;
+  insn.lock = z.attributes & ZYDIS_ATTRIB_HAS_LOCK;
+  insn.rep = z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE);
+  insn.repne = z.attributes & ZYDIS_ATTRIB_HAS_REPNE;
+  insn.rex = z.attributes & ZYDIS_ATTRIB_HAS_REX;
+  std::memcpy(insn.bytes, bytes, z.length);
+  out->category = static_cast<u16>(z.meta.category);
+  out->encoding = encoding_of(z);
+  take_layout(z, out);
+  take_register_fields(z, out);
+  out->vector = class_of_isa(z);
+  for (unsigned i = 0; i < z.operand_count; ++i) {
+    const ZydisDecodedOperand& op = operands[i];
+    bool explicit_memory =
+        op.type == ZYDIS_OPERAND_TYPE_MEMORY && op.visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN;
+    if (explicit_memory) take_memory(op, out);
+    if (op.type == ZYDIS_OPERAND_TYPE_REGISTER) take_register(op, out);
+    if (op.type == ZYDIS_OPERAND_TYPE_IMMEDIATE || op.type == ZYDIS_OPERAND_TYPE_POINTER)
+      take_immediate(z, op, out);
+  }
+  if (insn.has_memory && insn.memory.base == kRipBase) {
+    // RIP-relative: the address is a constant of the block.
+    u64 target = rip + z.length + static_cast<u64>(insn.memory.displacement);
+    insn.memory.base = kNoRegister;
+    insn.memory.displacement = static_cast<i64>(insn.address_size == 4 ? target & 0xffffffff : target);
+  }
+  if (insn.has_memory) take_mask(z, operands, out);
+  out->operand_size_matters = out->encoding == Encoding::kLegacy && integer_sized(z) && !out->mandatory_66;
+  take_flags(z, out);
+  return DecodeStatus::kOk;
+}
+
+}  // namespace anykvm::x86

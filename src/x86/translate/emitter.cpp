@@ -1,0 +1,437 @@
+#include "x86/translate/emitter.h"
+
+namespace anykvm::x86 {
+
+using namespace asmjit::x86;  // register names
+using host::kAddress;
+using host::kGuestRsp;
+using host::kScratch;
+
+Emitter::Emitter(Assembler& assembler, const Thunks& thunks, Block& block)
+    : a(assembler), mode(block.mode), m_thunks(thunks), m_block(block) {}
+
+void Emitter::begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after) {
+  m_decoded = &decoded;
+  m_rip = rip;
+  m_live_before = live_before;
+  m_live_after = live_after;
+}
+
+u64 Emitter::next_rip() const {
+  u64 next = m_rip + m_decoded->insn.length;
+  return mode.code64() ? next : mode.code_bits == 32 ? next & 0xffffffff : next & 0xffff;
+}
+
+u64 Emitter::wrap_rip(u64 value, unsigned operand_size) const {
+  if (mode.code64()) return value;
+  return operand_size == 2 ? value & 0xffff : value & 0xffffffff;
+}
+
+// --- Guest general registers ---
+
+Gp Emitter::reg(u8 gpr, unsigned size) {
+  u8 number = host::register_of(gpr);
+  switch (size) {
+    case 1:
+      return gpb_lo(number);
+    case 2:
+      return gpw(number);
+    case 4:
+      return gpd(number);
+    default:
+      return gpq(number);
+  }
+}
+
+void Emitter::load_gpr(const Gp& to, u8 gpr) {
+  if (resident(gpr)) {
+    a.mov(to.r64(), reg(gpr));
+  } else {
+    a.mov(to.r64(), host::gpr_slot(gpr));
+  }
+}
+
+void Emitter::store_gpr(u8 gpr, const Gp& from, unsigned size) {
+  if (resident(gpr)) {
+    switch (size) {
+      case 1:
+        a.mov(reg(gpr, 1), from.r8());
+        break;
+      case 2:
+        a.mov(reg(gpr, 2), from.r16());
+        break;
+      case 4:
+        a.mov(reg(gpr, 4), from.r32());
+        break;
+      default:
+        a.mov(reg(gpr), from.r64());
+        break;
+    }
+    return;
+  }
+  switch (size) {
+    case 1:
+      a.mov(host::gpr_slot(gpr, 1), from.r8());
+      break;
+    case 2:
+      a.mov(host::gpr_slot(gpr, 2), from.r16());
+      break;
+    case 4:
+      a.mov(from.r32(), from.r32());
+      [[fallthrough]];
+    default:
+      a.mov(host::gpr_slot(gpr), from.r64());
+      break;
+  }
+}
+
+// --- Flags ---
+
+void Emitter::protect_flags(u32 live) {
+  if (m_flags != FlagsAt::kHost || !live) {
+    if (!live && m_flags == FlagsAt::kHost) m_flags = FlagsAt::kDead;
+    return;
+  }
+  host::save_flags(a);
+  m_flags = FlagsAt::kImage;
+}
+
+void Emitter::flags_to_host() {
+  if (m_flags == FlagsAt::kImage) host::restore_flags(a);
+  m_flags = FlagsAt::kHost;
+}
+
+FlagsAt Emitter::flags_at(u32 live) const { return live ? m_flags : FlagsAt::kDead; }
+
+// --- Memory ---
+
+Mem Emitter::address_of(const Insn& insn) {
+  const MemoryOperand& m = insn.memory;
+  bool has_base = m.base != kNoRegister;
+  bool has_index = m.index != kNoRegister;
+  Gp base = kAddress, index = kScratch;
+  if (has_base && resident(m.base)) base = reg(m.base);
+  if (has_base && !resident(m.base)) a.mov(kAddress, host::gpr_slot(m.base));
+  if (has_index && resident(m.index)) index = reg(m.index);
+  if (has_index && !resident(m.index)) a.mov(kScratch, host::gpr_slot(m.index));
+  unsigned shift = m.scale == 8 ? 3 : m.scale == 4 ? 2 : m.scale == 2 ? 1 : 0;
+  auto displacement = static_cast<i32>(m.displacement);
+  if (has_base && has_index) return ptr(base, index, shift, displacement);
+  if (has_base) return ptr(base, displacement);
+  return ptr_abs(static_cast<u64>(static_cast<i64>(displacement)), index, shift);
+}
+
+void Emitter::effective_offset(const Insn& insn, const Gp& to) {
+  if (insn.memory.base == kNoRegister && insn.memory.index == kNoRegister) {
+    a.mov(to.r64(), static_cast<u64>(insn.memory.displacement) & low_bits(8u * insn.address_size));
+    return;
+  }
+  Mem address = address_of(insn);
+  if (insn.address_size == 8) {
+    a.lea(to.r64(), address);
+  } else {
+    a.lea(to.r32(), address);
+    if (insn.address_size == 2) a.movzx(to.r32(), to.r16());
+  }
+}
+
+void Emitter::add_segment_base(SegmentIndex segment) {
+  std::size_t base = offsetof(CpuState, segments) + sizeof(Segment) * segment + offsetof(Segment, base);
+  a.mov(kScratch, host::gs(base));
+  a.lea(kAddress, ptr(kAddress, kScratch));
+}
+
+SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first,
+                                 bool last) {
+  SlowSite site;
+  site.segment = segment;
+  site.segmented = !mode.code64();
+  site.read = read;
+  site.write = write;
+  site.first = first;
+  site.last = last;
+  site.size = static_cast<u16>(size);
+  m_block.slow_sites.push_back(site);
+  return &m_block.slow_sites.back();
+}
+
+void Emitter::open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last) {
+  bool based = segment == kFs || segment == kGs;
+  if (mode.code64() && based) add_segment_base(segment);
+  protect_flags();
+  bool direct = mode.direct_memory() && (mode.code64() || !based);
+  if (direct) {
+    fast_access(size, write, false);
+  } else {
+    slow_access(new_slow_site(segment, size, read, write, first, last));
+  }
+}
+
+void Emitter::open_masked_access(const Decoded& d) {
+  SegmentIndex segment = d.insn.memory.segment;
+  if (mode.direct_memory() && mode.code64()) {
+    if (mode.code64() && (segment == kFs || segment == kGs)) add_segment_base(segment);
+    protect_flags();
+    fast_access(d.insn.memory.size, d.memory_write, true);
+    return;
+  }
+  if (mode.code64() && (segment == kFs || segment == kGs)) add_segment_base(segment);
+  protect_flags();
+  SlowSite* site = new_slow_site(segment, d.insn.memory.size, d.memory_read, d.memory_write, true, true);
+  site->element = d.mask_element;
+  site->packed = d.mask_packed;
+  site->vector_mask = d.mask_is_vector;
+  site->mask = d.mask_register;
+  slow_access(site);
+}
+
+void Emitter::slow_access(SlowSite* site) {
+  a.mov(kScratch, reinterpret_cast<u64>(site));
+  a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.slow_access)));
+  record_call_site();
+  m_vector_live = false;
+  if (site->write) m_open_slow = site;
+}
+
+// See mmu/tlb.h for the layout. Clobbers flags.
+void Emitter::fast_access(unsigned size, bool write, bool masked) {
+  std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * mode.mmu;
+  std::size_t tags = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
+  Miss miss{a.newLabel(),
+            a.newLabel(),
+            tags,
+            MissInfo::make(size, write, mode.mmu, masked),
+            static_cast<u16>(m_rip - m_block.rip),
+            flags_at(m_live_before)};
+  a.rorx(kScratch.r32(), kAddress.r32(), 12);
+  a.and_(kScratch.r32(), kTlbEntries - 1);
+  a.sub(kAddress, host::gs_indexed(tags, kScratch));
+  a.cmp(kAddress, static_cast<i32>(kPageSize - size));
+  a.ja(miss.entry);
+  a.add(kAddress, host::gs_indexed(table + offsetof(TlbTable, host), kScratch));
+  a.bind(miss.resume);
+  m_misses.push_back(miss);
+}
+
+void Emitter::close_access(bool last) {
+  if (!m_open_slow) return;
+  protect_flags(m_live_after);
+  m_open_slow->last = last;
+  a.mov(kScratch, reinterpret_cast<u64>(m_open_slow));
+  a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.slow_commit)));
+  record_site(false, FlagsAt::kImage, nullptr);
+  m_vector_live = false;
+  m_open_slow = nullptr;
+}
+
+void Emitter::stack_offset(i32 displacement) {
+  if (mode.stack_bytes == 8) {
+    a.lea(kAddress, ptr(kGuestRsp, displacement));
+  } else {
+    a.lea(kAddress.r32(), ptr(kGuestRsp, displacement));
+    if (mode.stack_bytes == 2) a.movzx(kAddress.r32(), kAddress.r16());
+  }
+}
+
+void Emitter::move_rsp(i32 displacement) {
+  if (mode.stack_bytes == 8) {
+    a.lea(kGuestRsp, ptr(kGuestRsp, displacement));
+    return;
+  }
+  a.lea(kScratch.r32(), ptr(kGuestRsp, displacement));
+  set_rsp(kScratch);
+}
+
+void Emitter::set_rsp(const Gp& from) {
+  switch (mode.stack_bytes) {
+    case 8:
+      a.mov(kGuestRsp, from.r64());
+      break;
+    case 4:
+      a.mov(kGuestRsp.r32(), from.r32());
+      break;
+    default:
+      a.mov(kGuestRsp.r16(), from.r16());
+      break;
+  }
+}
+
+// --- Vector state ---
+
+// Flag-free: flags may be live in the host here. Clobbers R11.
+void Emitter::ensure_vector() {
+  if (m_vector_live) return;
+  m_vector_live = true;
+  asmjit::Label live = a.newLabel();
+  a.mov(kScratch, rcx);
+  a.mov(rcx, ANYKVM_GS(vector_dead));
+  a.jecxz(rcx, live);
+  a.mov(rcx, kScratch);
+  a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.load_vector)));
+  a.mov(kScratch, rcx);
+  a.bind(live);
+  a.mov(rcx, kScratch);
+}
+
+// --- Helpers and ends ---
+
+void Emitter::call_helper(const Insn& insn, Op op, bool ends_block) {
+  protect_flags(kFlagsArithmetic);
+  m_block.helpers.push_back({insn, op, m_rip, next_rip(), ends_block || mode.step || mode.slow});
+  a.mov(kAddress, reinterpret_cast<u64>(&m_block.helpers.back()));
+  a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.helper)));
+  record_site(false, FlagsAt::kImage, nullptr);
+  m_flags = FlagsAt::kImage;
+  m_vector_live = false;
+  if (ends_block) m_ended = true;
+}
+
+// Links join blocks of one page only, so that a change of the guest's mappings never leaves a link behind.
+bool Emitter::linkable(u64 target) const {
+  if (mode.step || mode.slow || m_block.straddles) return false;
+  return ((target + mode.cs_base) ^ (m_block.rip + mode.cs_base)) < kPageSize;
+}
+
+Emitter::Exit& Emitter::new_exit(u64 target) {
+  m_block.links.push_back({&m_block, target, nullptr, nullptr, nullptr});
+  m_exits.push_back({a.newLabel(), &m_block.links.back(), target, false});
+  return m_exits.back();
+}
+
+// A rel32 is patched while other vCPUs may run it, so it must not straddle an aligned eight bytes.
+void Emitter::align_displacement(unsigned opcode_bytes) {
+  while (((a.offset() + opcode_bytes) & 7) > 4) a.nop();
+}
+
+void Emitter::jump_to(u64 target) {
+  m_ended = true;
+  flags_to_host();
+  if (mode.step || mode.slow || m_block.straddles) {
+    a.mov(kAddress, target);
+    a.mov(ANYKVM_GS(state.rip), kAddress);
+    a.mov(kScratch.r32(), 0);
+    a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_host)));
+    return;
+  }
+  if (!linkable(target)) {
+    jump_through_cache(true, target);
+    return;
+  }
+  if (target <= m_rip) {
+    // Polls are at backward jumps: every loop has one. Flag-free.
+    asmjit::Label go = a.newLabel();
+    a.mov(kScratch, rcx);
+    a.movzx(ecx, host::gs(offsetof(Context, stamp), 1));
+    a.jecxz(rcx, go);
+    a.mov(rcx, kScratch);
+    Exit& stop = m_exits.emplace_back(Exit{a.newLabel(), nullptr, target, true});
+    a.jmp(stop.label);
+    a.bind(go);
+    a.mov(rcx, kScratch);
+  }
+  Exit& exit = new_exit(target);
+  align_displacement(1);
+  a.long_().jmp(exit.label);
+  exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+}
+
+void Emitter::jump_if(CondCode condition, u64 target) {
+  flags_to_host();
+  bool forward = linkable(target) && target > m_rip;
+  if (forward) {
+    Exit& exit = new_exit(target);
+    align_displacement(2);
+    a.long_().j(condition, exit.label);
+    exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+    return;
+  }
+  asmjit::Label not_taken = a.newLabel();
+  a.j(static_cast<CondCode>(static_cast<unsigned>(condition) ^ 1), not_taken);
+  jump_to(target);
+  m_ended = false;
+  a.bind(not_taken);
+}
+
+void Emitter::jump_to_address() {
+  m_ended = true;
+  flags_to_host();
+  if (mode.step || mode.slow) {
+    a.mov(ANYKVM_GS(state.rip), kAddress);
+    a.mov(kScratch.r32(), 0);
+    a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_host)));
+    return;
+  }
+  jump_through_cache(false, 0);
+}
+
+// Flag-free look-up in the jump cache; see LinkStamp. R10 = target, or `target` if constant.
+void Emitter::jump_through_cache(bool constant_target, u64 target) {
+  if (constant_target) a.mov(kAddress, target);
+  a.mov(ANYKVM_GS(state.rip), kAddress);
+  a.mov(ANYKVM_GS(spill), rcx);
+  std::size_t tags = offsetof(Context, jump_tag), targets = offsetof(Context, jump_target);
+  Mem tag, destination;
+  if (constant_target) {
+    std::size_t index = (target % kJumpCacheEntries) * 8;
+    tag = host::gs(tags + index);
+    destination = host::gs(targets + index);
+  } else {
+    a.mov(ecx, 52);
+    a.shlx(kScratch, kAddress, rcx);
+    a.shrx(kScratch, kScratch, rcx);
+    tag = host::gs_indexed(tags, kScratch);
+    destination = host::gs_indexed(targets, kScratch);
+  }
+  asmjit::Label hit = a.newLabel();
+  a.mov(rcx, tag);
+  a.lea(rcx, ptr(rcx, kAddress));
+  a.mov(kAddress, ANYKVM_GS(stamp));
+  a.lea(rcx, ptr(rcx, kAddress));
+  a.jecxz(rcx, hit);
+  a.mov(rcx, ANYKVM_GS(spill));
+  a.mov(kScratch.r32(), 0);
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_host)));
+  a.bind(hit);
+  a.mov(rcx, ANYKVM_GS(spill));
+  a.jmp(destination);
+}
+
+// --- Sites ---
+
+void Emitter::record_site(bool fault, FlagsAt flags, const u8* borrowed) {
+  Site site;
+  site.offset = offset();
+  site.guest_offset = static_cast<u16>(m_rip - m_block.rip);
+  site.fault = fault;
+  site.flags = flags;
+  if (borrowed) site.borrowed[0] = borrowed[0], site.borrowed[1] = borrowed[1];
+  m_block.sites.push_back(site);
+}
+
+void Emitter::record_fault_site(const u8* borrowed) { record_site(true, flags_at(m_live_before), borrowed); }
+void Emitter::record_call_site() { record_site(false, flags_at(m_live_before), nullptr); }
+
+// --- Out-of-line parts ---
+
+void Emitter::emit_exit(Exit& exit) {
+  a.bind(exit.label);
+  if (exit.link) exit.link->stub = reinterpret_cast<u8*>(a.offset());
+  a.mov(kAddress, exit.target);
+  a.mov(ANYKVM_GS(state.rip), kAddress);
+  a.mov(kScratch, reinterpret_cast<u64>(exit.link));
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_host)));
+}
+
+void Emitter::finish() {
+  for (Miss& miss : m_misses) {
+    a.bind(miss.entry);
+    a.add(kAddress, host::gs_indexed(miss.tags, kScratch));
+    a.mov(kScratch.r32(), miss.info);
+    a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.tlb_miss)));
+    m_block.sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
+    a.jmp(miss.resume);
+  }
+  for (Exit& exit : m_exits) emit_exit(exit);
+}
+
+}  // namespace anykvm::x86

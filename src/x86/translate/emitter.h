@@ -1,0 +1,113 @@
+#pragma once
+// The means of which instruction rules are made: guest registers, flags, memory accesses, vector state,
+// helper calls, exits. Owner: one translation. Only while CodeCache's mutex is held.
+
+#include <vector>
+
+#include "x86/translate/block.h"
+#include "x86/translate/decode.h"
+#include "x86/translate/host.h"
+#include "x86/translate/thunks.h"
+
+namespace anykvm::x86 {
+
+class Emitter {
+ public:
+  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, Block& block);
+
+  asmjit::x86::Assembler& a;
+  const Mode mode;
+
+  // Starts guest instruction `decoded` at `rip`. `live_before` and `live_after` are the RFLAGS bits that
+  // later code may still read (DESIGN D5).
+  void begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after);
+  u64 rip() const { return m_rip; }
+  u64 next_rip() const;
+  // `value` cut to the width of RIP in this mode and for this operand size.
+  u64 wrap_rip(u64 value, unsigned operand_size) const;
+
+  // --- Guest general registers ---
+  static bool resident(u8 gpr) { return host::register_of(gpr) != kNoRegister; }
+  static asmjit::x86::Gp reg(u8 gpr, unsigned size = 8);  // of a resident one
+  void load_gpr(const asmjit::x86::Gp& to, u8 gpr);       // all 64 bits, whatever the size of `to`
+  // Writes the low `size` bytes as the CPU would: 4 clears the upper half, 1 and 2 keep the rest.
+  void store_gpr(u8 gpr, const asmjit::x86::Gp& from, unsigned size);
+
+  // --- Flags ---
+  void protect_flags() { protect_flags(m_live_before); }
+  void protect_flags(u32 live);  // host flags are about to be clobbered
+  void flags_to_host();          // an instruction reads host flags, or code leaves the block
+  void flags_written() { m_flags = FlagsAt::kHost; }
+  FlagsAt flags_at(u32 live) const;
+
+  // --- Memory. The address is in R10 before, and the host address of the bytes after open_access(). R11 is
+  // clobbered. ---
+  void effective_offset(const Insn& insn, const asmjit::x86::Gp& to = host::kAddress);
+  void open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first = true,
+                   bool last = true);
+  void open_masked_access(const Decoded& decoded);
+  void close_access(bool last = true);  // after a write
+  // Stack address: RSP + `displacement` by the stack's width, in R10.
+  void stack_offset(i32 displacement);
+  void move_rsp(i32 displacement);            // adds to the stack pointer
+  void set_rsp(const asmjit::x86::Gp& from);  // by the stack's width
+
+  // --- Vector state ---
+  void ensure_vector();
+
+  // --- Helpers and ends ---
+  void call_helper(const Insn& insn, Op op, bool ends_block);
+  void jump_to(u64 target_rip);  // direct; target already wrapped
+  void jump_if(asmjit::x86::CondCode condition, u64 target_rip);
+  void jump_to_address();  // indirect: R10 holds the target, already wrapped
+  bool ended() const { return m_ended; }
+
+  // Sites
+  void record_fault_site(const u8* borrowed = nullptr);  // the next host instruction may raise a signal
+  void record_call_site();
+
+  // Out-of-line parts; once, after the last instruction.
+  void finish();
+
+ private:
+  struct Miss {
+    asmjit::Label entry, resume;
+    std::size_t tags;
+    u32 info;
+    u16 guest_offset;
+    FlagsAt flags;
+  };
+  struct Exit {
+    asmjit::Label label;
+    Link* link;
+    u64 target;
+    bool poll;
+  };
+
+  asmjit::x86::Mem address_of(const Insn& insn);
+  u32 offset() const { return static_cast<u32>(a.offset()); }
+  void record_site(bool fault, FlagsAt flags, const u8* borrowed);
+  void slow_access(SlowSite* site);
+  void fast_access(unsigned size, bool write, bool masked);
+  void add_segment_base(SegmentIndex segment);
+  SlowSite* new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last);
+  bool linkable(u64 target) const;
+  Exit& new_exit(u64 target);
+  void emit_exit(Exit& exit);
+  void jump_through_cache(bool constant_target, u64 target);
+  void align_displacement(unsigned opcode_bytes);
+
+  const Thunks& m_thunks;
+  Block& m_block;
+  u64 m_rip = 0;
+  const Decoded* m_decoded = nullptr;
+  u32 m_live_before = 0, m_live_after = 0;
+  FlagsAt m_flags = FlagsAt::kHost;
+  bool m_vector_live = false;
+  bool m_ended = false;
+  SlowSite* m_open_slow = nullptr;
+  std::vector<Miss> m_misses;
+  std::deque<Exit> m_exits;
+};
+
+}  // namespace anykvm::x86

@@ -1,0 +1,72 @@
+#include "x86/translate/host_signals.h"
+
+#include <ucontext.h>
+#include <csignal>
+#include <cstring>
+#include <mutex>
+
+namespace anykvm::x86 {
+namespace {
+
+struct Current {
+  Context* context;
+  const u8* leave;
+  const u8* begin;
+  const u8* end;
+};
+// Initial-exec: no allocation happens when a signal handler reads it.
+[[gnu::tls_model("initial-exec")]] thread_local Current t_current{};
+
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+struct sigaction g_previous[NSIG];
+
+void chain(int signal, siginfo_t* info, void* ucontext) {
+  const struct sigaction& previous = g_previous[signal];
+  if (previous.sa_flags & SA_SIGINFO) {
+    previous.sa_sigaction(signal, info, ucontext);
+  } else if (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN) {
+    // Not ours and nobody else's: let it happen again with the default action.
+    struct sigaction dfl {};
+    dfl.sa_handler = SIG_DFL;
+    sigaction(signal, &dfl, nullptr);
+  } else {
+    previous.sa_handler(signal);
+  }
+}
+
+void handle(int signal, siginfo_t* info, void* raw) {
+  auto* ucontext = static_cast<ucontext_t*>(raw);
+  auto& registers = ucontext->uc_mcontext.gregs;
+  auto pc = reinterpret_cast<const u8*>(registers[REG_RIP]);
+  const Current& current = t_current;
+  bool ours = current.context && pc >= current.begin && pc < current.end;
+  if (!ours) return chain(signal, info, raw);
+  Context& context = *current.context;
+  context.leave = Leave::kSignal;
+  context.leave_pc = reinterpret_cast<u64>(pc);
+  context.signal_trap = static_cast<u8>(registers[REG_TRAPNO]);
+  context.signal_flags = context.flags_image;  // the thunk is about to store the host's there
+  registers[REG_RIP] = reinterpret_cast<greg_t>(current.leave);
+}
+
+}  // namespace
+
+void install_host_signal_handlers() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    for (int signal : kSignals) {
+      struct sigaction action {};
+      action.sa_sigaction = handle;
+      action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+      sigemptyset(&action.sa_mask);
+      sigaction(signal, &action, &g_previous[signal]);
+    }
+  });
+}
+
+void set_current_context(Context* context, const u8* leave_by_signal, const u8* code_begin,
+                         const u8* code_end) {
+  t_current = {context, leave_by_signal, code_begin, code_end};
+}
+
+}  // namespace anykvm::x86

@@ -1,0 +1,17 @@
+#pragma once
+// Faults that translated code raises in the host: they become exceptions of the guest (DESIGN D8).
+// Owner: the process. Handlers run on vCPU threads only for faults in translated code; all others go to
+// whoever handled them before.
+
+#include "x86/translate/context.h"
+
+namespace anykvm::x86 {
+
+// Installs the handlers for SIGSEGV, SIGBUS, SIGFPE and SIGILL once for the process.
+void install_host_signal_handlers();
+
+// The context whose translated code this thread runs, for the handlers; null outside Cpu::run().
+void set_current_context(Context* context, const u8* leave_by_signal, const u8* code_begin,
+                         const u8* code_end);
+
+}  // namespace anykvm::x86

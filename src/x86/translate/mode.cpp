@@ -1,0 +1,54 @@
+#include "x86/translate/mode.h"
+
+namespace anykvm::x86 {
+namespace {
+
+bool flat_data(const Segment& s) {
+  bool expand_down = (s.type & 0xc) == 0x4;
+  bool writable = !(s.type & 8) && (s.type & 2);
+  return !s.unusable && s.present && s.base == 0 && s.limit == 0xffffffff && writable && !expand_down;
+}
+
+bool flat_segments(const CpuState& state) {
+  const Segment& cs = state.segments[kCs];
+  bool readable_code = cs.base == 0 && cs.limit == 0xffffffff && (cs.type & 2);
+  return state.protected_mode() && !state.v86_mode() && readable_code && flat_data(state.segments[kDs]) &&
+         flat_data(state.segments[kEs]) && flat_data(state.segments[kSs]);
+}
+
+MmuIndex mmu_index(const CpuState& state) {
+  if (state.cpl == 3) return kMmuUser;
+  bool lifted = (state.cr4 & kCr4Smap) && (state.rflags & kFlagAc);
+  return lifted ? kMmuSupervisorAc : kMmuSupervisor;
+}
+
+}  // namespace
+
+Mode compute_mode(const CpuState& state) {
+  Mode mode;
+  mode.code_bits = static_cast<u8>(state.code_bits());
+  mode.stack_bytes = mode.code64() ? 8 : state.segments[kSs].db ? 4 : 2;
+  mode.mmu = mmu_index(state);
+  mode.cpl = state.cpl;
+  mode.flat = mode.code64() || flat_segments(state);
+  mode.protected_ = state.protected_mode() && !state.v86_mode();
+  mode.long_mode = state.long_mode();
+  mode.x87 = !(state.cr0 & (kCr0Em | kCr0Ts));
+  mode.wait = (state.cr0 & (kCr0Mp | kCr0Ts)) != (kCr0Mp | kCr0Ts);
+  mode.sse = mode.x87 && (state.cr4 & kCr4Osfxsr);
+  bool xsave_on = !(state.cr0 & kCr0Ts) && (state.cr4 & kCr4Osxsave) && mode.protected_;
+  mode.avx = xsave_on && (state.xcr0 & (kXcr0Sse | kXcr0Avx)) == (kXcr0Sse | kXcr0Avx);
+  mode.avx512 = mode.avx && (state.xcr0 & kXcr0Avx512) == kXcr0Avx512;
+  mode.step = state.rflags & kFlagTf;
+  mode.cs_base = mode.code64() ? 0 : state.segments[kCs].base;
+  return mode;
+}
+
+std::size_t ModeHash::operator()(const Mode& m) const {
+  u64 flags = m.flat | m.protected_ << 1 | m.long_mode << 2 | m.x87 << 3 | m.wait << 4 | m.sse << 5 |
+              m.avx << 6 | m.avx512 << 7 | m.step << 8 | m.slow << 9;
+  u64 sizes = u64{m.code_bits} | u64{m.stack_bytes} << 8 | u64{m.mmu} << 16 | u64{m.cpl} << 24;
+  return ((flags << 32 | sizes) ^ m.cs_base * 0x9e3779b97f4a7c15) * 0x9e3779b97f4a7c15;
+}
+
+}  // namespace anykvm::x86

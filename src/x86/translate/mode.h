@@ -1,0 +1,42 @@
+#pragma once
+// What translated code is specialised for: the parts of the CPU state that change how instructions are
+// translated. Owner: nobody; plain values. Any thread.
+
+#include <functional>
+
+#include "base/types.h"
+#include "x86/mmu/tlb.h"
+#include "x86/state/cpu_state.h"
+
+namespace anykvm::x86 {
+
+struct Mode {
+  u8 code_bits = 16;   // 16, 32 or 64
+  u8 stack_bytes = 2;  // 2, 4 or 8
+  MmuIndex mmu = kMmuSupervisor;
+  u8 cpl = 0;
+  bool flat : 1 = false;        // all of ES, CS, SS, DS: base 0, limit 4 GiB, readable and (data) writable
+  bool protected_ : 1 = false;  // neither real-address nor virtual-8086 mode
+  bool long_mode : 1 = false;
+  bool x87 : 1 = false;   // x87 and MMX instructions may run: CR0.EM and TS are clear
+  bool wait : 1 = false;  // WAIT may run: not (CR0.MP and TS)
+  bool sse : 1 = false;
+  bool avx : 1 = false;
+  bool avx512 : 1 = false;
+  bool step : 1 = false;  // one instruction a block, no links (TF, guest debug)
+  bool slow : 1 = false;  // memory accesses by the C++ path: MMIO, page crossing, code pages
+  u64 cs_base = 0;        // outside 64-bit mode
+
+  bool operator==(const Mode&) const = default;
+  bool code64() const { return code_bits == 64; }
+  // Addresses that translated code may look up in the TLB directly.
+  bool direct_memory() const { return !slow && (code64() || flat); }
+};
+
+Mode compute_mode(const CpuState& state);
+
+struct ModeHash {
+  std::size_t operator()(const Mode& m) const;
+};
+
+}  // namespace anykvm::x86

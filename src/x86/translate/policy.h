@@ -1,0 +1,50 @@
+#pragma once
+// How each instruction is translated: as itself, by a rule of the translator, by a C++ helper, or not at all
+// (#UD). Owner: nobody; lookups in constant tables. Any thread.
+
+#include "x86/ops/ops.h"
+#include "x86/translate/decode.h"
+#include "x86/translate/mode.h"
+
+namespace anykvm::x86 {
+
+enum HelperFlags : u16 {
+  kOpEnd = 1,
+  kOpCpl0 = 2,
+  kOpNot64 = 4,
+  kOpOnly64 = 8,
+  kOpProtected = 16,
+  kOpVector = 32,
+};
+
+enum class Rule : u8 {
+  kNone,
+  kjmp,
+  kcall,
+  kret,
+  kjcc,
+  kjcxz,
+  kloop,
+  kpush,
+  kpop,
+  kleave,
+  klea,
+  knop,
+  kmoffs
+};
+
+struct Policy {
+  enum class Kind : u8 { kUndefined, kAsIs, kRule, kHelper } kind = Kind::kUndefined;
+  Rule rule = Rule::kNone;
+  Op helper = nullptr;
+  u16 flags = 0;
+};
+
+Policy policy_of(const Decoded& decoded);
+
+// The fault that the instruction raises in this mode before doing anything: #UD, #NM or #GP(0) by CPL and
+// enabled state.
+enum class Gate : u8 { kOpen, kUd, kNm, kGp };
+Gate gate_of(const Decoded& decoded, const Policy& policy, const Mode& mode, u64 cr0, u64 cr4);
+
+}  // namespace anykvm::x86

@@ -1,0 +1,141 @@
+#include "x86/translate/reencode.h"
+
+#include <cstring>
+
+namespace anykvm::x86 {
+namespace {
+
+class Bytes {
+ public:
+  explicit Bytes(u8* out) : m_out(out) {}
+  void put(unsigned byte) { m_out[m_size++] = static_cast<u8>(byte); }
+  void put(const u8* bytes, unsigned count) {
+    std::memcpy(m_out + m_size, bytes, count);
+    m_size += count;
+  }
+  unsigned size() const { return m_size; }
+
+ private:
+  u8* m_out;
+  unsigned m_size = 0;
+};
+
+// The register numbers that end up in the encoding, extension bit included.
+struct Numbers {
+  u8 reg, rm, vvvv;
+};
+
+Numbers choose(const Decoded& d, const HostFields& f) {
+  Numbers n{d.insn.reg, d.insn.rm, d.vvvv};
+  if (d.reg_is_gpr) n.reg = f.reg;
+  if (d.vvvv_is_gpr) n.vvvv = f.vvvv;
+  if (d.insn.has_memory) {
+    n.rm = f.memory_base;
+  } else if (d.rm_is_gpr || d.opcode_is_gpr) {
+    n.rm = f.rm;
+  }
+  return n;
+}
+
+u8 modrm_byte(const Decoded& d, const Numbers& n) {
+  u8 original = d.insn.bytes[d.modrm_at];
+  unsigned mod = d.insn.has_memory ? 0 : original & 0xc0;
+  return static_cast<u8>(mod | (n.reg & 7) << 3 | (n.rm & 7));
+}
+
+void put_immediates(const Decoded& d, Bytes* out) {
+  if (d.immediate_at) out->put(d.insn.bytes + d.immediate_at, d.insn.length - d.immediate_at);
+}
+
+// Does the host's form need 66? In 64- and 32-bit code it means what it means in the guest; in 16-bit code
+// the default is the other size.
+bool wants_66(const Decoded& d) {
+  bool reversed = d.insn.code_bits == 16 && d.operand_size_matters;
+  if (!reversed) return d.insn.operand_size_prefix;
+  return d.insn.operand_size == 2;
+}
+
+void put_legacy_prefixes(const Decoded& d, Bytes* out) {
+  if (d.insn.lock) out->put(0xf0);
+  if (wants_66(d)) out->put(0x66);
+  for (unsigned i = 0; i < d.opcode_at; ++i) {
+    u8 byte = d.insn.bytes[i];
+    if (byte == 0x0f) break;
+    if (byte == 0xf2 || byte == 0xf3) out->put(byte);
+  }
+}
+
+unsigned put_legacy(const Decoded& d, const HostFields& f, Bytes* out) {
+  Numbers n = choose(d, f);
+  put_legacy_prefixes(d, out);
+  unsigned rex = (d.insn.rex_w ? 8 : 0) | (d.reg_is_gpr || d.insn.rex ? (n.reg >> 3) << 2 : 0) | n.rm >> 3;
+  // The low opcode bits of one-byte INC and DEC are REX prefixes for the host.
+  bool one_byte_inc_dec = d.insn.code_bits != 64 && d.insn.opcode_map == 0 && (d.insn.opcode & 0xf0) == 0x40;
+  if (rex || d.insn.rex) out->put(0x40 | rex);
+  if (one_byte_inc_dec) {
+    out->put(0xff);
+    out->put(0xc0 | (d.insn.opcode & 8) | (n.rm & 7));
+    return out->size();
+  }
+  if (d.insn.opcode_map >= 1) out->put(0x0f);
+  if (d.insn.opcode_map == 2) out->put(0x38);
+  if (d.insn.opcode_map == 3) out->put(0x3a);
+  if (d.opcode_is_gpr) {
+    out->put((d.insn.bytes[d.opcode_at] & 0xf8) | (n.rm & 7));
+  } else {
+    out->put(d.insn.bytes[d.opcode_at]);
+  }
+  if (d.insn.has_modrm) out->put(modrm_byte(d, n));
+  put_immediates(d, out);
+  return out->size();
+}
+
+//  VEX: C4 | ~R ~X ~B mmmmm | W ~vvvv L pp      (C5 | ~R ~vvvv L pp means mmmmm = 1, W = 0, ~X = ~B = 1)
+unsigned put_vex(const Decoded& d, const HostFields& f, Bytes* out) {
+  Numbers n = choose(d, f);
+  const u8* prefix = d.insn.bytes + d.prefix_at;
+  bool two_bytes = prefix[0] == 0xc5;
+  unsigned map = two_bytes ? 1 : prefix[1] & 0x1f;
+  unsigned last = two_bytes ? prefix[1] & 0x7f : prefix[2];
+  if (d.vvvv_is_gpr) last = (last & 0x87) | (~n.vvvv & 0xf) << 3;
+  out->put(0xc4);
+  out->put((n.reg & 8 ? 0 : 0x80) | 0x40 | (n.rm & 8 ? 0 : 0x20) | map);
+  out->put(last);
+  out->put(d.insn.bytes[d.opcode_at]);
+  if (d.insn.has_modrm) out->put(modrm_byte(d, n));
+  put_immediates(d, out);
+  return out->size();
+}
+
+//  EVEX: 62 | ~R ~X ~B ~R' 0 mmm | W ~vvvv 1 pp | z L'L b ~V' aaa
+unsigned put_evex(const Decoded& d, const HostFields& f, Bytes* out) {
+  Numbers n = choose(d, f);
+  const u8* prefix = d.insn.bytes + d.prefix_at;
+  unsigned p0 = prefix[1];
+  if (d.reg_is_gpr) p0 = (p0 & ~0x90u) | 0x10 | (n.reg & 8 ? 0 : 0x80);
+  if (d.insn.has_memory || d.rm_is_gpr) p0 = (p0 & ~0x60u) | 0x40 | (n.rm & 8 ? 0 : 0x20);
+  out->put(0x62);
+  out->put(p0);
+  out->put(prefix[2]);
+  out->put(prefix[3]);
+  out->put(d.insn.bytes[d.opcode_at]);
+  out->put(modrm_byte(d, n));
+  put_immediates(d, out);
+  return out->size();
+}
+
+}  // namespace
+
+unsigned reencode(const Decoded& decoded, const HostFields& fields, u8* out) {
+  Bytes bytes(out);
+  switch (decoded.encoding) {
+    case Encoding::kVex:
+      return put_vex(decoded, fields, &bytes);
+    case Encoding::kEvex:
+      return put_evex(decoded, fields, &bytes);
+    default:
+      return put_legacy(decoded, fields, &bytes);
+  }
+}
+
+}  // namespace anykvm::x86

@@ -1,0 +1,123 @@
+#include <algorithm>
+
+#include "x86/translate/reencode.h"
+#include "x86/translate/rules.h"
+
+namespace anykvm::x86 {
+namespace {
+
+using host::kAddress;
+using host::kScratch;
+
+// Chooses host registers for the guest registers that an instruction names but that have no host register now
+// (or none that it can name), loads them before and stores them after.
+class OperandRegisters {
+ public:
+  OperandRegisters(Emitter& e, const Decoded& d) : m_e(e), m_d(d) {
+    if (!d.high_byte) m_free[m_free_count++] = static_cast<u8>(kScratch.id());
+    if (!d.high_byte && !d.insn.has_memory) m_free[m_free_count++] = static_cast<u8>(kAddress.id());
+  }
+
+  u8 map(u8 gpr, bool written) {
+    u8 direct = host::register_of(gpr);
+    bool reachable = direct != kNoRegister && !(m_d.high_byte && direct >= 8);
+    if (reachable) return direct;
+    for (unsigned i = 0; i < m_moved_count; ++i) {
+      if (m_moved[i].guest != gpr) continue;
+      m_moved[i].written |= written;
+      return m_moved[i].host;
+    }
+    u8 chosen = take_register();
+    m_moved[m_moved_count++] = {gpr, chosen, written};
+    m_e.load_gpr(asmjit::x86::gpq(chosen), gpr);
+    return chosen;
+  }
+
+  // The memory operand's address register: R10, or a low one where a REX prefix would hide AH..BH.
+  u8 map_address() {
+    if (!m_d.high_byte) return static_cast<u8>(kAddress.id());
+    u8 chosen = take_register();
+    m_e.a.mov(asmjit::x86::gpq(chosen), kAddress);
+    return chosen;
+  }
+
+  const u8* borrowed() const { return m_borrowed; }
+
+  void write_back() {
+    for (unsigned i = 0; i < m_moved_count; ++i) {
+      if (m_moved[i].written) m_e.store_gpr(m_moved[i].guest, asmjit::x86::gpq(m_moved[i].host), 8);
+    }
+    for (unsigned i = 0; i < m_borrowed_count; ++i) m_e.a.mov(asmjit::x86::gpq(m_borrowed[i]), slot(i));
+  }
+
+ private:
+  struct Moved {
+    u8 guest, host;
+    bool written;
+  };
+
+  static asmjit::x86::Mem slot(unsigned i) { return host::gs(offsetof(Context, borrowed) + 8 * i); }
+
+  u8 take_register() {
+    if (m_free_count) return m_free[--m_free_count];
+    // Nothing free: borrow a low register that the instruction does not use.
+    static constexpr u8 kLendable[] = {kRdi, kRsi, kRbp, kRbx, kRcx, kRdx, kRax};
+    for (u8 candidate : kLendable) {
+      bool used = (m_d.gprs >> candidate) & 1;
+      bool taken =
+          std::find(m_borrowed, m_borrowed + m_borrowed_count, candidate) != m_borrowed + m_borrowed_count;
+      if (used || taken) continue;
+      m_e.a.mov(slot(m_borrowed_count), asmjit::x86::gpq(candidate));
+      m_borrowed[m_borrowed_count++] = candidate;
+      return candidate;
+    }
+    __builtin_unreachable();  // an instruction names at most four registers
+  }
+
+  Emitter& m_e;
+  const Decoded& m_d;
+  u8 m_free[2] = {};
+  unsigned m_free_count = 0;
+  Moved m_moved[4] = {};
+  unsigned m_moved_count = 0;
+  u8 m_borrowed[2] = {kNoRegister, kNoRegister};
+  unsigned m_borrowed_count = 0;
+};
+
+void open_memory(Emitter& e, const Decoded& d) {
+  e.effective_offset(d.insn);
+  if (d.masked_memory) {
+    e.open_masked_access(d);
+  } else {
+    e.open_access(d.insn.memory.segment, d.insn.memory.size, d.memory_read, d.memory_write);
+  }
+}
+
+bool partial_flags_write(const Decoded& d) { return d.flags_written && d.flags_killed != kFlagsArithmetic; }
+
+}  // namespace
+
+void emit_as_is(Emitter& e, const Decoded& d) {
+  bool memory = d.insn.has_memory && d.insn.memory.size != 0;
+  if (memory) open_memory(e, d);
+  if (d.vector != VectorClass::kNone) e.ensure_vector();
+  if (d.flags_read || partial_flags_write(d)) e.flags_to_host();
+
+  OperandRegisters registers(e, d);
+  HostFields fields;
+  if (d.insn.has_memory) fields.memory_base = registers.map_address();
+  if (d.reg_is_gpr) fields.reg = d.reg_high ? d.insn.reg : registers.map(d.insn.reg, d.reg_written);
+  if (d.rm_is_gpr || d.opcode_is_gpr)
+    fields.rm = d.rm_high ? d.insn.rm : registers.map(d.insn.rm, d.rm_written || d.opcode_written);
+  if (d.vvvv_is_gpr) fields.vvvv = registers.map(d.vvvv, d.vvvv_written);
+
+  u8 bytes[24];
+  unsigned length = reencode(d, fields, bytes);
+  e.record_fault_site(registers.borrowed());
+  e.a.embed(bytes, length);
+  if (d.flags_written) e.flags_written();
+  registers.write_back();
+  if (memory && d.memory_write) e.close_access();
+}
+
+}  // namespace anykvm::x86

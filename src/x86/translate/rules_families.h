@@ -1,0 +1,23 @@
+#pragma once
+// The rules themselves, one function a row family of tables/instructions.def; rules.cpp dispatches to them.
+// Owner: one translation.
+
+#include "x86/translate/rules.h"
+
+namespace anykvm::x86 {
+
+void emit_jmp(Emitter& e, const Decoded& d);
+void emit_call(Emitter& e, const Decoded& d);
+void emit_ret(Emitter& e, const Decoded& d);
+void emit_jcc(Emitter& e, const Decoded& d);
+void emit_jcxz(Emitter& e, const Decoded& d);
+void emit_loop(Emitter& e, const Decoded& d);
+
+void emit_push(Emitter& e, const Decoded& d);
+void emit_pop(Emitter& e, const Decoded& d);
+void emit_leave(Emitter& e, const Decoded& d);
+void emit_lea(Emitter& e, const Decoded& d);
+void emit_moffs(Emitter& e, const Decoded& d);
+void emit_nop(Emitter& e, const Decoded& d);
+
+}  // namespace anykvm::x86

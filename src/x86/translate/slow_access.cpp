@@ -1,0 +1,113 @@
+// Memory accesses that the TLB cannot serve: MMIO, page crossings, code pages, segmentation, masked elements.
+// The instruction works on a copy, which is written back afterwards.
+#include <bit>
+#include <cstring>
+
+#include "x86/cpu_private.h"
+#include "x86/mmu/access.h"
+#include "x86/state/xsave.h"
+#include "x86/translate/thunks.h"
+
+namespace anykvm::x86 {
+namespace {
+
+Guest<Gva> site_address(const CpuState& state, u64 address, const SlowSite& site) {
+  Access access = site.write ? Access::kWrite : Access::kRead;
+  if (site.segmented) return linear_address(state, site.segment, address, site.size, access);
+  if (!state.canonical(address) || !state.canonical(address + site.size - 1))
+    return site.segment == kSs ? GuestStop::ss(0) : GuestStop::gp(0);
+  return Gva(address);
+}
+
+// One bit per element: which of them the instruction touches in memory.
+u64 active_elements(const CpuState& state, const SlowSite& site) {
+  unsigned count = site.size / site.element;
+  if (!site.vector_mask) {
+    u64 mask = 0;
+    std::memcpy(&mask, state.xsave.data() + xsave_component(5).offset + 8u * site.mask, sizeof mask);
+    mask &= low_bits(count);
+    return site.packed ? low_bits(static_cast<unsigned>(std::popcount(mask))) : mask;
+  }
+  // Bytes 0-15 of vector register n are at 160 + 16n of the legacy area, bytes 16-31 in component 2 (SDM
+  // 1 13.4.1).
+  u8 vector[32];
+  std::memcpy(vector, state.xsave.data() + 160 + 16u * site.mask, 16);
+  std::memcpy(vector + 16, state.xsave.data() + xsave_component(2).offset + 16u * site.mask, 16);
+  u64 mask = 0;
+  for (unsigned i = 0; i < count; ++i) mask |= u64{vector[(i + 1) * site.element - 1]} >> 7 << i;
+  return mask;
+}
+
+template <class EachElement>
+Guest<void> for_active(const CpuState& state, const SlowSite& site, EachElement each) {
+  u64 active = active_elements(state, site);
+  for (unsigned i = 0; active >> i; ++i) {
+    if (active >> i & 1) TRY(each(i * site.element));
+    if (i == 63) break;
+  }
+  return {};
+}
+
+Guest<void> fetch(Cpu& cpu, Gva address, u8* copy, const SlowSite& site) {
+  if (!site.element) {
+    if (site.write) TRY(probe_write(cpu, address, site.size));
+    if (site.read) TRY(read_linear(cpu, address, copy, site.size));
+    return {};
+  }
+  return for_active(cpu.state(), site, [&](unsigned at) -> Guest<void> {
+    if (site.write) return probe_write(cpu, address + at, site.element);
+    return read_linear(cpu, address + at, copy + at, site.element);
+  });
+}
+
+Guest<void> write_back(Cpu& cpu, Gva address, const u8* copy, const SlowSite& site) {
+  if (!site.element) return write_linear(cpu, address, copy, site.size);
+  return for_active(cpu.state(), site, [&](unsigned at) -> Guest<void> {
+    return write_linear(cpu, address + at, copy + at, site.element);
+  });
+}
+
+u8* copy_of(Context* context, u64 address) { return context->bounce + (address & 63); }
+
+Guest<u8*> open(Cpu& cpu, Context* context, u64 offset, const SlowSite& site) {
+  Gva address = TRY(site_address(cpu.state(), offset, site));
+  u8* copy = copy_of(context, address.value);
+  TRY(fetch(cpu, address, copy, site));
+  context->bounce_address = address.value;
+  return copy;
+}
+
+}  // namespace
+
+extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site) {
+  Cpu& cpu = *context->cpu;
+  context->slow_gpr = context->state.gpr;
+  context->slow_flags = context->flags_image;
+  if (site->first) cpu.io_begin();
+  auto opened = open(cpu, context, address, *site);
+  if (!opened.ok()) {
+    context->stop = opened.error();
+    context->leave = Leave::kStop;
+    return nullptr;
+  }
+  if (!site->write && site->last) cpu.io_done();
+  return opened.value();
+}
+
+extern "C" u64 anykvm_slow_commit(Context* context, const SlowSite* site) {
+  Cpu& cpu = *context->cpu;
+  Gva address(context->bounce_address);
+  auto written = write_back(cpu, address, copy_of(context, address.value), *site);
+  if (!written.ok()) {
+    // The client has to act first; the instruction starts over from the registers that it began with.
+    context->state.gpr = context->slow_gpr;
+    context->flags_image = context->slow_flags;
+    context->stop = written.error();
+    context->leave = Leave::kStop;
+    return 0;
+  }
+  if (site->last) cpu.io_done();
+  return 1;
+}
+
+}  // namespace anykvm::x86

@@ -1,0 +1,209 @@
+#include "x86/translate/thunks.h"
+
+#include <functional>
+
+#include "x86/translate/code_memory.h"
+#include "x86/translate/host.h"
+
+namespace anykvm::x86 {
+namespace {
+
+using namespace asmjit::x86;  // register names
+using host::gpr_slot;
+
+// The guest registers in host registers that C++ does not preserve, but for the scratch ones.
+constexpr u8 kCallerSaved[] = {kRax, kRcx, kRdx, kRsi, kRdi, kR8, kR9};
+constexpr u8 kCalleeSaved[] = {kRbx, kRbp, kR12, kR13, kR14, kRsp};
+
+Gp host_gp(u8 gpr) { return gpq(host::register_of(gpr)); }
+
+void save_caller_saved(Assembler& a) {
+  for (u8 g : kCallerSaved) a.mov(gpr_slot(g), host_gp(g));
+}
+void load_caller_saved(Assembler& a) {
+  for (u8 g : kCallerSaved) a.mov(host_gp(g), gpr_slot(g));
+}
+void save_callee_saved(Assembler& a) {
+  for (u8 g : kCalleeSaved) a.mov(gpr_slot(g), host_gp(g));
+}
+void load_callee_saved(Assembler& a) {
+  for (u8 g : kCalleeSaved) a.mov(host_gp(g), gpr_slot(g));
+}
+
+// C++ must find its own floating-point environment and free to use vector registers. Clobbers RAX and RDX.
+void save_vector_if_live(Assembler& a) {
+  asmjit::Label dead = a.newLabel();
+  a.cmp(ANYKVM_GS(vector_dead), 0);
+  a.jne(dead);
+  a.mov(eax, host::gs(offsetof(Context, xsave_mask), 4));
+  a.mov(edx, host::gs(offsetof(Context, xsave_mask) + 4, 4));
+  a.xsave64(host::gs(offsetof(CpuState, xsave), 0));
+  a.fninit();
+  a.fldcw(host::gs(offsetof(Context, host_fcw), 2));
+  a.ldmxcsr(ANYKVM_GS(host_mxcsr));
+  a.vzeroupper();
+  a.mov(ANYKVM_GS(vector_dead), 1);
+  a.bind(dead);
+}
+
+void return_to_cpp(Assembler& a) {
+  a.mov(rsp, ANYKVM_GS(host_rsp));
+  a.add(rsp, 8);
+  a.pop(r15);
+  a.pop(r14);
+  a.pop(r13);
+  a.pop(r12);
+  a.pop(rbp);
+  a.pop(rbx);
+  a.ret();
+}
+
+void make_enter(Assembler& a) {
+  a.push(rbx);
+  a.push(rbp);
+  a.push(r12);
+  a.push(r13);
+  a.push(r14);
+  a.push(r15);
+  a.sub(rsp, 8);
+  a.mov(ANYKVM_GS(host_rsp), rsp);
+  a.mov(r11, rsi);
+  a.movzx(eax, host::gs(offsetof(Context, flags_image), 2));
+  a.add(al, 0x7f);
+  a.sahf();
+  load_caller_saved(a);
+  load_callee_saved(a);
+  a.jmp(r11);
+}
+
+// R11: the link, handed to C++.
+void make_leave_flags_in_image(Assembler& a) {
+  save_caller_saved(a);
+  save_callee_saved(a);
+  save_vector_if_live(a);
+  a.mov(ANYKVM_GS(leave), static_cast<u64>(Leave::kLookup));
+  a.mov(rax, r11);
+  return_to_cpp(a);
+}
+
+// The common end of thunks whose C++ part wants to leave: every register is saved, the caller's return
+// address is on the stack. `caller_saved_saved`: the slots hold the guest's values already.
+void leave_from_call(Assembler& a) {
+  save_callee_saved(a);
+  a.pop(rax);
+  a.mov(ANYKVM_GS(leave_pc), rax);
+  a.xor_(eax, eax);
+  return_to_cpp(a);
+}
+
+void make_tlb_miss(Assembler& a) {
+  asmjit::Label leave = a.newLabel();
+  save_caller_saved(a);
+  a.mov(rdi, ANYKVM_GS(self));
+  a.mov(rsi, r10);
+  a.mov(edx, r11d);
+  a.sub(rsp, 8);
+  a.call(asmjit::Imm(reinterpret_cast<u64>(&anykvm_tlb_miss)));
+  a.add(rsp, 8);
+  a.mov(r10, rax);
+  a.test(rax, rax);
+  a.jz(leave);
+  load_caller_saved(a);
+  a.ret();
+  a.bind(leave);
+  save_vector_if_live(a);
+  leave_from_call(a);
+}
+
+// A thunk that calls `function(context, r10, r11)`, leaves when it returns `leave_on_zero ? 0 : non-zero`,
+// and otherwise puts its result into R10.
+void make_call(Assembler& a, void* function, bool leave_on_zero) {
+  asmjit::Label leave = a.newLabel();
+  save_caller_saved(a);
+  save_callee_saved(a);
+  save_vector_if_live(a);
+  a.mov(rdi, ANYKVM_GS(self));
+  a.mov(rsi, r10);
+  a.mov(rdx, r11);
+  a.sub(rsp, 8);
+  a.call(asmjit::Imm(reinterpret_cast<u64>(function)));
+  a.add(rsp, 8);
+  a.mov(r10, rax);
+  a.test(rax, rax);
+  if (leave_on_zero) {
+    a.jz(leave);
+  } else {
+    a.jnz(leave);
+  }
+  load_caller_saved(a);
+  load_callee_saved(a);
+  a.ret();
+  a.bind(leave);
+  a.pop(rax);
+  a.mov(ANYKVM_GS(leave_pc), rax);
+  a.xor_(eax, eax);
+  return_to_cpp(a);
+}
+
+void make_load_vector(Assembler& a) {
+  a.mov(host::gs(offsetof(Context, vector_spill)), rax);
+  a.mov(host::gs(offsetof(Context, vector_spill) + 8), rdx);
+  a.mov(eax, host::gs(offsetof(Context, xsave_mask), 4));
+  a.mov(edx, host::gs(offsetof(Context, xsave_mask) + 4, 4));
+  a.xrstor64(host::gs(offsetof(CpuState, xsave), 0));
+  a.mov(ANYKVM_GS(vector_dead), 0);
+  a.mov(rax, host::gs(offsetof(Context, vector_spill)));
+  a.mov(rdx, host::gs(offsetof(Context, vector_spill) + 8));
+  a.ret();
+}
+
+const u8* assemble(CodeMemory& memory, const std::function<void(Assembler&)>& body) {
+  asmjit::CodeHolder code;
+  code.init(asmjit::Environment::host(), reinterpret_cast<u64>(memory.next()));
+  Assembler a(&code);
+  body(a);
+  code.flatten();
+  code.resolveUnresolvedLinks();
+  code.relocateToBase(reinterpret_cast<u64>(memory.next()));
+  std::vector<u8> bytes(code.codeSize());
+  code.copyFlattenedData(bytes.data(), bytes.size());
+  return memory.put(bytes.data(), bytes.size());
+}
+
+extern "C" u64 run_helper_from_thunk(Context* context, const HelperSite* site, u64) {
+  return anykvm_run_helper(context, site);
+}
+extern "C" u64 slow_commit_from_thunk(Context* context, u64, const SlowSite* site) {
+  return anykvm_slow_commit(context, site);
+}
+
+}  // namespace
+
+Thunks make_thunks(CodeMemory& memory) {
+  Thunks t;
+  t.enter = reinterpret_cast<Link* (*)(Context*, const u8*)>(assemble(memory, make_enter));
+  t.leave_flags_in_image = assemble(memory, make_leave_flags_in_image);
+  t.leave_flags_in_host = assemble(memory, [](Assembler& a) {
+    host::save_flags(a);
+    make_leave_flags_in_image(a);
+  });
+  t.leave_by_signal = assemble(memory, [](Assembler& a) {
+    host::save_flags(a);
+    save_caller_saved(a);
+    save_callee_saved(a);
+    save_vector_if_live(a);
+    a.xor_(eax, eax);
+    return_to_cpp(a);
+  });
+  t.tlb_miss = assemble(memory, make_tlb_miss);
+  t.helper = assemble(
+      memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&run_helper_from_thunk), false); });
+  t.slow_access = assemble(
+      memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&anykvm_slow_access), true); });
+  t.slow_commit = assemble(
+      memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&slow_commit_from_thunk), true); });
+  t.load_vector = assemble(memory, make_load_vector);
+  return t;
+}
+
+}  // namespace anykvm::x86

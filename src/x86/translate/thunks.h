@@ -1,0 +1,55 @@
+#pragma once
+// The hand-made host code between C++ and translated blocks: entry, exits, TLB misses, helper calls, vector
+// state. Owner: CodeCache (generated once for each). Immutable afterwards.
+
+#include "base/types.h"
+#include "x86/translate/block.h"
+#include "x86/translate/context.h"
+
+namespace anykvm::x86 {
+
+struct Thunks {
+  // Runs translated code at `code` until it leaves; returns the Link that it left through, or null.
+  Link* (*enter)(Context* context, const u8* code) = nullptr;
+
+  // Jumped to from blocks. R11 = Link* or 0; state.rip is set.
+  const u8* leave_flags_in_host = nullptr;
+  const u8* leave_flags_in_image = nullptr;
+  // Resumed to by the signal handler, registers as translated code had them.
+  const u8* leave_by_signal = nullptr;
+
+  // Called from blocks; preserve every guest register; flags must be dead or in the image.
+  const u8* tlb_miss = nullptr;     // R10 linear address, R11 = MissInfo; returns R10 = host address
+  const u8* helper = nullptr;       // R10 = HelperSite*
+  const u8* slow_access = nullptr;  // R10 address, R11 = SlowSite*; returns R10 = host address of the copy
+  const u8* slow_commit = nullptr;  // R11 = SlowSite*
+  const u8* load_vector = nullptr;  // preserves flags as well
+};
+
+// What a fast access tells the TLB miss handler, in one register.
+//   bits 15:0 size   bit 16 write   bit 17 masked (a fault may be that of an inactive element)   bits 25:24
+//   MmuIndex
+struct MissInfo {
+  static constexpr u32 make(unsigned size, bool write, MmuIndex mmu, bool masked) {
+    return size | u32{write} << 16 | u32{masked} << 17 | u32{mmu} << 24;
+  }
+  static constexpr bool masked(u32 info) { return info >> 17 & 1; }
+  static constexpr unsigned size(u32 info) { return info & 0xffff; }
+  static constexpr bool write(u32 info) { return info >> 16 & 1; }
+  static constexpr MmuIndex mmu(u32 info) { return static_cast<MmuIndex>(info >> 24); }
+};
+
+// --- C++ ends of the thunks ---
+extern "C" {
+// Compiled without vector instructions (the guest's may be live). Null: Context::leave says why.
+u8* anykvm_tlb_miss(Context* context, u64 address, u32 info);
+// Non-zero: leave the block.
+u64 anykvm_run_helper(Context* context, const HelperSite* site);
+u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site);
+u64 anykvm_slow_commit(Context* context, const SlowSite* site);  // zero: leave
+}
+
+class CodeMemory;
+Thunks make_thunks(CodeMemory& memory);
+
+}  // namespace anykvm::x86

@@ -1,0 +1,240 @@
+#include "x86/translate/translator.h"
+
+#include <Zydis/Zydis.h>
+
+#include <array>
+
+#include "x86/translate/policy.h"
+#include "x86/translate/rules.h"
+
+namespace anykvm::x86 {
+namespace {
+
+constexpr unsigned kMaxInstructions = 64;
+
+struct Planned {
+  Decoded decoded;
+  Policy policy;
+  bool open = true;  // no fault before it starts
+  u64 rip = 0;
+  u32 live_before = kFlagsArithmetic, live_after = kFlagsArithmetic;
+};
+
+u64 advance_rip(const Mode& mode, u64 rip, unsigned length) {
+  u64 next = rip + length;
+  return mode.code64() ? next : mode.code_bits == 32 ? next & 0xffffffff : next & 0xffff;
+}
+
+bool ends_block(const Planned& p) {
+  if (!p.open) return true;
+  switch (p.policy.kind) {
+    case Policy::Kind::kUndefined:
+      return true;
+    case Policy::Kind::kHelper:
+      return p.policy.flags & kOpEnd;
+    case Policy::Kind::kRule:
+      switch (p.policy.rule) {
+        case Rule::kjmp:
+        case Rule::kcall:
+        case Rule::kret:
+        case Rule::kjcc:
+        case Rule::kjcxz:
+        case Rule::kloop:
+          return true;
+        default:
+          return false;
+      }
+    case Policy::Kind::kAsIs:
+      return false;
+  }
+  return true;
+}
+
+// The state that enables x87 and vector instructions is folded into the mode, so these values stand for any
+// that give the same mode; the helper that raises the fault looks at the real registers.
+u64 representative_cr0(const Mode& mode) { return mode.x87 ? u64{0} : u64{kCr0Ts}; }
+u64 representative_cr4(const Mode& mode) {
+  return (mode.sse ? u64{kCr4Osfxsr} : 0) | (mode.avx ? u64{kCr4Osxsave} : 0);
+}
+
+// Raises what gate_of() finds now. With the state as it was translated for there is always something to
+// raise.
+Guest<void> op_raise_gate(Cpu& cpu, const Insn& insn) {
+  const CpuState& state = cpu.state();
+  Mode mode = compute_mode(state);
+  Decoded d;
+  u64 rip = state.rip - insn.length;
+  if (decode(insn.bytes, insn.length, insn.code_bits, insn.stack_size, rip, &d) != DecodeStatus::kOk)
+    return GuestStop::ud();
+  switch (gate_of(d, policy_of(d), mode, state.cr0, state.cr4)) {
+    case Gate::kNm:
+      return GuestStop::nm();
+    case Gate::kGp:
+      return GuestStop::gp(0);
+    default:
+      return GuestStop::ud();
+  }
+}
+
+Guest<void> op_invalid(Cpu&, const Insn&) { return GuestStop::ud(); }
+Guest<void> op_too_long(Cpu&, const Insn&) { return GuestStop::gp(0); }
+
+class Run {
+ public:
+  Run(Block& block, const u8* bytes, unsigned size) : m_block(block), m_bytes(bytes), m_size(size) {}
+
+  // False: the first instruction needs more bytes.
+  bool plan() {
+    unsigned limit = m_block.mode.step || m_block.mode.slow || m_block.straddles ? 1 : kMaxInstructions;
+    u64 rip = m_block.rip;
+    while (m_count < limit && m_used < m_size) {
+      Planned& p = m_run[m_count];
+      p.rip = rip;
+      DecodeStatus status = decode(m_bytes + m_used, m_size - m_used, m_block.mode.code_bits,
+                                   m_block.mode.stack_bytes, rip, &p.decoded);
+      if (status == DecodeStatus::kTruncated) break;
+      if (status == DecodeStatus::kInvalid) plan_invalid(p);
+      if (status == DecodeStatus::kOk) plan_valid(p);
+      ++m_count;
+      m_used += p.decoded.insn.length;
+      rip = advance_rip(m_block.mode, rip, p.decoded.insn.length);
+      if (ends_block(p) || rip < p.rip) break;
+    }
+    find_live_flags();
+    return m_count != 0;
+  }
+
+  void emit(Emitter& e) {
+    for (unsigned i = 0; i < m_count; ++i) {
+      Planned& p = m_run[i];
+      e.begin(p.decoded, p.rip, p.live_before, p.live_after);
+      emit_one(e, p);
+    }
+    if (!e.ended())
+      e.jump_to(advance_rip(m_block.mode, m_run[m_count - 1].rip, m_run[m_count - 1].decoded.insn.length));
+  }
+
+  unsigned used() const { return m_used; }
+
+ private:
+  void plan_invalid(Planned& p) {
+    p.decoded = Decoded{};
+    p.decoded.insn.length = 1;
+    bool long_prefix = m_size - m_used >= 15;
+    p.policy = {Policy::Kind::kHelper, Rule::kNone, long_prefix ? too_long_or_undefined() : op_invalid,
+                kOpEnd};
+  }
+
+  // 15 bytes that are all prefixes: #GP; anything else that does not decode: #UD.
+  Op too_long_or_undefined() const {
+    for (unsigned i = 0; i < 15; ++i) {
+      switch (m_bytes[m_used + i]) {
+        case 0x26:
+        case 0x2e:
+        case 0x36:
+        case 0x3e:
+        case 0x64:
+        case 0x65:
+        case 0x66:
+        case 0x67:
+        case 0xf0:
+        case 0xf2:
+        case 0xf3:
+          break;
+        default:
+          return op_invalid;
+      }
+    }
+    return op_too_long;
+  }
+
+  void plan_valid(Planned& p) {
+    const Mode& mode = m_block.mode;
+    p.policy = policy_of(p.decoded);
+    Gate gate = gate_of(p.decoded, p.policy, mode, representative_cr0(mode), representative_cr4(mode));
+    p.open = gate == Gate::kOpen;
+    if (!p.open) p.policy = {Policy::Kind::kHelper, Rule::kNone, op_raise_gate, kOpEnd};
+  }
+
+  // Backwards: flags are live before an instruction if it reads them, or if they are live after and it does
+  // not overwrite them. Helpers see all of RFLAGS; a block's end hands them on.
+  void find_live_flags() {
+    u32 live = kFlagsArithmetic;
+    for (unsigned i = m_count; i-- > 0;) {
+      Planned& p = m_run[i];
+      p.live_after = live;
+      bool all = p.policy.kind == Policy::Kind::kHelper || p.policy.kind == Policy::Kind::kUndefined;
+      live =
+          all ? static_cast<u32>(kFlagsArithmetic) : (live & ~p.decoded.flags_killed) | p.decoded.flags_read;
+      p.live_before = live;
+    }
+  }
+
+  void emit_one(Emitter& e, const Planned& p) {
+    switch (p.policy.kind) {
+      case Policy::Kind::kAsIs:
+        emit_as_is(e, p.decoded);
+        break;
+      case Policy::Kind::kRule:
+        emit_rule(e, p.decoded, p.policy.rule);
+        break;
+      case Policy::Kind::kHelper:
+        e.call_helper(p.decoded.insn, p.policy.helper, p.policy.flags & kOpEnd);
+        break;
+      case Policy::Kind::kUndefined:
+        e.call_helper(p.decoded.insn, op_invalid, true);
+        break;
+    }
+  }
+
+  Block& m_block;
+  const u8* m_bytes;
+  unsigned m_size;
+  unsigned m_used = 0;
+  unsigned m_count = 0;
+  std::array<Planned, kMaxInstructions> m_run;
+};
+
+// The entry is one five-byte instruction, eight-byte aligned, that a dead block replaces by a jump in one
+// store.
+void emit_entry(asmjit::x86::Assembler& a) {
+  static constexpr u8 kNop5[] = {0x0f, 0x1f, 0x44, 0x00, 0x00};
+  a.embed(kNop5, sizeof kNop5);
+}
+
+void emit_stale_stub(asmjit::x86::Assembler& a, const Thunks& thunks, u64 rip) {
+  a.mov(host::kAddress, rip);
+  a.mov(ANYKVM_GS(state.rip), host::kAddress);
+  a.mov(host::kScratch.r32(), 0);
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(thunks.leave_flags_in_host)));
+}
+
+}  // namespace
+
+std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
+                                const u8* base) {
+  Run run(block, bytes, size);
+  if (!run.plan()) return {};
+  asmjit::CodeHolder code;
+  code.init(asmjit::Environment::host(), reinterpret_cast<u64>(base));
+  asmjit::x86::Assembler a(&code);
+  Emitter emitter(a, thunks, block);
+  emit_entry(a);
+  run.emit(emitter);
+  emitter.finish();
+  block.stale_stub = const_cast<u8*>(base) + a.offset();
+  emit_stale_stub(a, thunks, block.rip);
+  code.flatten();
+  code.resolveUnresolvedLinks();
+  code.relocateToBase(reinterpret_cast<u64>(base));
+  std::vector<u8> host_code(code.codeSize());
+  code.copyFlattenedData(host_code.data(), host_code.size());
+  block.guest_bytes = run.used();
+  for (Link& link : block.links) {
+    link.displacement = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link.displacement);
+    link.stub = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link.stub);
+  }
+  return host_code;
+}
+
+}  // namespace anykvm::x86

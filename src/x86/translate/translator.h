@@ -1,0 +1,18 @@
+#pragma once
+// From guest bytes to host code: decode a run of instructions, find out where flags are dead, emit.
+// Owner: CodeCache, whose mutex is held.
+
+#include <vector>
+
+#include "x86/translate/block.h"
+#include "x86/translate/thunks.h"
+
+namespace anykvm::x86 {
+
+// Fills `block` (rip, mode, straddles set by the caller) from `bytes`, which are `size` long; code will be
+// placed at `base`. Host code is returned; empty if the first instruction is not complete within `size`
+// bytes.
+std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
+                                const u8* base);
+
+}  // namespace anykvm::x86
