@@ -86,7 +86,7 @@ std::vector<u8> build_fadt(u64 facs, u64 dsdt) {
   t.u(kEvent, 4).u(0, 4).u(kControl, 4).u(0, 4).u(0, 4).u(kTimer, 4).u(0, 4).u(0, 4);
   t.u(4, 1).u(2, 1).u(0, 1).u(4, 1).u(0,
                                       4);  // lengths of PM1_EVT, PM1_CNT, PM2_CNT, PM_TMR; no GPEs, no _CST
-  t.u(kNoC2, 2).u(kNoC3, 2).u(0, 8);       // no cache flush strides, no duty cycle
+  t.u(kNoC2, 2).u(kNoC3, 2).u(0, 6);       // no cache flush strides, no duty cycle
   t.u(0, 1).u(0, 1).u(0x32, 1);            // no RTC alarm dates; the century's place in CMOS memory
   t.u(kBootVgaNotPresent, 2).u(0, 1);
   t.u(kWbinvd | kSleepButton | kPowerButton | kResetRegister, 4);

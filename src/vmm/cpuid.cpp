@@ -36,6 +36,7 @@ void fill_leaf_1(Entry& e, const CpuidTopology& t) {
   put_field(e.ebx, 23, 16, std::min<u32>(1u << core_bits(t.cpus), 255));
   put_bit(e.edx, 28, t.cpus > 1);  // HTT: the count in EBX is valid
   if (t.tsc_deadline_timer) put_bit(e.ecx, 24, true);
+  put_bit(e.ecx, 31, true);  // a hypervisor is present: Linux looks for KVM's leaves only then
 }
 
 // Leaf 4: the cores of the package, and which caches they share: the third level, not the first two.
