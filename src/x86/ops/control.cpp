@@ -89,7 +89,7 @@ Guest<void> op_mov_to_cr(Cpu& cpu, const Insn& insn) {
     case 8:
       if (value > 15) return GuestStop::gp(0);
       cpu.platform().set_cr8(static_cast<u8>(value));
-      cpu.interrupts_may_have_opened();
+      cpu.request(kAttentionEvent);  // a lower task priority may have made an interrupt ready
       return {};
     default:
       return GuestStop::ud();

@@ -32,8 +32,8 @@ std::optional<u64> get_apic(Cpu& cpu, u32 index, MsrAccess) {
 }
 bool set_apic(Cpu& cpu, u32 index, u64 value, MsrAccess) {
   if (!cpu.platform().apic_msr_write(index, value)) return false;
-  // An EOI or a lower task priority may let a waiting interrupt through.
-  cpu.interrupts_may_have_opened();
+  // An EOI or a lower task priority may let an interrupt through that was not ready before.
+  cpu.request(kAttentionEvent);
   return true;
 }
 
