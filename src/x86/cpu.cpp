@@ -133,7 +133,7 @@ bool Cpu::exit_is_due() const { return m_private->exit_after; }
 void Cpu::complete_io(const void* data) { m_private->replay.complete(data); }
 bool Cpu::io_pending() const { return m_private->replay.pending(); }
 void Cpu::io_done() { m_private->replay.done(); }
-void Cpu::io_begin() { m_private->replay.begin_instruction(); }
+void Cpu::io_begin(u64 rip) { m_private->replay.begin_instruction(rip); }
 
 Guest<void> Cpu::mmio_read(Gpa address, void* data, unsigned size) {
   return m_private->replay.read(BusAddress::memory(address), data, size, m_platform, m_private->exit);

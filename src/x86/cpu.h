@@ -92,7 +92,7 @@ class Cpu {
   // The current instruction, or one element of a repeated one, is complete: forget its answers.
   void io_done();
   // A new attempt at the current instruction begins: its accesses come again from the first.
-  void io_begin();
+  void io_begin(u64 rip);
 
   // This CPU in PageMeta::writer, 1 to 254.
   u8 number() const { return m_number; }

@@ -455,7 +455,7 @@ extern "C" u64 anykvm_run_helper(Context* context, const HelperSite* site) {
   context->rflags_from_image();
   state.rip = site->next_rip;
   u64 mode = context->stamp.word & ~u64{0xff};
-  cpu.io_begin();
+  cpu.io_begin(site->rip);
   Guest<void> done = site->op(cpu, site->insn);
   context->image_from_rflags();
   context->leave_pc = 0;

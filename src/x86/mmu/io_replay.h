@@ -24,7 +24,13 @@ struct BusAddress {
 class IoReplay {
  public:
   // Before each attempt at an instruction (or at one element of a repeated one): its accesses start over.
-  void begin_instruction() { m_cursor = 0; }
+  // Where `rip` is not the last attempt's, the client moved the CPU elsewhere meanwhile: the log is
+  // dropped.
+  void begin_instruction(u64 rip = 0) {
+    if (rip != m_rip) m_log.clear();
+    m_rip = rip;
+    m_cursor = 0;
+  }
 
   // One access, in program order: from the log; else by the platform; else `exit` is filled and the result is
   // the stop for the client. `size` is 1 to 8 for memory; 1, 2 or 4 for ports.
@@ -56,7 +62,8 @@ class IoReplay {
   GuestStop leave(const Fragment& fragment, Exit& exit);
 
   std::vector<Fragment> m_log;  // only the last one may be unanswered
-  std::size_t m_cursor = 0;     // the next access of this attempt
+  u64 m_rip = 0;
+  std::size_t m_cursor = 0;  // the next access of this attempt
 };
 
 }  // namespace anykvm::x86

@@ -178,6 +178,25 @@ TEST_F(IoReplayTest, other_access_than_logged_drops_the_rest_of_the_log) {
   EXPECT_EQ(read(kDevice), 6u);
 }
 
+TEST_F(IoReplayTest, same_access_by_an_instruction_elsewhere_happens_again) {
+  EXPECT_CALL(m_platform, mmio_write).WillOnce(Return(false)).WillOnce(Return(true));
+  m_replay.begin_instruction(0x1000);
+  EXPECT_FALSE(write(kDevice, 7));
+  m_replay.complete(nullptr);
+  m_replay.begin_instruction(0xfff0);
+  EXPECT_FALSE(m_replay.in_progress());
+  EXPECT_TRUE(write(kDevice, 7));
+}
+
+TEST_F(IoReplayTest, same_access_by_the_instruction_at_the_same_place_counts_as_done) {
+  EXPECT_CALL(m_platform, mmio_write).WillOnce(Return(false));
+  m_replay.begin_instruction(0x1000);
+  EXPECT_FALSE(write(kDevice, 7));
+  m_replay.complete(nullptr);
+  m_replay.begin_instruction(0x1000);
+  EXPECT_TRUE(write(kDevice, 7));
+}
+
 TEST_F(IoReplayTest, read_is_not_answered_by_a_logged_write_or_port) {
   EXPECT_CALL(m_platform, mmio_write).WillOnce(Return(true));
   EXPECT_CALL(m_platform, mmio_read).WillOnce(Answer(u32{3}));

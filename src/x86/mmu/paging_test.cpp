@@ -55,6 +55,13 @@ class PageKinds : public testing::TestWithParam<PageKind> {
     for (unsigned level = kind().leaf_level; level <= top; ++level) common &= m_guest.entry(level);
     return common;
   }
+  // Bits that any entry above the leaf has.
+  u64 table_bits() const {
+    u64 any = 0;
+    for (unsigned level = kind().leaf_level + 1; level <= m_guest.levels(); ++level)
+      any |= m_guest.entry(level);
+    return any;
+  }
   PagingGuest m_guest;
 };
 INSTANTIATE_TEST_SUITE_P(Modes, PageKinds, testing::ValuesIn(kAllKinds), kind_name);
@@ -99,6 +106,7 @@ TEST_P(PageKinds, write_sets_dirty_in_the_leaf_only) {
   EXPECT_EQ(m_guest.error_of(kWr), kOk);
   EXPECT_EQ(m_guest.entry(kind().leaf_level) & (kA | kD), kA | kD);
   EXPECT_EQ(common_bits() & kA, kA);
+  EXPECT_EQ(table_bits() & kD, 0u);
 }
 
 TEST_P(PageKinds, write_to_accessed_page_still_sets_dirty) {
@@ -205,7 +213,7 @@ TEST(AccessedAndDirty, update_of_an_entry_by_another_cpu_is_not_lost) {
   PagingGuest guest;
   guest.map(kFour4K, kAll);
   ASSERT_EQ(guest.entry(1), kAll);
-  EXPECT_EQ(count_while_walking(guest, 2040), 2040u);
+  EXPECT_EQ(count_while_walking(guest, 1000 * 2048 + 77), 77u);
 }
 
 // --- Reserved bits ---

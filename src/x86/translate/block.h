@@ -48,6 +48,7 @@ struct HelperSite {
 
 // A memory access by the slow path.
 struct SlowSite {
+  u64 rip = 0;  // of the instruction, without CS base
   SegmentIndex segment = kDs;
   bool segmented = false;  // the address is an offset within `segment`; otherwise linear
   bool read = false, write = false;

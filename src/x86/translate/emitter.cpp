@@ -144,6 +144,7 @@ void Emitter::add_segment_base(SegmentIndex segment) {
 SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first,
                                  bool last) {
   SlowSite site;
+  site.rip = m_rip;
   site.segment = segment;
   site.segmented = !mode.code64();
   site.read = read;

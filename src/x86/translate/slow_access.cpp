@@ -83,7 +83,7 @@ extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite*
   Cpu& cpu = *context->cpu;
   context->slow_gpr = context->state.gpr;
   context->slow_flags = context->flags_image;
-  if (site->first) cpu.io_begin();
+  if (site->first) cpu.io_begin(site->rip);
   auto opened = open(cpu, context, address, *site);
   if (!opened.ok()) {
     context->stop = opened.error();
