@@ -1,0 +1,264 @@
+#include "irqchip/irqchip.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cerrno>
+
+#include "irqchip/test_support.h"
+
+namespace anykvm::irqchip {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::TestVm;
+
+constexpr u32 kLevel = 1u << 15, kMask = 1u << 16;
+
+struct IrqChipTest : ::testing::Test {
+  IrqChipTest() : vm(2) {}
+  void pulse(u32 gsi) {
+    vm.chip.set_irq_line(gsi, true);
+    vm.chip.set_irq_line(gsi, false);
+  }
+  bool ready(unsigned cpu) { return vm.chip.interrupt_ready(vm.cpu(cpu).lapic); }
+
+  TestVm vm;
+};
+
+// --- PIC through LINT0 ---
+
+TEST_F(IrqChipTest, pic_interrupts_the_boot_processor_only) {
+  vm.cpu(0).lapic.reset(false);
+  vm.init_pics();
+  vm.cpu(0).host.posted = 0;
+  pulse(4);
+  EXPECT_EQ(vm.cpu(0).host.posted, 1);
+  EXPECT_EQ(vm.cpu(1).host.posted, 0);
+  EXPECT_TRUE(ready(0));
+  EXPECT_FALSE(ready(1));
+  EXPECT_EQ(vm.take(), 0x24);
+  EXPECT_FALSE(ready(0));
+}
+
+TEST_F(IrqChipTest, pic_waits_while_lint0_is_masked) {
+  vm.init_pics();
+  vm.cpu(0).write(kApicLvtLint0, kMask | 0x700);
+  pulse(4);
+  EXPECT_FALSE(ready(0));
+  vm.cpu(0).host.posted = 0;
+  vm.cpu(0).write(kApicLvtLint0, 0x700);
+  EXPECT_TRUE(ready(0));
+  EXPECT_GE(vm.cpu(0).host.posted, 1);
+}
+
+TEST_F(IrqChipTest, pic_reaches_a_cpu_whose_apic_is_off) {
+  vm.init_pics();
+  vm.cpu(0).lapic.set_apic_base(0xfee00100, false);
+  pulse(1);
+  EXPECT_EQ(vm.take(), 0x21);
+}
+
+TEST_F(IrqChipTest, pic_comes_before_the_local_apic) {
+  vm.cpu(0).write(kApicLvtLint0, 0x700);
+  vm.init_pics();
+  vm.cpu(0).lapic.accept(DeliveryMode::kFixed, 0xf0, false, true);
+  pulse(4);
+  EXPECT_EQ(vm.take(), 0x24);
+  EXPECT_EQ(vm.take(), 0xf0);
+}
+
+// --- lines ---
+
+TEST_F(IrqChipTest, line_is_high_while_any_source_holds_it) {
+  vm.redirect(20, kLevel | 0x51);
+  vm.chip.set_irq_line(20, true, kSourceClient);
+  vm.chip.set_irq_line(20, true, kSourceResample);
+  vm.chip.set_irq_line(20, false, kSourceClient);
+  vm.take();
+  vm.cpu(0).write(kApicEoi, 0);
+  EXPECT_EQ(vm.take(), 0x51);
+  vm.chip.set_irq_line(20, false, kSourceResample);
+  vm.cpu(0).write(kApicEoi, 0);
+  EXPECT_EQ(vm.take(), -1);
+}
+
+TEST_F(IrqChipTest, gsi_without_route_is_ignored) {
+  EXPECT_EQ(vm.chip.set_irq_line(24, true), -1);
+  EXPECT_EQ(vm.chip.set_irq_line(~0u, true), -1);
+}
+
+TEST_F(IrqChipTest, new_routing_moves_irq_0_to_pin_2) {
+  kvm_irq_routing_entry entry{};
+  entry.gsi = 0;
+  entry.type = KVM_IRQ_ROUTING_IRQCHIP;
+  entry.u.irqchip = {KVM_IRQCHIP_IOAPIC, 2};
+  ASSERT_TRUE(vm.chip.set_routing({&entry, 1}).ok());
+  vm.redirect(2, 0x30, 1);
+  EXPECT_EQ(vm.chip.set_irq_line(0, true), 1);
+  EXPECT_EQ(vm.take(1), 0x30);
+}
+
+TEST_F(IrqChipTest, refused_routing_changes_nothing) {
+  kvm_irq_routing_entry entry{};
+  entry.type = 77;
+  EXPECT_EQ(vm.chip.set_routing({&entry, 1}).error().code, EINVAL);
+  EXPECT_EQ(vm.chip.routing()->routes(5).size(), 2u);
+}
+
+TEST_F(IrqChipTest, msi_route_delivers_on_rise_only) {
+  kvm_irq_routing_entry entry{};
+  entry.gsi = 40;
+  entry.type = KVM_IRQ_ROUTING_MSI;
+  entry.u.msi = {0xfee01000, 0, 0x61, {0}};
+  ASSERT_TRUE(vm.chip.set_routing({&entry, 1}).ok());
+  EXPECT_EQ(vm.chip.set_irq_line(40, false), -1);
+  EXPECT_EQ(vm.chip.set_irq_line(40, true), 1);
+  EXPECT_EQ(vm.take(1), 0x61);
+}
+
+TEST_F(IrqChipTest, signal_msi_delivers_and_says_how_many) {
+  kvm_msi msi{};
+  msi.address_lo = 0xfee01000;
+  msi.data = 0x61;
+  EXPECT_EQ(vm.chip.signal_msi(msi).value(), 1);
+  EXPECT_EQ(vm.take(1), 0x61);
+  msi.address_lo = 0xfee09000;
+  EXPECT_EQ(vm.chip.signal_msi(msi).value(), 0);
+  msi.flags = 2;
+  EXPECT_EQ(vm.chip.signal_msi(msi).error().code, EINVAL);
+}
+
+TEST_F(IrqChipTest, signal_msi_with_wide_ids_checks_the_address) {
+  vm.chip.set_x2apic_api(true, false);
+  kvm_msi msi{};
+  msi.address_lo = 0xfee00000;
+  msi.address_hi = 1;
+  msi.data = 0x61;
+  EXPECT_EQ(vm.chip.signal_msi(msi).error().code, EINVAL);
+}
+
+// --- acknowledgement ---
+
+TEST_F(IrqChipTest, listener_hears_of_ioapic_eoi_and_may_lower_the_line) {
+  std::vector<u32> heard;
+  vm.chip.set_ack_listener([&](u32 gsi) {
+    heard.push_back(gsi);
+    vm.chip.set_irq_line(gsi, false, kSourceResample);
+  });
+  vm.redirect(20, kLevel | 0x51);
+  vm.chip.set_irq_line(20, true, kSourceResample);
+  vm.take();
+  vm.cpu(0).write(kApicEoi, 0);
+  EXPECT_THAT(heard, ElementsAre(20));
+  EXPECT_EQ(vm.take(), -1);
+}
+
+TEST_F(IrqChipTest, listener_hears_of_pic_eoi) {
+  std::vector<u32> heard;
+  vm.chip.set_ack_listener([&](u32 gsi) { heard.push_back(gsi); });
+  vm.cpu(0).write(kApicLvtLint0, 0x700);
+  vm.init_pics();
+  pulse(5);
+  vm.take();
+  vm.out(0x20, 0x20);
+  EXPECT_THAT(heard, ElementsAre(5));
+}
+
+// --- ports and memory ---
+
+TEST_F(IrqChipTest, local_apic_page_reads_ones_when_it_is_off_or_in_x2apic_mode) {
+  u32 value = 0;
+  EXPECT_TRUE(vm.chip.mmio_read(vm.cpu(1).lapic, Gpa{0xfee00020}, &value, 4));
+  EXPECT_EQ(value, 1u << 24);
+  vm.cpu(1).enter_x2apic();
+  EXPECT_TRUE(vm.chip.mmio_read(vm.cpu(1).lapic, Gpa{0xfee00020}, &value, 4));
+  EXPECT_EQ(value, ~0u);
+}
+
+TEST_F(IrqChipTest, moved_local_apic_page_is_found) {
+  u32 value = 0;
+  vm.cpu(1).lapic.set_apic_base(0xfef00800, false);
+  EXPECT_TRUE(vm.chip.mmio_read(vm.cpu(1).lapic, Gpa{0xfef00030}, &value, 4));
+  EXPECT_EQ(value, 0x50014u);
+  EXPECT_FALSE(vm.chip.mmio_read(vm.cpu(1).lapic, Gpa{0xfee00030}, &value, 4));
+}
+
+TEST_F(IrqChipTest, foreign_ports_and_addresses_are_left_to_the_client) {
+  u8 byte;
+  u32 word;
+  EXPECT_FALSE(vm.chip.pio_read(0x3f8, &byte, 1));
+  EXPECT_FALSE(vm.chip.pio_read(0x40, &byte, 1));  // no PIT yet
+  EXPECT_FALSE(vm.chip.mmio_read(vm.cpu(0).lapic, Gpa{0xfec01000}, &word, 4));
+}
+
+// --- PIT ---
+
+TEST_F(IrqChipTest, pit_drives_irq_0_and_its_eoi_is_the_acknowledge) {
+  ASSERT_TRUE(vm.chip.create_pit(vm.clock, true, [] {}).ok());
+  vm.cpu(0).write(kApicLvtLint0, kMask | 0x700);
+  vm.redirect(0, 0x30);
+  vm.out(0x43, 0x34), vm.out(0x40, 0x9c), vm.out(0x40, 0x2e);
+  vm.clock.ns += 20'100'000;
+  vm.chip.pit()->expire(vm.clock.ns);  // two ticks
+  EXPECT_EQ(vm.take(), 0x30);
+  EXPECT_EQ(vm.take(), -1);
+  vm.cpu(0).write(kApicEoi, 0);
+  EXPECT_EQ(vm.take(), 0x30);
+  vm.cpu(0).write(kApicEoi, 0);
+  EXPECT_EQ(vm.take(), -1);
+}
+
+TEST_F(IrqChipTest, second_pit_is_eexist) {
+  ASSERT_TRUE(vm.chip.create_pit(vm.clock, true, [] {}).ok());
+  EXPECT_EQ(vm.chip.create_pit(vm.clock, true, [] {}).error().code, EEXIST);
+}
+
+// --- state ---
+
+TEST_F(IrqChipTest, unknown_chip_id_is_einval) {
+  kvm_irqchip chip{};
+  chip.chip_id = 3;
+  EXPECT_EQ(vm.chip.get_chip(&chip).error().code, EINVAL);
+  EXPECT_EQ(vm.chip.set_chip(chip).error().code, EINVAL);
+}
+
+TEST_F(IrqChipTest, pic_state_round_trip_by_chip_id) {
+  vm.init_pics();
+  kvm_irqchip chip{};
+  chip.chip_id = KVM_IRQCHIP_PIC_SLAVE;
+  ASSERT_TRUE(vm.chip.get_chip(&chip).ok());
+  EXPECT_EQ(chip.chip.pic.irq_base, 0x28);
+  chip.chip.pic.imr = 0x5a;
+  ASSERT_TRUE(vm.chip.set_chip(chip).ok());
+  EXPECT_EQ(vm.in(0xa1), 0x5a);
+}
+
+// --- split ---
+
+TEST(SplitIrqChip, has_no_pic_ioapic_or_pit) {
+  TestVm vm(1, IrqChip::Kind::kSplit);
+  u32 value;
+  kvm_irqchip chip{};
+  EXPECT_FALSE(vm.chip.pio_read(0x20, &value, 1));
+  EXPECT_FALSE(vm.chip.mmio_read(vm.cpu(0).lapic, Gpa{kIoapicDefaultAddress}, &value, 4));
+  EXPECT_EQ(vm.chip.get_chip(&chip).error().code, ENXIO);
+  EXPECT_EQ(vm.chip.create_pit(vm.clock, true, [] {}).error().code, ENOENT);
+  EXPECT_EQ(vm.chip.set_irq_line(4, true), -1);
+}
+
+TEST(SplitIrqChip, level_eoi_goes_to_the_listener) {
+  TestVm vm(1, IrqChip::Kind::kSplit);
+  std::vector<int> heard;
+  vm.chip.set_split_eoi_listener([&](Lapic&, u8 vector) { heard.push_back(vector); });
+  vm.chip.bus().deliver({.destination = 0, .vector = 0x41, .level_triggered = true}, nullptr);
+  vm.take();
+  vm.cpu(0).write(kApicEoi, 0);
+  vm.chip.bus().deliver({.destination = 0, .vector = 0x42}, nullptr);
+  vm.take();
+  vm.cpu(0).write(kApicEoi, 0);
+  EXPECT_THAT(heard, ElementsAre(0x41));
+}
+
+}  // namespace
+}  // namespace anykvm::irqchip
