@@ -303,7 +303,7 @@ class Dispatcher {
   }
 
   void remember(const Block& block) {
-    if (block.straddles || block.mode.step || block.mode.slow) return;
+    if (block.mode.step || block.mode.slow) return;
     unsigned index = block.rip % kJumpCacheEntries;
     u64 stamp = m_context.stamp.word & ~u64{0xff};
     m_context.jump_tag[index] = static_cast<i64>(-(block.rip + stamp));
@@ -326,10 +326,22 @@ class Dispatcher {
     FetchCache::Entry* page = nullptr;
     if (auto fetched = fetch_page(linear.value(), &page); !fetched.ok()) return stop_with(fetched.error());
     CodeSource source{page->page + linear.value().page_offset(), m_state.rip, mode, nullptr, 0};
-    if (Block* known = m_code.find(source.gpa, source.rip, mode)) return known;
+    Block* known = m_code.find(source.gpa, source.rip, mode);
+    if (known && (!known->straddles || continues_on(*known, linear.value()))) return known;
     source.bytes = page->host + linear.value().page_offset();
     source.size = static_cast<unsigned>(std::min(kPageSize - linear.value().page_offset(), room));
     return translate(source, linear.value(), room);
+  }
+
+  // Is the second page of a straddling block still the one it was made from?
+  bool continues_on(const Block& block, Gva linear) {
+    FetchCache::Entry* page = nullptr;
+    return fetch_page(next_page(linear), &page).ok() && page->page == block.gpa2;
+  }
+
+  Gva next_page(Gva linear) const {
+    Gva next = linear.page() + kPageSize;
+    return m_state.code64() ? next : Gva(next.value & 0xffffffff);
   }
 
   // Linear address of RIP after CS checks; `room` is how many bytes from there the segment allows.
@@ -366,7 +378,7 @@ class Dispatcher {
   }
 
   Block* translate(const CodeSource& source, Gva linear, u64 room) {
-    claim(source.gpa);
+    if (!claim(source.gpa)) return look_again();
     bool needs_more = false, full = false;
     Block* block = m_code.translate(source, &needs_more, &full);
     if (full) return make_room();
@@ -374,20 +386,26 @@ class Dispatcher {
     return translate_straddling(source, linear, room);
   }
 
-  void claim(Gpa address) {
+  // False: the world was stopped meanwhile, and nothing found before is to be trusted.
+  bool claim(Gpa address) {
     const MemorySlot* slot = m_cpu.machine().memory().find(address);
     code_pages::claim_for_code(m_cpu, *slot, address);
+    return !(m_context.stamp.part.attention.load() & kAttentionFlush);
+  }
+
+  Block* look_again() {
+    m_left = nullptr;
+    m_context.leave = Leave::kLookup;
+    return nullptr;
   }
 
   Block* translate_straddling(CodeSource source, Gva linear, u64 room) {
     if (source.size == room)
       return stop_with(GuestStop::gp(0));  // the instruction runs over the segment limit
-    Gva next = linear.page() + kPageSize;
-    if (!m_state.code64()) next = Gva(next.value & 0xffffffff);
     FetchCache::Entry* page = nullptr;
-    if (auto fetched = fetch_page(next, &page); !fetched.ok()) return stop_with(fetched.error());
+    if (auto fetched = fetch_page(next_page(linear), &page); !fetched.ok()) return stop_with(fetched.error());
     Gpa second = page->page;
-    claim(second);
+    if (!claim(second)) return look_again();
     u8 bytes[30];
     unsigned first_part = source.size;
     unsigned second_part = static_cast<unsigned>(std::min<u64>(15, room - first_part));
@@ -402,10 +420,8 @@ class Dispatcher {
   }
 
   Block* make_room() {
-    m_left = nullptr;
     m_cpu.machine_discards_code();
-    m_context.leave = Leave::kLookup;
-    return nullptr;
+    return look_again();
   }
 
   Cpu& m_cpu;

@@ -3,7 +3,7 @@
 // Owner: CodeCache, until it is emptied with the world stopped. Guarded by CodeCache's mutex where written
 // after creation; the code itself may run on any vCPU.
 
-#include <deque>
+#include <memory>
 #include <vector>
 
 #include "base/types.h"
@@ -75,9 +75,10 @@ struct Block {
   u8* stale_stub = nullptr;  // the entry jumps here once the block is dead
 
   std::vector<Site> sites;  // ascending offsets
-  std::deque<Link> links;
-  std::deque<HelperSite> helpers;
-  std::deque<SlowSite> slow_sites;
+  // Host code and other blocks point to these.
+  std::vector<std::unique_ptr<Link>> links;
+  std::vector<std::unique_ptr<HelperSite>> helpers;
+  std::vector<std::unique_ptr<SlowSite>> slow_sites;
   std::vector<Link*> incoming;
 
   const Site* find_site(u32 offset, bool fault) const;

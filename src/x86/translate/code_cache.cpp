@@ -97,9 +97,8 @@ Block* CodeCache::install(std::unique_ptr<Block> owned, const std::vector<u8>& h
   add_to_page(block, block->gpa, in_first);
   if (block->straddles) {
     add_to_page(block, block->gpa2, block->guest_bytes - in_first);
-  } else {
-    m_blocks[{block->gpa.value, block->rip, block->mode}] = block;
   }
+  m_blocks[{block->gpa.value, block->rip, block->mode}] = block;
   return block;
 }
 
@@ -150,15 +149,16 @@ void CodeCache::drop_page(u64 number) {
 void CodeCache::kill(Block* block) {
   if (!block->alive) return;
   block->alive = false;
-  m_blocks.erase({block->gpa.value, block->rip, block->mode});
+  auto known = m_blocks.find({block->gpa.value, block->rip, block->mode});
+  if (known != m_blocks.end() && known->second == block) m_blocks.erase(known);
   for (Link* link : block->incoming) {
     patch_rel32(link->displacement, link->stub);
     link->to = nullptr;
   }
   block->incoming.clear();
-  for (Link& link : block->links) {
-    if (link.to) std::erase(link.to->incoming, &link);
-    link.to = nullptr;
+  for (auto& link : block->links) {
+    if (link->to) std::erase(link->to->incoming, link.get());
+    link->to = nullptr;
   }
   // SAFETY: block->code is 16-byte aligned and begins with a five-byte instruction; one eight-byte store
   // replaces it.

@@ -143,7 +143,8 @@ void Emitter::add_segment_base(SegmentIndex segment) {
 
 SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first,
                                  bool last) {
-  SlowSite site;
+  m_block.slow_sites.push_back(std::make_unique<SlowSite>());
+  SlowSite& site = *m_block.slow_sites.back();
   site.rip = m_rip;
   site.segment = segment;
   site.segmented = !mode.code64();
@@ -152,8 +153,7 @@ SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read,
   site.first = first;
   site.last = last;
   site.size = static_cast<u16>(size);
-  m_block.slow_sites.push_back(site);
-  return &m_block.slow_sites.back();
+  return &site;
 }
 
 void Emitter::open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last) {
@@ -278,8 +278,8 @@ void Emitter::ensure_vector() {
 
 void Emitter::call_helper(const Insn& insn, Op op, bool ends_block) {
   protect_flags(kFlagsArithmetic);
-  m_block.helpers.push_back({insn, op, m_rip, next_rip(), ends_block || mode.step || mode.slow});
-  a.mov(kAddress, reinterpret_cast<u64>(&m_block.helpers.back()));
+  m_block.helpers.push_back(std::make_unique<HelperSite>(HelperSite{insn, op, m_rip, next_rip(), ends_block || mode.step || mode.slow}));
+  a.mov(kAddress, reinterpret_cast<u64>(m_block.helpers.back().get()));
   a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.helper)));
   record_site(false, FlagsAt::kImage, nullptr);
   m_flags = FlagsAt::kImage;
@@ -294,8 +294,8 @@ bool Emitter::linkable(u64 target) const {
 }
 
 Emitter::Exit& Emitter::new_exit(u64 target) {
-  m_block.links.push_back({&m_block, target, nullptr, nullptr, nullptr});
-  m_exits.push_back({a.newLabel(), &m_block.links.back(), target, false});
+  m_block.links.push_back(std::make_unique<Link>(Link{&m_block, target, nullptr, nullptr, nullptr}));
+  m_exits.push_back({a.newLabel(), m_block.links.back().get(), target, false});
   return m_exits.back();
 }
 
@@ -307,7 +307,7 @@ void Emitter::align_displacement(unsigned opcode_bytes) {
 void Emitter::jump_to(u64 target) {
   m_ended = true;
   flags_to_host();
-  if (mode.step || mode.slow || m_block.straddles) {
+  if (mode.step || mode.slow) {
     a.mov(kAddress, target);
     a.mov(ANYKVM_GS(state.rip), kAddress);
     a.mov(kScratch.r32(), 0);

@@ -2,6 +2,7 @@
 // The means of which instruction rules are made: guest registers, flags, memory accesses, vector state,
 // helper calls, exits. Owner: one translation. Only while CodeCache's mutex is held.
 
+#include <deque>
 #include <vector>
 
 #include "x86/translate/block.h"

@@ -230,9 +230,9 @@ std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, co
   std::vector<u8> host_code(code.codeSize());
   code.copyFlattenedData(host_code.data(), host_code.size());
   block.guest_bytes = run.used();
-  for (Link& link : block.links) {
-    link.displacement = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link.displacement);
-    link.stub = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link.stub);
+  for (auto& link : block.links) {
+    link->displacement = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link->displacement);
+    link->stub = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link->stub);
   }
   return host_code;
 }
