@@ -42,14 +42,18 @@ void enter_code(Cpu& cpu, const CodeTarget& code) {
   cpu.mode_changed();
 }
 
-// CS and RIP of the caller on the current stack.
-Guest<void> push_return_address(Cpu& cpu, unsigned size) {
+// CS and RIP of the caller on `stack`, which stays or becomes the current one.
+Guest<void> push_return_address(Cpu& cpu, const StackTarget& stack, unsigned size) {
   CpuState& state = cpu.state();
   StackFrame frame(size);
   frame.push(state.segments[kCs].selector);
   frame.push(state.rip);
-  state.gpr[kRsp] = TRY(frame.write(cpu, StackTarget::current(state)));
+  state.gpr[kRsp] = TRY(frame.write(cpu, stack));
   return {};
+}
+
+Guest<void> push_return_address(Cpu& cpu, unsigned size) {
+  return push_return_address(cpu, StackTarget::current(cpu.state()), size);
 }
 
 Guest<void> jump_in_paragraph_mode(Cpu& cpu, const FarPointer& target) {
@@ -116,10 +120,20 @@ Guest<void> call_inner(Cpu& cpu, const CallGate& gate, const CodeTarget& code) {
   return {};
 }
 
+// The current stack as the gate's target uses it: 64-bit code addresses it without segmentation.
+StackTarget gate_stack(const CpuState& state) {
+  StackTarget stack = StackTarget::current(state);
+  if (state.long_mode()) {
+    stack.width = 8;
+    stack.flat64 = true;
+  }
+  return stack;
+}
+
 Guest<void> use_call_gate(Cpu& cpu, const CallGate& gate, bool call) {
   CodeTarget code = TRY(code_for_gate(cpu, gate.selector, gate.offset, call));
   if (call && code.cpl < cpu.state().cpl) return call_inner(cpu, gate, code);
-  if (call) TRY(push_return_address(cpu, gate.item_size));
+  if (call) TRY(push_return_address(cpu, gate_stack(cpu.state()), gate.item_size));
   enter_code(cpu, code);
   return {};
 }

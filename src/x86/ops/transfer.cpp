@@ -21,10 +21,12 @@ void replace_flags(CpuState& state, u64 image, u64 mask) {
 // After any IRET: NMIs are unmasked, and IF may have gone up.
 void finish_iret(Cpu& cpu) {
   CpuState& state = cpu.state();
-  bool look = state.events.nmi.masked || (state.rflags & kFlagIf);
-  state.events.nmi.masked = false;
+  if (state.events.nmi.masked) {
+    state.events.nmi.masked = false;
+    cpu.request(kAttentionEvent);  // another NMI may have come meanwhile
+  }
   cpu.mode_changed();
-  if (look) cpu.interrupts_may_have_opened();
+  if (state.rflags & kFlagIf) cpu.interrupts_may_have_opened();
 }
 
 // --- INT n in virtual-8086 mode with CR4.VME, SDM 3B 20.3.3 ---
