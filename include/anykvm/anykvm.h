@@ -1,0 +1,32 @@
+/*
+ * anykvm: the Linux KVM API (x86-64) in user space. Requests, structures, return values and errno are those of
+ * <linux/kvm.h> and of the kernel's documentation, so these four functions can stand in for open(2), ioctl(2), mmap(2) and
+ * close(2) on /dev/kvm and on what comes from it.
+ */
+#ifndef ANYKVM_ANYKVM_H
+#define ANYKVM_ANYKVM_H
+
+#include <stddef.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ANYKVM_VERSION "0.1.0"
+
+/* KVM_CHECK_EXTENSION answers 1 to this number on anykvm, and 0 on every kernel: how a test proves where it runs. */
+#define KVM_CAP_ANYKVM 0x616b766d
+
+/* As open("/dev/kvm", flags): `path` is "/dev/kvm" or null. Only O_CLOEXEC of `flags` matters. */
+int anykvm_open(const char *path, int flags, ...);
+int anykvm_ioctl(int fd, unsigned long request, ...);
+void *anykvm_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset);
+/* A VM or vCPU lives until its last descriptor is closed; close them with this, not with close(2). */
+int anykvm_close(int fd);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,85 @@
+// include/anykvm/anykvm.h: the C functions. The one place where an error becomes -1 and errno.
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "abi/handlers.h"
+#include "abi/objects.h"
+#include "core/vcpu.h"
+#include "core/vm.h"
+
+namespace anykvm::abi {
+namespace {
+
+int fail(int code) {
+  errno = code;
+  return -1;
+}
+
+Result<int> open_system() {
+  Fd fd = TRY(make_handle("anykvm"));
+  Object object;
+  object.system = std::make_shared<System>();
+  return add_object(std::move(fd), std::move(object));
+}
+
+// The VM has one coalesced ring, in the first vCPU's file: the mappings of other vCPUs get that page in place
+// of their own.
+void map_ring(core::Vcpu& vcpu, u8* mapping, std::size_t length, off_t offset) {
+  constexpr u64 kRingOffset = KVM_COALESCED_MMIO_PAGE_OFFSET * kPageSize;
+  void* ring = vcpu.vm().coalesced_io().ring();
+  const u64 first = static_cast<u64>(offset);
+  if (ring == vcpu.shared_page().ring() || first > kRingOffset || kRingOffset + kPageSize > first + length)
+    return;
+  // An old size of 0 makes a second mapping of shared pages (mremap(2)).
+  mremap(ring, 0, kPageSize, MREMAP_MAYMOVE | MREMAP_FIXED, mapping + (kRingOffset - first));
+}
+
+}  // namespace
+}  // namespace anykvm::abi
+
+using namespace anykvm;
+
+// A client's mistake must not look like ours: nothing below may throw, and errno is set last.
+
+int anykvm_open(const char* path, int flags, ...) {
+  if (path && strcmp(path, "/dev/kvm") != 0) return abi::fail(ENOENT);
+  auto fd = abi::open_system();
+  if (!fd.ok()) return abi::fail(fd.error().code);
+  if (!(flags & O_CLOEXEC)) fcntl(fd.value(), F_SETFD, 0);
+  return fd.value();
+}
+
+int anykvm_ioctl(int fd, unsigned long request, ...) {
+  va_list arguments;
+  va_start(arguments, request);
+  const u64 argument = va_arg(arguments, unsigned long);
+  va_end(arguments);
+  const int saved_errno = errno;
+  auto object = abi::find_object(fd);
+  if (!object) return abi::fail(fcntl(fd, F_GETFD) < 0 ? EBADF : ENOTTY);
+  auto result = abi::dispatch(*object, request, argument);
+  if (!result.ok()) return abi::fail(result.error().code);
+  errno = saved_errno;
+  return static_cast<int>(result.value());
+}
+
+void* anykvm_mmap(void* address, size_t length, int protection, int flags, int fd, off_t offset) {
+  auto object = abi::find_object(fd);
+  if (object && !object->vcpu) {
+    abi::fail(ENODEV);
+    return MAP_FAILED;
+  }
+  void* mapping = mmap(address, length, protection, flags, fd, offset);
+  if (mapping != MAP_FAILED && object)
+    abi::map_ring(*object->vcpu, static_cast<u8*>(mapping), length, offset);
+  return mapping;
+}
+
+int anykvm_close(int fd) {
+  auto closed = abi::close_object(fd);
+  if (!closed) return close(fd);
+  return closed->ok() ? 0 : abi::fail(closed->error().code);
+}

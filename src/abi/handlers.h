@@ -1,0 +1,79 @@
+#pragma once
+// The handlers of all ioctls, declared from ioctls.def, and what the dispatcher and the C interface share.
+// Owner: nobody; functions. Any thread; those of abi::vcpu with the vCPU's mutex held.
+
+#include <linux/kvm.h>
+
+#include "anykvm/anykvm.h"
+#include "base/client_memory.h"
+#include "base/expected.h"
+#include "base/types.h"
+
+namespace anykvm::core {
+class Vm;
+class Vcpu;
+}  // namespace anykvm::core
+
+namespace anykvm::abi {
+
+struct System;
+struct Object;
+
+// The argument kinds of ioctls.def: how each appears in a handler's signature.
+struct Value {
+  using Parameter = u64;
+};
+template <class T>
+struct In {
+  using Parameter = const T&;
+  using Struct = T;
+};
+template <class T>
+struct Out {
+  using Parameter = T&;
+  using Struct = T;
+};
+template <class T>
+struct InOut {
+  using Parameter = T&;
+  using Struct = T;
+};
+template <class T>
+struct Client {
+  using Parameter = ClientPtr<T>;
+};
+
+namespace system {
+using Target = System;
+}
+namespace vm {
+using Target = core::Vm;
+}
+namespace vcpu {
+using Target = core::Vcpu;
+}
+
+// ioctls.def writes In(T); templates want In<T>.
+#define ANYKVM_ARGUMENT_Value Value
+#define ANYKVM_ARGUMENT_In(...) In<__VA_ARGS__>
+#define ANYKVM_ARGUMENT_Out(...) Out<__VA_ARGS__>
+#define ANYKVM_ARGUMENT_InOut(...) InOut<__VA_ARGS__>
+#define ANYKVM_ARGUMENT_Client(...) Client<__VA_ARGS__>
+#define ANYKVM_NAMESPACE_System system
+#define ANYKVM_NAMESPACE_Vm vm
+#define ANYKVM_NAMESPACE_Vcpu vcpu
+
+#define ANYKVM_IOCTL(klass, request, handler, argument)                                         \
+  namespace ANYKVM_NAMESPACE_##klass {                                                          \
+    Result<long> handler(Target& object, typename ANYKVM_ARGUMENT_##argument::Parameter value); \
+  }
+#include "abi/ioctls.def"
+#undef ANYKVM_IOCTL
+
+// What KVM_CHECK_EXTENSION answers, on either descriptor.
+long capability(u64 number);
+
+// Runs the ioctl `request` on `object`; EINVAL or ENOTTY for a request that has no row.
+Result<long> dispatch(const Object& object, unsigned long request, u64 argument);
+
+}  // namespace anykvm::abi

@@ -1,0 +1,131 @@
+#include "abi/objects.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <map>
+#include <mutex>
+#include <set>
+#include <shared_mutex>
+#include <unordered_map>
+#include <utility>
+
+namespace anykvm::abi {
+namespace {
+
+// A file, whatever descriptor names it: every handle is a memfd of its own and so has an inode of its own.
+using FileId = std::pair<dev_t, ino_t>;
+
+std::optional<FileId> file_of(int fd) {
+  struct stat status {};
+  if (fstat(fd, &status) != 0) return std::nullopt;
+  return FileId(status.st_dev, status.st_ino);
+}
+
+struct Entry {
+  std::shared_ptr<const Object> object;
+  std::set<int> descriptors;
+};
+
+struct Map {
+  std::shared_mutex mutex;
+  std::map<FileId, Entry> files;
+  std::unordered_map<int, FileId> descriptors;
+};
+
+Map& map() {
+  static Map& instance = *new Map;  // never destroyed: threads may still use it while the process exits
+  return instance;
+}
+
+// `mutex` is held for writing. The object to destroy once it is released, if `fd` was its last descriptor.
+std::shared_ptr<const Object> forget_descriptor(Map& all, int fd) {
+  auto known = all.descriptors.find(fd);
+  if (known == all.descriptors.end()) return nullptr;
+  const FileId file = known->second;
+  all.descriptors.erase(known);
+  auto entry = all.files.find(file);
+  entry->second.descriptors.erase(fd);
+  if (!entry->second.descriptors.empty()) return nullptr;
+  auto object = std::move(entry->second.object);
+  all.files.erase(entry);
+  return object;
+}
+
+void remember_descriptor(Map& all, int fd, const FileId& file) {
+  all.descriptors[fd] = file;
+  all.files[file].descriptors.insert(fd);
+}
+
+// Duplicates made behind our back keep an object alive too.
+void adopt_duplicates(Map& all, const FileId& file, int except) {
+  DIR* directory = opendir("/proc/self/fd");
+  if (!directory) return;
+  while (const dirent* entry = readdir(directory)) {
+    char* end = nullptr;
+    const int fd = static_cast<int>(strtol(entry->d_name, &end, 10));
+    if (end == entry->d_name || *end || fd == except || fd == dirfd(directory)) continue;
+    if (file_of(fd) == file) remember_descriptor(all, fd, file);
+  }
+  closedir(directory);
+}
+
+}  // namespace
+
+Result<Fd> make_handle(const char* name) {
+  Fd fd(memfd_create(name, MFD_CLOEXEC));
+  if (!fd.valid()) return Error{errno, "no descriptor for a handle"};
+  return fd;
+}
+
+int add_object(Fd fd, Object object) {
+  const int number = fd.release();
+  const FileId file = file_of(number).value_or(FileId{});
+  Map& all = map();
+  std::shared_ptr<const Object> stale;  // its number was closed without us and is used again
+  std::unique_lock lock(all.mutex);
+  stale = forget_descriptor(all, number);
+  all.files[file].object = std::make_shared<const Object>(std::move(object));
+  remember_descriptor(all, number, file);
+  lock.unlock();
+  return number;
+}
+
+std::shared_ptr<const Object> find_object(int fd) {
+  Map& all = map();
+  {
+    std::shared_lock lock(all.mutex);
+    auto known = all.descriptors.find(fd);
+    if (known != all.descriptors.end()) return all.files.find(known->second)->second.object;
+    if (all.files.empty()) return nullptr;
+  }
+  auto file = file_of(fd);
+  if (!file) return nullptr;
+  std::unique_lock lock(all.mutex);
+  auto entry = all.files.find(*file);
+  if (entry == all.files.end()) return nullptr;
+  remember_descriptor(all, fd, *file);
+  return entry->second.object;
+}
+
+std::optional<Result<int>> close_object(int fd) {
+  if (!find_object(fd)) return std::nullopt;
+  Map& all = map();
+  std::shared_ptr<const Object> last;  // destroyed after the lock is released
+  std::unique_lock lock(all.mutex);
+  auto known = all.descriptors.find(fd);
+  if (known == all.descriptors.end()) return Error{EBADF, "closed meanwhile"};
+  const FileId file = known->second;
+  if (all.files[file].descriptors.size() == 1) adopt_duplicates(all, file, fd);
+  last = forget_descriptor(all, fd);
+  const int result = ::close(fd);
+  const int code = errno;
+  lock.unlock();
+  if (result != 0) return Error{code, "close failed"};
+  return 0;
+}
+
+}  // namespace anykvm::abi

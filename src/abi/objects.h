@@ -1,0 +1,40 @@
+#pragma once
+// The process-wide map from descriptors to what they stand for.
+// Owner: the process. Any thread. An object lives until its last known descriptor is closed with
+// close_object().
+
+#include <memory>
+#include <optional>
+
+#include "base/expected.h"
+#include "base/fd.h"
+
+namespace anykvm::core {
+class Vm;
+class Vcpu;
+}  // namespace anykvm::core
+
+namespace anykvm::abi {
+
+struct System {};
+
+// What a descriptor stands for: exactly one of the three.
+struct Object {
+  std::shared_ptr<System> system;
+  std::shared_ptr<core::Vm> vm;
+  std::shared_ptr<core::Vcpu> vcpu;
+};
+
+// A descriptor without content whose name shows in /proc/self/fd. For the system and VM objects.
+Result<Fd> make_handle(const char* name);
+
+// Takes the descriptor over and returns its number.
+int add_object(Fd fd, Object object);
+
+// Null if the descriptor is not ours. Also finds descriptors that were duplicated behind our back.
+std::shared_ptr<const Object> find_object(int fd);
+
+// Closes the descriptor if it is ours; nothing if it is not (the caller closes it).
+std::optional<Result<int>> close_object(int fd);
+
+}  // namespace anykvm::abi

@@ -1,0 +1,54 @@
+// KVM_GET_API_VERSION, KVM_CHECK_EXTENSION, KVM_GET_VCPU_MMAP_SIZE.
+#include <errno.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "abi/handlers.h"
+#include "core/memory_slots.h"
+#include "core/shared_page.h"
+#include "core/vm.h"
+#include "irqchip/routing.h"
+#include "x86/state/cpu_state.h"
+
+namespace anykvm::abi {
+namespace {
+
+long recommended_vcpus() { return std::clamp<long>(std::thread::hardware_concurrency(), 1, core::kMaxVcpus); }
+
+}  // namespace
+
+long capability(u64 number) {
+  switch (number) {
+#define ANYKVM_CAPABILITY(name, value) \
+  case name:                           \
+    return static_cast<long>(value);
+#include "abi/capabilities.def"
+#undef ANYKVM_CAPABILITY
+    default:
+      return 0;
+  }
+}
+
+namespace system {
+
+Result<long> get_api_version(System&, u64 argument) {
+  if (argument) return Error{EINVAL, "the argument must be 0"};
+  return KVM_API_VERSION;
+}
+
+Result<long> check_extension(System&, u64 number) { return capability(number); }
+
+Result<long> get_vcpu_mmap_size(System&, u64 argument) {
+  if (argument) return Error{EINVAL, "the argument must be 0"};
+  return core::kVcpuMmapSize;
+}
+
+}  // namespace system
+
+namespace vm {
+
+Result<long> check_extension(core::Vm&, u64 number) { return capability(number); }
+
+}  // namespace vm
+}  // namespace anykvm::abi

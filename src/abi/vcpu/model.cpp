@@ -1,0 +1,101 @@
+// CPUID, MSRs, the local APIC, the TSC's rate.
+#include <errno.h>
+#include <string.h>
+
+#include "abi/client_list.h"
+#include "abi/cpuid_entries.h"
+#include "abi/handlers.h"
+#include "core/vcpu.h"
+#include "core/vm.h"
+#include "x86/sys/msr.h"
+
+namespace anykvm::abi::vcpu {
+namespace {
+
+constexpr u32 kMaxMsrs = 256;
+
+struct MsrList {
+  ClientPtr<kvm_msr_entry> at;
+  std::vector<kvm_msr_entry> entries;
+};
+
+Result<MsrList> read_msr_list(ClientPtr<kvm_msrs> list) {
+  const u32 count = TRY(ClientPtr<u32>(list.address()).read());
+  if (count >= kMaxMsrs) return Error{E2BIG, "too many MSRs at once"};
+  MsrList msrs{items_after<kvm_msr_entry>(list, offsetof(kvm_msrs, entries)), {}};
+  msrs.entries = TRY(read_items(msrs.at, count));
+  return msrs;
+}
+
+bool same_entries(const std::vector<x86::CpuidEntry>& a, const std::vector<x86::CpuidEntry>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || memcmp(a.data(), b.data(), a.size() * sizeof(x86::CpuidEntry)) == 0);
+}
+
+}  // namespace
+
+// Both stop at the first MSR that there is not, and return how many went before.
+Result<long> get_msrs(core::Vcpu& vcpu, ClientPtr<kvm_msrs> list) {
+  MsrList msrs = TRY(read_msr_list(list));
+  long done = 0;
+  for (kvm_msr_entry& entry : msrs.entries) {
+    auto value = x86::read_msr(vcpu.cpu(), entry.index, x86::MsrAccess::kClient);
+    if (!value) break;
+    entry.data = *value;
+    ++done;
+  }
+  TRY(msrs.at.write_array(msrs.entries.data(), msrs.entries.size()));
+  return done;
+}
+
+Result<long> set_msrs(core::Vcpu& vcpu, ClientPtr<kvm_msrs> list) {
+  const MsrList msrs = TRY(read_msr_list(list));
+  long done = 0;
+  for (const kvm_msr_entry& entry : msrs.entries) {
+    if (!x86::write_msr(vcpu.cpu(), entry.index, entry.data, x86::MsrAccess::kClient)) break;
+    ++done;
+  }
+  vcpu.cpu().state_replaced();
+  return done;
+}
+
+Result<long> set_cpuid2(core::Vcpu& vcpu, ClientPtr<kvm_cpuid2> list) {
+  const u32 count = TRY(ClientPtr<u32>(list.address()).read());
+  if (count > kMaxCpuidEntries) return Error{E2BIG, "too many CPUID entries"};
+  auto entries = guest_cpuid(
+      TRY(read_items(items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)), count)));
+  // A guest that has run may have cached what it saw; only the same again is accepted (KVM API 4.20).
+  if (vcpu.has_run() && !same_entries(entries, vcpu.cpu().model().entries()))
+    return Error{EINVAL, "CPUID cannot change after KVM_RUN"};
+  TRY(vcpu.set_cpuid(std::move(entries)));
+  return 0;
+}
+
+Result<long> get_cpuid2(core::Vcpu& vcpu, ClientPtr<kvm_cpuid2> list) {
+  const ClientPtr<u32> count(list.address());
+  const u32 room = TRY(count.read());
+  TRY(write_items(count, room, items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)),
+                  client_cpuid(vcpu.cpu().model().entries())));
+  return 0;
+}
+
+Result<long> get_lapic(core::Vcpu& vcpu, kvm_lapic_state& state) {
+  if (!vcpu.lapic()) return Error{EINVAL, "the vCPU has no local APIC"};
+  vcpu.lapic()->get_state(&state, vcpu.vm().irqchip()->ids_32bit());
+  return 0;
+}
+
+Result<long> set_lapic(core::Vcpu& vcpu, const kvm_lapic_state& state) {
+  if (!vcpu.lapic()) return Error{EINVAL, "the vCPU has no local APIC"};
+  TRY(vcpu.lapic()->set_state(state, vcpu.vm().irqchip()->ids_32bit()));
+  return 0;
+}
+
+Result<long> get_tsc_khz(core::Vcpu& vcpu, u64) { return vcpu.guest_tsc_khz(); }
+
+Result<long> set_tsc_khz(core::Vcpu& vcpu, u64 khz) {
+  TRY(vcpu.set_guest_tsc_khz(khz));
+  return 0;
+}
+
+}  // namespace anykvm::abi::vcpu

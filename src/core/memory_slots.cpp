@@ -1,0 +1,110 @@
+#include "core/memory_slots.h"
+
+#include <errno.h>
+
+#include "base/bits.h"
+
+namespace anykvm::core {
+namespace {
+
+constexpr u32 kKnownFlags = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY;
+constexpr u64 kMaxPages = (u64{1} << 31) - 1;
+// Where the kernel's half of the address space begins for a process with 4-level tables.
+constexpr u64 kUserEnd = (u64{1} << 47) - kPageSize;
+
+bool page_aligned(u64 value) { return (value & (kPageSize - 1)) == 0; }
+
+Result<> check(const kvm_userspace_memory_region& region) {
+  if (region.flags & ~kKnownFlags) return Error{EINVAL, "unknown memory region flags"};
+  if (!page_aligned(region.memory_size)) return Error{EINVAL, "size is not a multiple of the page size"};
+  if (!page_aligned(region.guest_phys_addr)) return Error{EINVAL, "guest address is not page-aligned"};
+  if (!page_aligned(region.userspace_addr)) return Error{EINVAL, "host address is not page-aligned"};
+  if (region.memory_size > kUserEnd || region.userspace_addr > kUserEnd - region.memory_size)
+    return Error{EINVAL, "host range is not in user space"};
+  if (region.slot >= kMaxMemorySlots) return Error{EINVAL, "no such slot or address space"};
+  if (region.guest_phys_addr + region.memory_size < region.guest_phys_addr)
+    return Error{EINVAL, "guest range wraps around"};
+  if (region.memory_size / kPageSize > kMaxPages) return Error{EINVAL, "slot is too large"};
+  return {};
+}
+
+Result<> check_guest_range(const kvm_userspace_memory_region& region) {
+  if (region.guest_phys_addr + region.memory_size > kGuestPhysicalEnd)
+    return Error{EINVAL, "guest range is beyond physical addresses"};
+  return {};
+}
+
+void set_logging(x86::MemorySlot& slot, bool enabled) {
+  if (!enabled) return slot.dirty_bitmap.reset();
+  if (slot.dirty_bitmap) return;
+  slot.dirty_bitmap =
+      std::make_shared<std::vector<std::atomic<u64>>>(align_up(slot.size / kPageSize, 64) / 64);
+}
+
+}  // namespace
+
+Result<MemorySlots::Change> MemorySlots::set_region(const kvm_userspace_memory_region& region) {
+  TRY(check(region));
+  if (region.memory_size == 0) return remove(region.slot);
+  auto existing = m_slots.find(region.slot);
+  return existing == m_slots.end() ? create(region) : modify(existing->second, region);
+}
+
+Result<MemorySlots::Change> MemorySlots::remove(u32 id) {
+  if (m_slots.erase(id) == 0) return Error{EINVAL, "no such slot to delete"};
+  return Change::kDeleted;
+}
+
+Result<MemorySlots::Change> MemorySlots::create(const kvm_userspace_memory_region& region) {
+  if (overlaps(region)) return Error{EEXIST, "guest range overlaps another slot"};
+  TRY(check_guest_range(region));
+  x86::MemorySlot slot;
+  slot.id = region.slot;
+  slot.base = Gpa(region.guest_phys_addr);
+  slot.size = region.memory_size;
+  slot.host = reinterpret_cast<u8*>(region.userspace_addr);
+  slot.read_only = region.flags & KVM_MEM_READONLY;
+  slot.pages = std::make_shared<std::vector<x86::PageMeta>>(region.memory_size / kPageSize);
+  set_logging(slot, region.flags & KVM_MEM_LOG_DIRTY_PAGES);
+  m_slots.emplace(region.slot, std::move(slot));
+  return Change::kCreated;
+}
+
+// Address and logging of a slot may change; size, host memory and read-only may not (the client deletes it
+// first).
+Result<MemorySlots::Change> MemorySlots::modify(x86::MemorySlot& slot,
+                                                const kvm_userspace_memory_region& region) {
+  const bool read_only = region.flags & KVM_MEM_READONLY;
+  const bool logging = region.flags & KVM_MEM_LOG_DIRTY_PAGES;
+  if (reinterpret_cast<u64>(slot.host) != region.userspace_addr || slot.size != region.memory_size ||
+      slot.read_only != read_only)
+    return Error{EINVAL, "size, host address and read-only of a slot cannot change"};
+  const bool moved = slot.base.value != region.guest_phys_addr;
+  if (!moved && logging == (slot.dirty_bitmap != nullptr)) return Change::kNothing;
+  if (moved && overlaps(region)) return Error{EEXIST, "guest range overlaps another slot"};
+  TRY(check_guest_range(region));
+  slot.base = Gpa(region.guest_phys_addr);
+  set_logging(slot, logging);
+  return moved ? Change::kMoved : Change::kFlags;
+}
+
+bool MemorySlots::overlaps(const kvm_userspace_memory_region& region) const {
+  const u64 first = region.guest_phys_addr, end = first + region.memory_size;
+  for (const auto& [id, slot] : m_slots)
+    if (id != region.slot && slot.base.value < end && first < slot.base.value + slot.size) return true;
+  return false;
+}
+
+const x86::MemorySlot* MemorySlots::find(u32 id) const {
+  auto slot = m_slots.find(id);
+  return slot == m_slots.end() ? nullptr : &slot->second;
+}
+
+std::vector<x86::MemorySlot> MemorySlots::layout() const {
+  std::vector<x86::MemorySlot> layout;
+  layout.reserve(m_slots.size());
+  for (const auto& [id, slot] : m_slots) layout.push_back(slot);
+  return layout;
+}
+
+}  // namespace anykvm::core

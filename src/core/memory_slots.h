@@ -1,0 +1,41 @@
+#pragma once
+// The rules of KVM_SET_USER_MEMORY_REGION (KVM API 4.35): which changes of the slot table are allowed, and
+// what the table is afterwards. Owner: Vm, under Vm's slot lock. Plain data: nothing here stops a vCPU.
+
+#include <linux/kvm.h>
+
+#include <map>
+#include <vector>
+
+#include "base/expected.h"
+#include "x86/mmu/physical_memory.h"
+
+namespace anykvm::core {
+
+// As the kernel's: 15 bits of slots less those it keeps for itself. There is one address space (no SMM).
+inline constexpr u32 kMaxMemorySlots = 32764;
+// Guest physical addresses end here (52 bits, the architecture's limit).
+inline constexpr u64 kGuestPhysicalEnd = u64{1} << 52;
+
+class MemorySlots {
+ public:
+  // What a change did; kNothing needs no new layout.
+  enum class Change : u8 { kNothing, kCreated, kMoved, kFlags, kDeleted };
+
+  // Checks everything before it changes anything. EINVAL or EEXIST as the kernel gives them.
+  Result<Change> set_region(const kvm_userspace_memory_region& region);
+
+  // The slot with this id, or null.
+  const x86::MemorySlot* find(u32 id) const;
+  std::vector<x86::MemorySlot> layout() const;
+
+ private:
+  Result<Change> remove(u32 id);
+  Result<Change> create(const kvm_userspace_memory_region& region);
+  Result<Change> modify(x86::MemorySlot& slot, const kvm_userspace_memory_region& region);
+  bool overlaps(const kvm_userspace_memory_region& region) const;
+
+  std::map<u32, x86::MemorySlot> m_slots;
+};
+
+}  // namespace anykvm::core

@@ -1,0 +1,199 @@
+#include "core/run_signals.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <mutex>
+
+#include "base/counters.h"
+#include "base/trace.h"
+#include "core/host_tsc.h"
+
+extern "C" {
+// run_signals_restorer.S: what the kernel returns to after a client's handler; tells us, then
+// rt_sigreturn(2).
+void anykvm_signal_restorer();
+void anykvm_signal_returned(const void* user_context);
+}
+
+namespace anykvm::core {
+namespace {
+
+constexpr int kSignals = 64;
+constexpr unsigned long kSaRestorer = 0x04000000;  // x86: the kernel insists on a restorer
+
+// struct sigaction as rt_sigaction(2) has it.
+struct KernelAction {
+  void* handler;
+  unsigned long flags;
+  void (*restorer)();
+  SignalSet mask;
+
+  bool operator==(const KernelAction&) const = default;
+  bool handled() const {
+    return handler != reinterpret_cast<void*>(SIG_DFL) && handler != reinterpret_cast<void*>(SIG_IGN);
+  }
+};
+
+// Raised by faults of the code that runs: translated code may fault, so these are never blocked in KVM_RUN,
+// and they are the translator's business.
+constexpr SignalSet kFaults =
+    signal_bit(SIGSEGV) | signal_bit(SIGBUS) | signal_bit(SIGFPE) | signal_bit(SIGILL) | signal_bit(SIGTRAP);
+// Neither can these have handlers that concern us: uncatchable, or glibc's own (cancellation, set*id).
+constexpr SignalSet kIgnored = kFaults | signal_bit(SIGKILL) | signal_bit(SIGSTOP) | signal_bit(SIGSYS) |
+                               signal_bit(32) | signal_bit(33);
+
+// A handler installed without our knowledge is found at most this much later.
+constexpr u64 kScanIntervalUs = 2000;
+// The first runs of a thread always scan: clients install their handlers around them.
+constexpr unsigned kEagerScans = 64;
+
+// SAFETY: read from signal handlers on the same thread only; initial-exec TLS needs no allocation there.
+[[gnu::tls_model("initial-exec")]] thread_local constinit RunSignals* t_running = nullptr;
+[[gnu::tls_model("initial-exec")]] thread_local constinit unsigned t_scans = 0;
+
+std::mutex g_mutex;                             // guards dispositions that we change
+std::array<unsigned, kSignals + 1> g_guards{};  // g_mutex: RunSignals objects that guard a signal
+std::atomic<u64> g_last_scan{0};                // host TSC
+
+bool get_action(int signal, KernelAction* action) {
+  return syscall(SYS_rt_sigaction, signal, nullptr, action, sizeof(SignalSet)) == 0;
+}
+
+// Replaces what is there now; if the client was faster than us, its action wins.
+bool replace_action(int signal, const KernelAction& expected, const KernelAction& action) {
+  KernelAction old{};
+  if (syscall(SYS_rt_sigaction, signal, &action, &old, sizeof(SignalSet)) != 0) return false;
+  if (old == expected) return true;
+  syscall(SYS_rt_sigaction, signal, &old, nullptr, sizeof(SignalSet));
+  return false;
+}
+
+void hook(int signal) {
+  KernelAction action{};
+  while (get_action(signal, &action) && action.handled() && action.restorer != anykvm_signal_restorer) {
+    KernelAction hooked = action;
+    hooked.restorer = anykvm_signal_restorer;
+    hooked.flags |= kSaRestorer;
+    if (replace_action(signal, action, hooked)) return;
+  }
+}
+
+void scan() {
+  ANYKVM_COUNT(signal_scans);
+  std::lock_guard lock(g_mutex);
+  g_last_scan.store(host_tsc(), std::memory_order_relaxed);
+  for (int signal = 1; signal <= kSignals; ++signal)
+    if (!(kIgnored & signal_bit(signal))) hook(signal);
+}
+
+bool scan_due() {
+  if (t_scans < kEagerScans) return ++t_scans, true;
+  return host_tsc() - g_last_scan.load(std::memory_order_relaxed) >
+         u64{kScanIntervalUs} * host_tsc_khz() / 1000;
+}
+
+// Stands in for the default action of signals that KVM_RUN is to report and leave pending.
+void guard_handler(int signal, siginfo_t* info, void*) {
+  if (t_running) return;  // the restorer reports it
+  // On a thread outside KVM_RUN the default action is due.
+  KernelAction action{};
+  action.flags = kSaRestorer;
+  action.restorer = anykvm_signal_restorer;
+  syscall(SYS_rt_sigaction, signal, &action, nullptr, sizeof(SignalSet));
+  syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), signal, info);
+}
+
+KernelAction guard_action() {
+  return {reinterpret_cast<void*>(guard_handler), SA_SIGINFO | kSaRestorer, anykvm_signal_restorer, 0};
+}
+
+SignalSet guard_defaults(SignalSet signals) {
+  SignalSet guarded = 0;
+  std::lock_guard lock(g_mutex);
+  for (int signal = 1; signal <= kSignals; ++signal) {
+    KernelAction action{};
+    if (!(signals & ~kIgnored & signal_bit(signal)) || !get_action(signal, &action)) continue;
+    const bool is_guard = action.handler == reinterpret_cast<void*>(guard_handler);
+    if (!is_guard && action.handler != reinterpret_cast<void*>(SIG_DFL)) continue;
+    if (!is_guard && !replace_action(signal, action, guard_action())) continue;
+    ++g_guards[static_cast<unsigned>(signal)];
+    guarded |= signal_bit(signal);
+  }
+  return guarded;
+}
+
+void unguard(SignalSet signals) {
+  std::lock_guard lock(g_mutex);
+  for (int signal = 1; signal <= kSignals; ++signal) {
+    if (!(signals & signal_bit(signal)) || --g_guards[static_cast<unsigned>(signal)] > 0) continue;
+    KernelAction action{}, normal{};
+    normal.flags = kSaRestorer;
+    normal.restorer = anykvm_signal_restorer;
+    if (get_action(signal, &action) && action.handler == reinterpret_cast<void*>(guard_handler))
+      replace_action(signal, action, normal);
+  }
+}
+
+SignalSet change_mask(int how, SignalSet set) {
+  SignalSet old = 0;
+  syscall(SYS_rt_sigprocmask, how, &set, &old, sizeof set);
+  return old;
+}
+
+}  // namespace
+
+RunSignals::RunSignals(SignalListener& listener, std::optional<SignalSet> mask) : m_listener(listener) {
+  if (scan_due()) {
+    scan();
+    m_scanned = true;
+  }
+  t_running = this;
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  m_saved_mask = change_mask(SIG_UNBLOCK, kFaults);
+  m_mask_changed = (m_saved_mask & kFaults) != 0;
+  if (!mask) return;
+  m_kept = m_saved_mask & ~*mask & ~kIgnored;
+  m_guarded = m_kept ? guard_defaults(m_kept) : 0;
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  m_mask_changed = true;
+  change_mask(SIG_SETMASK, *mask & ~kFaults);
+}
+
+RunSignals::~RunSignals() {
+  if (m_mask_changed) change_mask(SIG_SETMASK, m_saved_mask);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  t_running = nullptr;
+  if (m_guarded) unguard(m_guarded);
+  for (unsigned i = 0; i < m_requeue_count; ++i)
+    syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), m_requeue[i].si_signo, &m_requeue[i]);
+}
+
+void RunSignals::before_sleep() {
+  if (m_scanned) return;
+  m_scanned = true;
+  scan();
+}
+
+void RunSignals::arrived(const siginfo_t& info) {
+  if (keeps_pending(info.si_signo) && m_requeue_count < m_requeue.size()) m_requeue[m_requeue_count++] = info;
+  m_listener.signal_arrived();
+}
+
+void signal_dispositions_changed() { g_last_scan.store(0, std::memory_order_relaxed); }
+
+}  // namespace anykvm::core
+
+void anykvm_signal_returned(const void* user_context) {
+  using namespace anykvm;
+  if (!core::t_running) return;
+  // SAFETY: the kernel's frame is a ucontext (flags, link, stack, 256 bytes of registers, 8 of mask) followed
+  // by the siginfo (arch/x86 rt_sigframe), both intact while the handler returns.
+  constexpr std::size_t kUserContextSize = 8 + 8 + 24 + 256 + 8;
+  int saved_errno = errno;
+  core::t_running->arrived(
+      *reinterpret_cast<const siginfo_t*>(static_cast<const u8*>(user_context) + kUserContextSize));
+  errno = saved_errno;
+}

@@ -1,0 +1,60 @@
+#pragma once
+// How a signal that is delivered to a thread inside KVM_RUN makes KVM_RUN return EINTR, although no kernel
+// tells us (docs/decisions/signals.md). Owner: the thread that runs a vCPU, for the time of one KVM_RUN.
+// Process-wide state is under a lock in the .cpp.
+
+#include <signal.h>
+
+#include <array>
+#include <atomic>
+#include <optional>
+
+#include "base/types.h"
+
+namespace anykvm::core {
+
+// The kernel's signal set: bit n-1 for signal n.
+using SignalSet = u64;
+constexpr SignalSet signal_bit(int signal) { return u64{1} << (signal - 1); }
+
+// Who wants to hear of signals. Called on its own thread, right after the client's handler has returned.
+class SignalListener {
+ public:
+  virtual ~SignalListener() = default;
+  virtual void signal_arrived() = 0;  // async-signal-safe
+};
+
+// Exists while a thread is inside KVM_RUN.
+class RunSignals {
+ public:
+  // `mask`: what KVM_SET_SIGNAL_MASK set. It holds while the object lives.
+  RunSignals(SignalListener& listener, std::optional<SignalSet> mask);
+  // Puts the mask back. Signals that arrived and that the thread had blocked before are pending again, as
+  // after the kernel's KVM_RUN.
+  ~RunSignals();
+  RunSignals(const RunSignals&) = delete;
+  RunSignals& operator=(const RunSignals&) = delete;
+
+  // Call before sleeping: handlers that were installed lately will be noticed for sure from here on.
+  void before_sleep();
+
+  // Called by the hook, on this thread.
+  void arrived(const siginfo_t& info);
+
+ private:
+  bool keeps_pending(int signal) const { return m_kept & signal_bit(signal); }
+
+  SignalListener& m_listener;
+  SignalSet m_saved_mask = 0;
+  bool m_mask_changed = false;
+  bool m_scanned = false;
+  SignalSet m_kept = 0;     // blocked outside KVM_RUN and open inside
+  SignalSet m_guarded = 0;  // of these: default action, which must not be taken
+  std::array<siginfo_t, 8> m_requeue;
+  unsigned m_requeue_count = 0;
+};
+
+// Somebody who sees the client's calls of sigaction() reports changes here, which makes scans unnecessary.
+void signal_dispositions_changed();
+
+}  // namespace anykvm::core

@@ -1,0 +1,257 @@
+#include "core/vcpu.h"
+
+#include <errno.h>
+
+#include <algorithm>
+
+#include "base/trace.h"
+#include "core/host_tsc.h"
+#include "core/vm.h"
+#include "irqchip/apic_registers.h"
+
+namespace anykvm::core {
+namespace {
+
+constexpr u64 kRatioOne = u64{1} << 32;
+
+u64 scaled(u64 host_tsc, u64 ratio) {
+  return static_cast<u64>((static_cast<unsigned __int128>(host_tsc) * ratio) >> 32);
+}
+
+u64 tsc_ratio(u32 guest_khz) {
+  return guest_khz == host_tsc_khz() ? kRatioOne : scale(kRatioOne, guest_khz, host_tsc_khz());
+}
+
+}  // namespace
+
+Vcpu::Vcpu(Vm& vm, u32 id, SharedPage shared)
+    : m_vm(vm), m_id(id), m_shared(std::move(shared)), m_tsc_khz(vm.default_tsc_khz()), m_spin_ns(0) {
+  m_cpu = std::make_unique<x86::Cpu>(vm.machine(), static_cast<x86::Platform&>(*this));
+  m_cpu->reset(false);
+  x86::CpuState& cpu_state = state();
+  cpu_state.tsc_ratio = tsc_ratio(m_tsc_khz);
+  // All vCPUs count from the VM's creation, so their TSCs agree however late one is made.
+  cpu_state.tsc_offset = 0 - scaled(vm.creation_tsc(), cpu_state.tsc_ratio);
+  const bool boot = id == vm.boot_cpu();
+  m_client_apic_base =
+      irqchip::kApicBaseDefault | irqchip::kApicBaseEnable | (boot ? irqchip::kApicBaseBsp : 0);
+  cpu_state.mp_state = boot || !vm.irqchip() ? x86::MpState::kRunnable : x86::MpState::kUninitialized;
+  m_cpu->state_replaced();
+}
+
+Vcpu::~Vcpu() {
+  if (m_timer) m_vm.timers().remove(m_timer);
+  if (m_lapic) m_vm.irqchip()->remove_lapic(*m_lapic);
+}
+
+Result<std::unique_ptr<Vcpu>> Vcpu::create(Vm& vm, u32 id) {
+  std::unique_ptr<Vcpu> vcpu(new Vcpu(vm, id, TRY(SharedPage::create(id))));
+  if (vm.irqchip()) TRY(vcpu->join_irqchip());
+  return vcpu;
+}
+
+Result<> Vcpu::join_irqchip() {
+  irqchip::Clock& clock = *this;
+  irqchip::LapicHost& host = *this;
+  auto lapic =
+      std::make_unique<irqchip::Lapic>(m_vm.irqchip()->bus(), clock, host, m_id, m_id == m_vm.boot_cpu());
+  if (!m_vm.irqchip()->add_lapic(*lapic)) return Error{EINVAL, "too many local APICs"};
+  m_lapic = std::move(lapic);
+  m_timer = m_vm.timers().add([this] {
+    m_lapic->expire(monotonic_ns());
+    if (m_in_guest.load()) m_vm.timers().arm(m_timer, m_lapic->next_deadline_ns());
+  });
+  return {};
+}
+
+// --- State that the client reads and writes ---
+
+Result<> Vcpu::set_signal_mask(std::optional<SignalSet> mask) {
+  if (mask) *mask &= ~(signal_bit(SIGKILL) | signal_bit(SIGSTOP));
+  m_signal_mask = mask;
+  return {};
+}
+
+Result<> Vcpu::set_mp_state(u32 mp) {
+  if (!m_lapic && mp != KVM_MP_STATE_RUNNABLE)
+    return Error{EINVAL, "without a local APIC a vCPU is always runnable"};
+  switch (mp) {
+    case KVM_MP_STATE_SIPI_RECEIVED:
+      state().mp_state = x86::MpState::kInitReceived;
+      request(kRequestSipi);
+      return {};
+    case KVM_MP_STATE_RUNNABLE:
+    case KVM_MP_STATE_UNINITIALIZED:
+    case KVM_MP_STATE_INIT_RECEIVED:
+    case KVM_MP_STATE_HALTED:
+      state().mp_state = static_cast<x86::MpState>(mp);
+      return {};
+    default:
+      return Error{EINVAL, "unknown multiprocessing state"};
+  }
+}
+
+Result<> Vcpu::inject_interrupt(u32 vector) {
+  if (vector > 255) return Error{EINVAL, "vector is above 255"};
+  if (m_vm.irqchip()) return Error{ENXIO, "the interrupt controller is inside"};
+  m_cpu->inject_interrupt(static_cast<u8>(vector));
+  return {};
+}
+
+void Vcpu::queue_nmi() { nmi(); }
+
+u8 Vcpu::task_priority() { return m_lapic ? m_lapic->cr8() : m_client_cr8; }
+
+Result<> Vcpu::set_task_priority(u64 value) {
+  if (value > 15) return Error{EINVAL, "CR8 is above 15"};
+  if (m_lapic) m_lapic->set_cr8(static_cast<u8>(value));
+  m_client_cr8 = static_cast<u8>(value);
+  return {};
+}
+
+u64 Vcpu::apic_base() const { return m_lapic ? m_lapic->apic_base() : m_client_apic_base; }
+
+Result<> Vcpu::set_apic_base(u64 value) {
+  if (m_lapic && !m_lapic->set_apic_base(value, true))
+    return Error{EINVAL, "APIC base that no APIC can have"};
+  m_client_apic_base = value;
+  return {};
+}
+
+Result<> Vcpu::set_guest_tsc_khz(u64 khz) {
+  if (khz > ~u32{0}) return Error{EINVAL, "TSC rate is too large"};
+  const u32 rate = khz ? static_cast<u32>(khz) : host_tsc_khz();
+  x86::CpuState& cpu_state = state();
+  const u64 now = host_tsc();
+  const u64 guest_now = scaled(now, cpu_state.tsc_ratio) + cpu_state.tsc_offset;
+  cpu_state.tsc_ratio = tsc_ratio(rate);
+  cpu_state.tsc_offset = guest_now - scaled(now, cpu_state.tsc_ratio);
+  m_tsc_khz = rate;
+  m_cpu->state_replaced();
+  if (m_lapic) m_lapic->tsc_changed();
+  return {};
+}
+
+Result<> Vcpu::set_cpuid(std::vector<x86::CpuidEntry> entries) {
+  irqchip::Lapic::Features features{};
+  features.x2apic = features.tsc_deadline = false;
+  for (const x86::CpuidEntry& entry : entries) {
+    if (entry.function != 1) continue;
+    features.x2apic = entry.ecx & (1u << 21);
+    features.tsc_deadline = entry.ecx & (1u << 24);
+  }
+  m_cpu->model().set_entries(std::move(entries));
+  features.physical_bits = static_cast<u8>(m_cpu->model().physical_address_bits());
+  if (m_lapic) m_lapic->set_features(features);
+  m_cpu->state_replaced();
+  return {};
+}
+
+// --- x86::Platform ---
+
+bool Vcpu::pio_read(u16 port, void* data, unsigned size) {
+  auto* chip = m_vm.irqchip();
+  return chip && chip->pio_read(port, data, size);
+}
+
+bool Vcpu::pio_write(u16 port, const void* data, unsigned size) {
+  auto* chip = m_vm.irqchip();
+  if (chip && chip->pio_write(port, data, size)) return true;
+  return m_vm.io_events().write(IoBus::kPio, port, data, size) ||
+         m_vm.coalesced_io().write(IoBus::kPio, port, data, size);
+}
+
+bool Vcpu::mmio_read(Gpa address, void* data, unsigned size) {
+  return m_lapic && m_vm.irqchip()->mmio_read(*m_lapic, address, data, size);
+}
+
+bool Vcpu::mmio_write(Gpa address, const void* data, unsigned size) {
+  if (m_lapic && m_vm.irqchip()->mmio_write(*m_lapic, address, data, size)) return true;
+  return m_vm.io_events().write(IoBus::kMmio, address.value, data, size) ||
+         m_vm.coalesced_io().write(IoBus::kMmio, address.value, data, size);
+}
+
+bool Vcpu::interrupt_ready() { return m_lapic && m_vm.irqchip()->interrupt_ready(*m_lapic); }
+
+std::optional<u8> Vcpu::acknowledge_interrupt() {
+  if (!m_lapic) return std::nullopt;
+  auto vector = m_vm.irqchip()->acknowledge(*m_lapic);
+  if (vector) ANYKVM_TRACE(irq, "vcpu {} takes vector {:#x}", m_id, *vector);
+  return vector;
+}
+
+void Vcpu::set_cr8(u8 value) {
+  if (m_lapic) return m_lapic->set_cr8(value);
+  const bool lowered = value < m_client_cr8;
+  m_client_cr8 = value;
+  if (!lowered) return;
+  // The client has the interrupt controller: it may have an interrupt that this lets through.
+  x86::Exit exit;
+  exit.reason = x86::Exit::Reason::kTprAccess;
+  m_cpu->exit_after_instruction(exit);
+}
+
+bool Vcpu::apic_msr_read(u32 index, u64* value) {
+  if (m_lapic) return m_lapic->msr_read(index, value);
+  if (index == irqchip::kMsrApicBase) return *value = m_client_apic_base, true;
+  return index == irqchip::kMsrTscDeadline ? (*value = 0, true) : false;
+}
+
+bool Vcpu::apic_msr_write(u32 index, u64 value) {
+  if (m_lapic) return m_lapic->msr_write(index, value);
+  if (index == irqchip::kMsrApicBase) return m_client_apic_base = value, true;
+  return index == irqchip::kMsrTscDeadline;
+}
+
+u64 Vcpu::kvmclock_ns(u64 tsc) { return m_vm.clock().ns_at(tsc); }
+
+// --- irqchip::LapicHost and Clock ---
+
+void Vcpu::interrupt_posted() {
+  m_cpu->request(x86::kAttentionEvent);
+  m_waiter.wake();
+}
+
+void Vcpu::nmi() {
+  m_cpu->queue_nmi();
+  m_nmi_came = true;
+  m_cpu->request(x86::kAttentionEvent);
+  m_waiter.wake();
+}
+
+void Vcpu::init() { request(kRequestInit); }
+
+void Vcpu::sipi(u8 vector) {
+  m_sipi_vector = vector;
+  request(kRequestSipi);
+}
+
+void Vcpu::request(u8 request) {
+  m_requests.fetch_or(request);
+  m_cpu->request(x86::kAttentionKick);
+  m_waiter.wake();
+}
+
+void Vcpu::deadline_changed() {
+  if (m_in_guest.load()) return m_vm.timers().arm(m_timer, m_lapic->next_deadline_ns());
+  m_waiter.wake();
+}
+
+u64 Vcpu::guest_tsc_to_ns(u64 tsc) {
+  const u64 now = m_cpu->read_tsc();
+  if (tsc <= now) return 0;
+  const u32 khz = m_tsc_khz.load(std::memory_order_relaxed);
+  const auto wait = (static_cast<unsigned __int128>(tsc - now) * 1'000'000 + khz - 1) / khz;
+  constexpr u64 kLongest = u64{1} << 62;
+  return monotonic_ns() + static_cast<u64>(std::min<unsigned __int128>(wait, kLongest));
+}
+
+// --- SignalListener ---
+
+void Vcpu::signal_arrived() {
+  m_signalled.store(true);
+  m_cpu->request(x86::kAttentionKick);
+  m_waiter.wake();
+}
+
+}  // namespace anykvm::core

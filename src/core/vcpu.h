@@ -1,0 +1,161 @@
+#pragma once
+// One virtual CPU: KVM_RUN, waiting and waking, and what its x86::Cpu and local APIC need from the machine.
+// Owner: Vm. mutex() is held for every ioctl of the vCPU (the dispatcher takes it); functions under
+// "any thread" need no lock.
+
+#include <linux/kvm.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "base/expected.h"
+#include "core/run_signals.h"
+#include "core/shared_page.h"
+#include "core/single_waiter.h"
+#include "core/timer_thread.h"
+#include "irqchip/clock.h"
+#include "irqchip/lapic.h"
+#include "irqchip/lapic_host.h"
+#include "x86/cpu.h"
+#include "x86/platform.h"
+
+namespace anykvm::core {
+
+class Vm;
+
+class Vcpu final : private x86::Platform,
+                   private irqchip::LapicHost,
+                   private irqchip::Clock,
+                   private SignalListener {
+ public:
+  static Result<std::unique_ptr<Vcpu>> create(Vm& vm, u32 id);
+  ~Vcpu() override;
+
+  std::mutex& mutex() { return m_mutex; }
+  Vm& vm() { return m_vm; }
+  u32 id() const { return m_id; }
+  SharedPage& shared_page() { return m_shared; }
+  x86::Cpu& cpu() { return *m_cpu; }
+  x86::CpuState& state() { return m_cpu->state(); }
+  irqchip::Lapic* lapic() { return m_lapic.get(); }  // null: the client has the interrupt controller
+
+  // KVM_RUN. Errors: EINTR (a signal or immediate_exit), EAGAIN (see KVM API 4.10), EINVAL.
+  Result<> run();
+
+  Result<> set_signal_mask(std::optional<SignalSet> mask);
+  Result<> set_mp_state(u32 state);
+  u32 mp_state() const { return static_cast<u32>(m_cpu->state().mp_state); }
+  u32 sipi_vector() const { return m_sipi_vector.load(); }
+  void set_sipi_vector(u32 vector) { m_sipi_vector = static_cast<u8>(vector); }
+
+  // KVM_INTERRUPT.
+  Result<> inject_interrupt(u32 vector);
+  // KVM_NMI. Any thread.
+  void queue_nmi();
+
+  u8 task_priority();  // CR8
+  Result<> set_task_priority(u64 cr8);
+  u64 apic_base() const;
+  Result<> set_apic_base(u64 value);
+
+  u32 guest_tsc_khz() const { return m_tsc_khz.load(); }
+  Result<> set_guest_tsc_khz(u64 khz);
+
+  bool has_run() const { return m_has_run; }
+  // KVM_SET_CPUID2, and its consequences outside the Cpu.
+  Result<> set_cpuid(std::vector<x86::CpuidEntry> entries);
+
+ private:
+  enum Request : u8 { kRequestInit = 1, kRequestSipi = 2 };
+
+  Vcpu(Vm& vm, u32 id, SharedPage shared);
+  Result<> join_irqchip();
+
+  // --- run loop (vcpu_run.cpp) ---
+  Result<> run_until_exit(RunSignals& signals);
+  Result<> wait_as_uninitialized(RunSignals& signals);
+  Result<> begin_run();
+  void complete_client_io();
+  // After complete_client_io(): carries out the instruction that waited for it, and nothing after it. True:
+  // it needs the client once more.
+  bool finish_instruction();
+  Error interrupted();
+  bool take_signal() { return m_signalled.exchange(false); }
+  x86::Exit run_guest();
+  void handle_apic_requests();
+  void start_at_sipi_vector(u8 vector);
+  void save_run_state();
+  // True: the exit is for the client, and kvm_run describes it.
+  bool handle_exit(const x86::Exit& exit);
+  void report_pio(const x86::Exit& exit);
+  void report_mmio(const x86::Exit& exit);
+  void report_debug(const x86::Exit& exit);
+  void report_internal_error(const x86::Exit& exit);
+  void answer_hypercall();
+  void expire_timers();
+
+  // --- waiting and waking (vcpu_wait.cpp) ---
+  // Sleeps until the vCPU can go on, or a signal. Spins a little first.
+  void wait(RunSignals& signals);
+  bool wake_condition();
+  bool runnable_after_halt();
+  bool spin_until(u64 end);
+
+  // --- x86::Platform: this vCPU's thread, inside Cpu::run() ---
+  bool pio_read(u16 port, void* data, unsigned size) override;
+  bool pio_write(u16 port, const void* data, unsigned size) override;
+  bool mmio_read(Gpa address, void* data, unsigned size) override;
+  bool mmio_write(Gpa address, const void* data, unsigned size) override;
+  bool interrupt_ready() override;
+  std::optional<u8> acknowledge_interrupt() override;
+  u8 cr8() override { return task_priority(); }
+  void set_cr8(u8 value) override;
+  bool apic_msr_read(u32 index, u64* value) override;
+  bool apic_msr_write(u32 index, u64 value) override;
+  u32 apic_id() override { return m_id; }
+  u64 kvmclock_ns(u64 tsc) override;
+  u32 tsc_khz() override { return guest_tsc_khz(); }
+
+  // --- irqchip::LapicHost: any thread, must not block ---
+  void interrupt_posted() override;
+  void nmi() override;
+  void init() override;
+  void sipi(u8 vector) override;
+  void deadline_changed() override;
+
+  // --- irqchip::Clock: any thread ---
+  u64 now_ns() override { return monotonic_ns(); }
+  u64 guest_tsc() override { return m_cpu->read_tsc(); }
+  u64 guest_tsc_to_ns(u64 tsc) override;
+
+  // --- SignalListener: a signal handler's end ---
+  void signal_arrived() override;
+
+  void request(u8 request);
+
+  Vm& m_vm;  // owns this
+  const u32 m_id;
+  std::mutex m_mutex;
+  SharedPage m_shared;
+  std::unique_ptr<x86::Cpu> m_cpu;
+  std::unique_ptr<irqchip::Lapic> m_lapic;
+  std::optional<SignalSet> m_signal_mask;
+  u8 m_client_cr8 = 0;  // without a local APIC: CR8 and IA32_APIC_BASE live here
+  u64 m_client_apic_base = 0;
+  std::atomic<u32> m_tsc_khz;
+  x86::Exit m_io_exit;  // what the client is answering
+  bool m_has_run = false;
+
+  SingleWaiter m_waiter;
+  std::atomic<u8> m_requests{0};  // bits of Request
+  std::atomic<u8> m_sipi_vector{0};
+  std::atomic<bool> m_nmi_came{false};  // since the vCPU last halted
+  std::atomic<bool> m_signalled{false};
+  std::atomic<bool> m_in_guest{false};  // inside Cpu::run(): deadlines are the timer thread's
+  TimerThread::Timer* m_timer = nullptr;
+  u64 m_spin_ns;
+};
+
+}  // namespace anykvm::core

@@ -1,0 +1,256 @@
+// KVM_RUN: from the client's call to the next exit (KVM API 4.10, DESIGN D9 and D11).
+#include <errno.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "base/counters.h"
+#include "base/trace.h"
+#include "core/client_registers.h"
+#include "core/vcpu.h"
+#include "core/vm.h"
+
+namespace anykvm::core {
+namespace {
+
+using Reason = x86::Exit::Reason;
+
+// The client may change the shared page while we look: each field is read once.
+template <class T>
+T read_once(const T& field) {
+  return *static_cast<const volatile T*>(&field);
+}
+
+constexpr u64 kSyncFields = KVM_SYNC_X86_VALID_FIELDS;
+
+// What the kernel's KVM_HC_* calls return in RAX.
+constexpr u64 kHypercallUnknown = static_cast<u64>(-1000);  // KVM_ENOSYS
+constexpr u64 kHypercallForbidden = static_cast<u64>(-1);   // KVM_EPERM
+constexpr u64 kHypercallPollIrq = 1;                        // KVM_HC_VAPIC_POLL_IRQ
+
+}  // namespace
+
+Result<> Vcpu::run() {
+  ANYKVM_COUNT(runs);
+  m_has_run = true;
+  m_signalled = false;
+  Result<> result;
+  {
+    RunSignals signals(*this, m_signal_mask);
+    m_shared.run().flags = 0;
+    if (state().mp_state == x86::MpState::kUninitialized)
+      result = wait_as_uninitialized(signals);
+    else if (result = begin_run(); result.ok())
+      result = run_until_exit(signals);
+  }
+  save_run_state();
+  ANYKVM_TRACE(exit, "vcpu {} exit {} rip {:#x} result {}", m_id, m_shared.run().exit_reason, state().rip,
+               result.ok() ? 0 : result.error().code);
+  return result;
+}
+
+// The kernel's KVM_RUN of a vCPU that never got an INIT waits for one event and returns EAGAIN.
+Result<> Vcpu::wait_as_uninitialized(RunSignals& signals) {
+  while (!m_requests.load() && !m_signalled.load() && !read_once(m_shared.run().immediate_exit))
+    wait(signals);
+  handle_apic_requests();
+  if (take_signal() || read_once(m_shared.run().immediate_exit)) return interrupted();
+  return Error{EAGAIN, "the vCPU was uninitialized"};
+}
+
+Result<> Vcpu::begin_run() {
+  kvm_run& run = m_shared.run();
+  const u64 dirty = read_once(run.kvm_dirty_regs);
+  if ((read_once(run.kvm_valid_regs) | dirty) & ~kSyncFields) return Error{EINVAL, "unknown register sets"};
+  TRY(load_synced_registers(*this, run.s.regs, dirty));
+  run.kvm_dirty_regs = 0;
+  if (!m_lapic) TRY(set_task_priority(read_once(run.cr8)));
+  return {};
+}
+
+Result<> Vcpu::run_until_exit(RunSignals& signals) {
+  kvm_run& run = m_shared.run();
+  const bool io_pending = m_cpu->io_pending();
+  if (io_pending) complete_client_io();
+  if (read_once(run.immediate_exit) || m_signalled.load()) {
+    if (io_pending && finish_instruction()) return {};
+    return interrupted();
+  }
+  for (;;) {
+    if (take_signal()) return interrupted();
+    handle_apic_requests();
+    if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
+      m_nmi_came = false;
+      state().mp_state = x86::MpState::kRunnable;
+    }
+    if (state().mp_state != x86::MpState::kRunnable) {
+      wait(signals);
+      continue;
+    }
+    if (!m_lapic) m_cpu->set_interrupt_window_request(read_once(run.request_interrupt_window));
+    if (handle_exit(run_guest())) return {};
+  }
+}
+
+x86::Exit Vcpu::run_guest() {
+  if (!m_lapic) return m_cpu->run();
+  m_in_guest.store(true);
+  expire_timers();
+  m_vm.timers().arm(m_timer, m_lapic->next_deadline_ns());
+  x86::Exit exit = m_cpu->run();
+  m_in_guest.store(false);
+  m_vm.timers().disarm(m_timer);
+  return exit;
+}
+
+Error Vcpu::interrupted() {
+  ANYKVM_COUNT(exits_signal);
+  ANYKVM_TRACE(signal, "vcpu {} leaves KVM_RUN", m_id);
+  m_shared.run().exit_reason = KVM_EXIT_INTR;
+  return Error{EINTR, "signal or immediate_exit"};
+}
+
+// --- The client's answers ---
+
+void Vcpu::complete_client_io() {
+  if (m_io_exit.write) return m_cpu->complete_io(nullptr);
+  std::array<u8, kPageSize> data;
+  if (m_io_exit.reason == Reason::kPio)
+    memcpy(data.data(), m_shared.pio_data(),
+           std::min<std::size_t>(m_io_exit.size * m_io_exit.count, data.size()));
+  else
+    memcpy(data.data(), m_shared.run().mmio.data, 8);
+  m_cpu->complete_io(data.data());
+}
+
+bool Vcpu::finish_instruction() {
+  // The kick ends run() at its first poll, which comes after the instruction that has its answers.
+  m_cpu->request(x86::kAttentionKick);
+  return handle_exit(run_guest());
+}
+
+// --- INIT and SIPI (SDM 3A 8.4) ---
+
+void Vcpu::handle_apic_requests() {
+  const u8 requests = m_requests.exchange(0);
+  if (!requests || !m_lapic) return;
+  if (requests & kRequestInit) {
+    ANYKVM_TRACE(irq, "vcpu {} gets INIT", m_id);
+    m_cpu->reset(true);
+    m_lapic->reset(true);
+    state().mp_state = m_lapic->is_bsp() ? x86::MpState::kRunnable : x86::MpState::kInitReceived;
+    m_cpu->state_replaced();
+  }
+  if ((requests & kRequestSipi) && state().mp_state == x86::MpState::kInitReceived)
+    start_at_sipi_vector(m_sipi_vector.load());
+}
+
+void Vcpu::start_at_sipi_vector(u8 vector) {
+  ANYKVM_TRACE(irq, "vcpu {} starts at {:#x}", m_id, vector << 12);
+  x86::CpuState& cpu_state = state();
+  x86::Segment& cs = cpu_state.segments[x86::kCs];
+  cs.selector = static_cast<u16>(vector << 8);
+  cs.base = u64{vector} << 12;
+  cpu_state.rip = 0;
+  cpu_state.mp_state = x86::MpState::kRunnable;
+  m_cpu->state_replaced();
+}
+
+// --- Exits ---
+
+bool Vcpu::handle_exit(const x86::Exit& exit) {
+  kvm_run& run = m_shared.run();
+  switch (exit.reason) {
+    case Reason::kNone:
+    case Reason::kInterrupted:
+      return false;
+    case Reason::kHalt:
+      if (m_lapic) return state().mp_state = x86::MpState::kHalted, false;
+      state().mp_state = x86::MpState::kRunnable;
+      run.exit_reason = KVM_EXIT_HLT;
+      return true;
+    case Reason::kMmio:
+      return report_mmio(exit), true;
+    case Reason::kPio:
+      return report_pio(exit), true;
+    case Reason::kShutdown:
+      return run.exit_reason = KVM_EXIT_SHUTDOWN, true;
+    case Reason::kDebug:
+      return report_debug(exit), true;
+    case Reason::kInternalError:
+      return report_internal_error(exit), true;
+    case Reason::kHypercall:
+      return answer_hypercall(), false;
+    case Reason::kTprAccess:
+      return run.exit_reason = KVM_EXIT_SET_TPR, true;
+    case Reason::kInterruptWindow:
+      return run.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN, true;
+  }
+  return false;
+}
+
+void Vcpu::report_pio(const x86::Exit& exit) {
+  ANYKVM_COUNT(exits_io);
+  m_io_exit = exit;
+  kvm_run& run = m_shared.run();
+  run.exit_reason = KVM_EXIT_IO;
+  run.io.direction = exit.write ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN;
+  run.io.size = exit.size;
+  run.io.port = exit.port;
+  run.io.count = exit.count;
+  run.io.data_offset = KVM_PIO_PAGE_OFFSET * kPageSize;
+  if (exit.write)
+    memcpy(m_shared.pio_data(), exit.data.data(),
+           std::min<std::size_t>(exit.size * exit.count, exit.data.size()));
+}
+
+void Vcpu::report_mmio(const x86::Exit& exit) {
+  ANYKVM_COUNT(exits_mmio);
+  m_io_exit = exit;
+  kvm_run& run = m_shared.run();
+  run.exit_reason = KVM_EXIT_MMIO;
+  run.mmio.phys_addr = exit.gpa;
+  run.mmio.len = exit.size;
+  run.mmio.is_write = exit.write;
+  memcpy(run.mmio.data, exit.data.data(), sizeof run.mmio.data);
+}
+
+void Vcpu::report_debug(const x86::Exit& exit) {
+  kvm_run& run = m_shared.run();
+  run.exit_reason = KVM_EXIT_DEBUG;
+  run.debug.arch.exception = exit.debug_vector;
+  run.debug.arch.pad = 0;
+  run.debug.arch.pc = exit.debug_pc;
+  run.debug.arch.dr6 = exit.debug_dr6;
+  run.debug.arch.dr7 = state().dr7;
+}
+
+void Vcpu::report_internal_error(const x86::Exit& exit) {
+  kvm_run& run = m_shared.run();
+  run.exit_reason = KVM_EXIT_INTERNAL_ERROR;
+  run.internal.suberror = exit.code;
+  run.internal.ndata = 0;
+}
+
+// None of KVM's paravirtual calls is offered in CPUID; the oldest one is harmless, the rest is unknown.
+void Vcpu::answer_hypercall() {
+  u64& rax = state().gpr[x86::kRax];
+  u64 answer = kHypercallUnknown;
+  if (state().cpl != 0)
+    answer = kHypercallForbidden;
+  else if (rax == kHypercallPollIrq)
+    answer = 0;
+  rax = state().code64() ? answer : answer & 0xffffffff;
+}
+
+void Vcpu::save_run_state() {
+  kvm_run& run = m_shared.run();
+  run.if_flag = (state().rflags & x86::kFlagIf) != 0;
+  run.cr8 = task_priority();
+  run.apic_base = apic_base();
+  run.ready_for_interrupt_injection = m_lapic || m_cpu->interrupts_open();
+  store_synced_registers(*this, run.s.regs, read_once(run.kvm_valid_regs));
+}
+
+}  // namespace anykvm::core

@@ -1,0 +1,69 @@
+// A vCPU that has nothing to do: halted, or waiting for INIT or SIPI (SEEDS G1).
+#include <algorithm>
+
+#include "base/counters.h"
+#include "core/vcpu.h"
+#include "core/vm.h"
+
+namespace anykvm::core {
+namespace {
+
+// Crossing CPUs costs more than this in a virtual machine; a wake-up that comes while spinning saves it. The
+// window grows while wake-ups come soon and closes when they do not, so an idle guest does not burn CPU.
+constexpr u64 kSpinStartNs = 5'000;
+constexpr u64 kSpinLimitNs = 40'000;
+constexpr u64 kSoonNs = 60'000;
+
+u64 adapted_spin(u64 window, u64 waited) {
+  if (waited > kSoonNs) return window / 4 < 1000 ? 0 : window / 4;
+  return std::clamp(window * 2, kSpinStartNs, kSpinLimitNs);
+}
+
+}  // namespace
+
+void Vcpu::expire_timers() {
+  if (!m_lapic) return;
+  const u64 deadline = m_lapic->next_deadline_ns();
+  if (deadline == irqchip::kNever) return;
+  if (const u64 now = monotonic_ns(); now >= deadline) m_lapic->expire(now);
+}
+
+// HLT ends with an interrupt that can be taken or an NMI (SDM 2A, HLT).
+bool Vcpu::runnable_after_halt() {
+  const x86::Events& events = state().events;
+  if (m_nmi_came.load() && !events.nmi.masked) return true;
+  if (events.nmi.injected || events.exception.injected || events.interrupt.injected) return true;
+  if (events.nmi.pending && !events.nmi.masked) return true;
+  return (state().rflags & x86::kFlagIf) && interrupt_ready();
+}
+
+bool Vcpu::wake_condition() {
+  if (m_signalled.load() || m_requests.load()) return true;
+  return state().mp_state == x86::MpState::kHalted && runnable_after_halt();
+}
+
+bool Vcpu::spin_until(u64 end) {
+  while (monotonic_ns() < end) {
+    expire_timers();
+    if (wake_condition()) return true;
+    for (int pause = 0; pause < 20; ++pause) __builtin_ia32_pause();
+  }
+  return false;
+}
+
+void Vcpu::wait(RunSignals& signals) {
+  ANYKVM_COUNT(halts);
+  expire_timers();
+  if (wake_condition()) return;
+  const u64 start = monotonic_ns();
+  if (m_spin_ns && spin_until(start + m_spin_ns)) {
+    ANYKVM_COUNT(halts_spun);
+  } else {
+    signals.before_sleep();
+    m_waiter.wait([this] { return wake_condition(); }, m_lapic ? m_lapic->next_deadline_ns() : kNever);
+    expire_timers();
+  }
+  m_spin_ns = adapted_spin(m_spin_ns, monotonic_ns() - start);
+}
+
+}  // namespace anykvm::core

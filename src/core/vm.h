@@ -1,0 +1,120 @@
+#pragma once
+// One virtual machine: memory slots, interrupt chips, eventfds, clock, and the list of its vCPUs.
+// Owner: shared by the VM's descriptor and its vCPUs' descriptors; it owns the vCPUs. Every function from any
+// thread.
+//
+// Locks: m_mutex guards creation of chips and vCPUs, m_slots_mutex the slot table. Both are held while the
+// world is stopped, so no callback of a running vCPU (x86::Platform) takes them; those see only the leaf
+// locks of the parts.
+
+#include <linux/kvm.h>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "base/expected.h"
+#include "core/coalesced_io.h"
+#include "core/io_events.h"
+#include "core/irq_fds.h"
+#include "core/kvm_clock.h"
+#include "core/memory_slots.h"
+#include "core/timer_thread.h"
+#include "irqchip/clock.h"
+#include "irqchip/irqchip.h"
+#include "x86/machine.h"
+
+namespace anykvm::core {
+
+class Vcpu;
+
+// vCPU numbers are below this, and a VM has no more of them.
+inline constexpr u32 kMaxVcpus = 255;
+
+class Vm final : public std::enable_shared_from_this<Vm> {
+ public:
+  // `type` is KVM_CREATE_VM's argument; EINVAL for any but 0. EACCES, EPERM: generated code may not be
+  // executed here.
+  static Result<std::shared_ptr<Vm>> create(u64 type);
+  ~Vm();
+  Vm(const Vm&) = delete;
+  Vm& operator=(const Vm&) = delete;
+
+  // --- vCPUs ---
+  // The pointer keeps the whole VM alive.
+  Result<std::shared_ptr<Vcpu>> create_vcpu(u64 id);
+  Result<> set_boot_cpu(u64 id);
+  u32 boot_cpu() const { return m_boot_cpu.load(); }
+  bool has_vcpus() const;
+
+  // --- memory ---
+  Result<> set_user_memory_region(const kvm_userspace_memory_region& region);
+  // Copies the slot's dirty bitmap to the client and clears it; later writes are seen again.
+  Result<> get_dirty_log(u32 slot, u64 client_bitmap);
+  x86::Machine& machine() { return *m_machine; }
+
+  // --- interrupts ---
+  Result<> create_irqchip();
+  Result<> create_pit(u32 flags);
+  irqchip::IrqChip* irqchip() const {
+    return m_irqchip.load(std::memory_order_acquire);
+  }  // null: the client has it
+  Result<irqchip::IrqChip*> require_irqchip(int error) const;
+  Result<irqchip::Pit*> require_pit() const;
+  Result<> irqfd(const kvm_irqfd& request);
+
+  // --- buses: the guest's accesses that are no vCPU's own ---
+  IoEvents& io_events() { return m_io_events; }
+  CoalescedIo& coalesced_io() { return m_coalesced_io; }
+
+  // --- time ---
+  KvmClock& clock() { return m_clock; }
+  TimerThread& timers() { return m_timers; }
+  // What new vCPUs start with.
+  u32 default_tsc_khz() const { return m_default_tsc_khz.load(); }
+  Result<> set_default_tsc_khz(u64 khz);
+  u64 creation_tsc() const { return m_creation_tsc; }
+
+  // True in the process that made the VM; a forked child has a copy that nothing drives (the kernel says
+  // EIO).
+  bool belongs_to_this_process() const;
+
+ private:
+  // Time for the PIT, which does not ask for a TSC.
+  struct PitClock final : irqchip::Clock {
+    u64 now_ns() override;
+    u64 guest_tsc() override { return 0; }
+    u64 guest_tsc_to_ns(u64) override { return irqchip::kNever; }
+  };
+
+  explicit Vm(std::unique_ptr<x86::Machine> machine);
+  void pit_expired();
+  void rearm_pit();
+
+  const u64 m_creation_tsc;
+  const unsigned m_fork_generation;
+  std::atomic<u32> m_default_tsc_khz;
+  std::atomic<u32> m_boot_cpu{0};
+  KvmClock m_clock;
+  PitClock m_pit_clock;
+  IoEvents m_io_events;
+  CoalescedIo m_coalesced_io;
+  const std::unique_ptr<x86::Machine> m_machine;
+
+  std::mutex m_slots_mutex;
+  MemorySlots m_slots;  // m_slots_mutex
+
+  // The order matters for destruction: irqfd thread, vCPUs, timer thread, chips.
+  mutable std::mutex m_mutex;
+  std::unique_ptr<irqchip::IrqChip> m_irqchip_storage;  // m_mutex; set once
+  std::atomic<irqchip::IrqChip*> m_irqchip{nullptr};
+  TimerThread m_timers;
+  TimerThread::Timer* m_pit_timer = nullptr;
+  std::map<u32, std::unique_ptr<Vcpu>> m_vcpus;  // m_mutex
+  std::unique_ptr<IrqFds> m_irq_fds;             // m_mutex; set once, with the chip
+};
+
+}  // namespace anykvm::core
