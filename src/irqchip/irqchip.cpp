@@ -243,11 +243,11 @@ void IrqChip::pio_write_byte(u16 port, u8 value) {
 
 void IrqChip::write_pic(u16 port, u8 value) {
   std::unique_lock lock(m_mutex);
-  bool was_unmasked = irq0_unmasked();
+  unsigned open_before = irq0_open_routes();
   m_pic.write(port, value);
   u16 completed = m_pic.take_completed();
   pic_changed();
-  bool opened = !was_unmasked && irq0_unmasked();
+  bool opened = irq0_open_routes() & ~open_before;
   lock.unlock();
   if (opened && pit()) pit()->irq0_unmasked();
   notify_pic_completed(completed);
@@ -255,23 +255,28 @@ void IrqChip::write_pic(u16 port, u8 value) {
 
 void IrqChip::write_ioapic(u32 offset, const void* data, unsigned size) {
   std::unique_lock lock(m_mutex);
-  bool was_unmasked = irq0_unmasked();
+  unsigned open_before = irq0_open_routes();
   m_ioapic.mmio_write(offset, data, size);
   ioapic_changed();
-  bool opened = !was_unmasked && irq0_unmasked();
+  bool opened = irq0_open_routes() & ~open_before;
   lock.unlock();
   if (opened && pit()) pit()->irq0_unmasked();
 }
 
-bool IrqChip::irq0_unmasked() const {
+// Which of IRQ 0's routes are not masked, a bit each. A tick may sit in one that nobody serves (the PIC while
+// LINT0 is masked), so that each route that opens lets the PIT begin anew.
+unsigned IrqChip::irq0_open_routes() const {
+  unsigned open = 0, index = 0;
   for (const kvm_irq_routing_entry& route : m_routing->routes(kPitGsi)) {
-    if (route.type != KVM_IRQ_ROUTING_IRQCHIP) continue;
-    u32 chip = route.u.irqchip.irqchip, pin = route.u.irqchip.pin;
-    bool masked = chip == KVM_IRQCHIP_IOAPIC ? !has_bit(m_ioapic.unmasked_pins(), pin)
-                                             : has_bit(m_pic.state(chip).imr, pin);
-    if (!masked) return true;
+    if (route.type == KVM_IRQ_ROUTING_IRQCHIP) {
+      u32 chip = route.u.irqchip.irqchip, pin = route.u.irqchip.pin;
+      bool masked = chip == KVM_IRQCHIP_IOAPIC ? !has_bit(m_ioapic.unmasked_pins(), pin)
+                                               : has_bit(m_pic.state(chip).imr, pin);
+      if (!masked) open |= 1u << index;
+    }
+    index++;
   }
-  return false;
+  return open;
 }
 
 // Where the local APIC's page would be, but the APIC is off or in x2APIC mode, the bus reads all ones; KVM's

@@ -103,7 +103,7 @@ class IrqChip final : private EoiListener {
   bool ioapic_has_vector(u8 vector) const;
   std::optional<u8> acknowledge_pic(Lapic& lapic);
   bool owns_port(u16 port);
-  bool irq0_unmasked() const;  // m_mutex held
+  unsigned irq0_open_routes() const;  // m_mutex held
   void write_pic(u16 port, u8 value);
   void write_ioapic(u32 offset, const void* data, unsigned size);
   u8 pio_read_byte(u16 port);
