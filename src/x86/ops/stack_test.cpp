@@ -99,6 +99,20 @@ TEST_F(StackTest, xlat_replaces_al_only) {
   EXPECT_EQ(state.gpr[kRax], 0x1199u);
 }
 
+TEST_F(StackTest, xlat_with_segment_override_reads_from_that_segment) {
+  start_protected();
+  state.segments[kFs] = state.segments[kDs];
+  state.segments[kFs].base = 0x100;
+  write<u8>(kData + 0x120, 0x77);
+  state.gpr[kRbx] = kData;
+  state.gpr[kRax] = 0x20;
+  Insn xlat = memory_insn(1, 0);
+  xlat.bytes[0] = 0x64;
+  xlat.bytes[1] = 0xd7;
+  EXPECT_TRUE(succeeded(op_xlat(cpu, xlat)));
+  EXPECT_EQ(state.gpr[kRax], 0x77u);
+}
+
 TEST_F(StackTest, mov_ss_casts_a_shadow_and_mov_ds_does_not) {
   start_protected();
   Insn mov = insn(2);

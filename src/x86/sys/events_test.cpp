@@ -391,6 +391,29 @@ TEST_F(EventsTest, long_mode_non_canonical_stack_is_ss_0_and_changes_nothing) {
   EXPECT_EQ(state.gpr[kRsp], kStack3);
 }
 
+TEST_F(EventsTest, long_mode_stack_that_runs_into_an_absent_page_is_pf_and_changes_nothing) {
+  start_long();
+  write<u64>(kPageTables + 0x2000 + 8, 0);  // 2 to 4 MiB
+  state.gpr[kRsp] = 0x200010;
+  set_idt64(kVector, gate(kTypeInterruptGate32, kCode64Ring0, kHandler, 0));
+  EXPECT_TRUE(faulted(raise_interrupt(cpu, kVector, EventKind::kSoftware), kVectorPf, kPfWrite));
+  EXPECT_EQ(state.gpr[kRsp], 0x200010u);
+  EXPECT_EQ(state.rip, kNextRip);
+}
+
+TEST_F(EventsTest, long_mode_page_fault_without_a_stack_is_double_fault_on_its_ist) {
+  start_long();
+  write<u64>(kPageTables + 0x2000 + 8, 0);
+  state.gpr[kRsp] = 0x300000;
+  set_idt64(kVectorPf, gate(kTypeInterruptGate32, kCode64Ring0, kHandler, 0));
+  set_idt64(kVectorDf, gate(kTypeInterruptGate32, kCode64Ring0, kHandler + 0x80, 0, 1));
+  EXPECT_TRUE(succeeded(deliver_fault(cpu, GuestStop::pf(0, Gva(0x5000)).fault)));
+  EXPECT_EQ(state.rip, kHandler + 0x80u);
+  EXPECT_EQ(state.gpr[kRsp], kIstStack - 48u);
+  EXPECT_EQ(stack_item<u64>(0), 0u);
+  EXPECT_EQ(state.cr2, 0x2ffff8u);  // the first push
+}
+
 // --- Injection ---
 
 TEST_F(EventsTest, injected_nmi_masks_nmis_until_iret) {

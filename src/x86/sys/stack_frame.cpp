@@ -44,12 +44,15 @@ Guest<u64> StackFrame::write(Cpu& cpu, const StackTarget& stack) const {
   if (top != 0 && top < bytes()) return write_items(cpu, stack);
   u64 bottom = (top - bytes()) & mask;
   Gva address = TRY(stack_address(cpu.state(), stack, bottom, bytes()));
-  TRY(write_linear(cpu, address, data(), bytes(), stack.privilege));
+  Guest<void> written = write_linear(cpu, address, data(), bytes(), stack.privilege);
+  // CR2 is to name the item that faults first, in the order of the pushes.
+  if (!written.ok() && written.error().kind == GuestStop::Kind::kFault) return write_items(cpu, stack);
+  TRY(written);
   return merge_stack_pointer(stack.pointer, bottom, stack.width);
 }
 
-// The stack pointer wraps inside the frame (16-bit stacks): item by item, all probed before the first is
-// written.
+// Item by item, all probed before the first is written: the stack pointer may wrap inside the frame (16-bit
+// stacks).
 Guest<u64> StackFrame::write_items(Cpu& cpu, const StackTarget& stack) const {
   u64 mask = low_bits(stack.width * 8);
   std::array<Gva, kCapacity> addresses;
