@@ -194,7 +194,7 @@ class Dispatcher {
       m_left = left;
       m_slow = false;
       m_context.rflags_from_image();
-      if (trap) return deliver_step_trap();
+      if (trap && !m_swallows_trap) return deliver_step_trap();
       return after_instruction();
     }
     m_left = nullptr;
@@ -296,10 +296,18 @@ class Dispatcher {
     }
     Block* block = find_block();
     if (!block) return nullptr;
+    m_swallows_trap = m_private.mode.step && swallows_step_trap(*block);
     if (m_left) m_code.link(m_left, block);
     m_left = nullptr;
     remember(*block);
     return block->code;
+  }
+
+  // INT and SYSCALL clear TF on their way, so the single-step trap that was due is not taken (SDM 3B 18.3.1.4).
+  static bool swallows_step_trap(const Block& block) {
+    if (block.helpers.empty()) return false;
+    Op op = block.helpers.front()->op;
+    return op == op_int || op == op_int3 || op == op_int1 || op == op_into || op == op_syscall;
   }
 
   void remember(const Block& block) {
@@ -430,6 +438,7 @@ class Dispatcher {
   CpuState& m_state;
   CodeCache& m_code;
   Link* m_left = nullptr;  // the link through which translated code left
+  bool m_swallows_trap = false;
   bool m_slow = false;     // the next instruction runs in its slow form
 };
 
