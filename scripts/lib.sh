@@ -1,0 +1,118 @@
+# What the scripts share: messages with timings, packages, builds, and the demo guest. Sourced by bash, not run.
+# Everything made goes under build/.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+guest_dir=$root/build/guest
+started=$SECONDS
+
+build_packages=(g++ cmake ninja-build libzydis-dev libasmjit-dev libcli11-dev libfmt-dev libgtest-dev libgmock-dev)
+guest_packages=(busybox-static cpio gzip)
+
+say() { printf '==> [%3d s] %s\n' $((SECONDS - started)) "$*" >&2; }
+die() { printf '==> %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+is_installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+# Package lists are fetched once per run, and only if something is needed from them.
+lists_are_fresh=no
+refresh_lists() {
+  [ $lists_are_fresh = yes ] && return
+  say "fetching the package lists"
+  as_root apt-get update -qq || die "apt-get update failed"
+  lists_are_fresh=yes
+}
+
+# install_packages NAME...: those that are missing.
+install_packages() {
+  local missing=() name
+  for name in "$@"; do is_installed "$name" || missing+=("$name"); done
+  [ ${#missing[@]} = 0 ] && return
+  refresh_lists
+  say "installing ${missing[*]}"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" \
+    >"$root/build/apt.log" 2>&1 || { tail -20 "$root/build/apt.log" >&2; die "apt-get install failed"; }
+}
+
+# build PRESET [TARGET...]
+build() {
+  local preset=$1
+  shift
+  local dir=$root/build
+  [ "$preset" = release ] || dir=$root/build/$preset
+  say "building (preset $preset)"
+  cmake -S "$root" --preset "$preset" >"$root/build/cmake-$preset.log" 2>&1 ||
+    { tail -20 "$root/build/cmake-$preset.log" >&2; die "cmake failed"; }
+  cmake --build "$dir" ${1:+--target "$@"} -- --quiet || die "the build failed"
+}
+
+# Echoes the image package that a metapackage of this distribution depends on now.
+newest_kernel_package() {
+  local meta
+  for meta in linux-image-cloud-amd64 linux-image-virtual linux-image-amd64; do
+    apt-cache depends --no-recommends --no-suggests "$meta" 2>/dev/null |
+      sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -1 | grep . && return
+  done
+  return 1
+}
+
+# kernel_of_package PACKAGE: echoes the path of its vmlinuz, downloaded and unpacked (not installed) if need be.
+kernel_of_package() {
+  local package=$1 dir=$guest_dir/$1 deb
+  if ! compgen -G "$dir/vmlinuz-*" >/dev/null; then
+    say "downloading $package"
+    rm -rf "$dir.tmp" && mkdir -p "$dir.tmp"
+    # As root, apt would otherwise complain that its own user cannot write here.
+    (cd "$dir.tmp" && apt-get download -qq -o APT::Sandbox::User="$(id -un)" "$package") >&2 ||
+      die "cannot download $package"
+    deb=("$dir.tmp"/*.deb)
+    say "unpacking $package"
+    dpkg-deb -x "${deb[0]}" "$dir.tmp/x" || die "cannot unpack $package"
+    mkdir -p "$dir" && mv "$dir.tmp"/x/boot/vmlinuz-* "$dir/" || die "$package has no kernel"
+    rm -rf "$dir.tmp"
+  fi
+  compgen -G "$dir/vmlinuz-*" | head -1
+}
+
+# Sets kernel=PATH: $KERNEL if given (a file or a package name), else the newest of the distribution, else a cached one.
+choose_kernel() {
+  mkdir -p "$guest_dir"
+  if [ -n "${KERNEL:-}" ] && [ -e "$KERNEL" ]; then
+    kernel=$KERNEL
+    return
+  fi
+  local package=${KERNEL:-}
+  [ -n "$package" ] || package=$(newest_kernel_package) || { refresh_lists; package=$(newest_kernel_package); } || package=
+  [ -n "$package" ] || die "no kernel package found; name one with KERNEL=linux-image-..."
+  if ! apt-cache show "$package" >/dev/null 2>&1; then refresh_lists; fi
+  # The newest by an old list may be gone from the archive.
+  if ! compgen -G "$guest_dir/$package/vmlinuz-*" >/dev/null; then
+    refresh_lists
+    [ -n "${KERNEL:-}" ] || package=$(newest_kernel_package)
+  fi
+  kernel=$(kernel_of_package "$package") || exit 1
+  ln -sfn "$kernel" "$guest_dir/vmlinuz"
+}
+
+# Sets initrd=PATH: busybox and our own /init.
+make_initrd() {
+  initrd=$guest_dir/initrd.gz
+  local dir=$guest_dir/initrd busybox
+  busybox=$(command -v busybox) || die "busybox is not installed"
+  if [ "$initrd" -nt "$root/tests/guests/demo/init" ] && [ "$initrd" -nt "$busybox" ]; then return; fi
+  say "making the initial RAM disk"
+  rm -rf "$dir" && mkdir -p "$dir"/{bin,dev,proc,sys,tmp,root}
+  install -m 755 "$busybox" "$dir/bin/busybox"
+  install -m 755 "$root/tests/guests/demo/init" "$dir/init"
+  (cd "$dir" && find . -print0 | LC_ALL=C sort -z | cpio --null --create --format=newc --quiet | gzip -1) >"$initrd.tmp" &&
+    mv "$initrd.tmp" "$initrd" || die "cannot make the initial RAM disk"
+}
+
+prepare_guest() {
+  install_packages "${guest_packages[@]}"
+  choose_kernel
+  make_initrd
+}

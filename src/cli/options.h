@@ -1,0 +1,23 @@
+#pragma once
+// The command line as parsed values, or the one sentence that says what is wrong with it.
+// Owner: main(). One thread.
+
+#include <string>
+
+#include "vmm/failure.h"
+#include "vmm/machine.h"
+
+namespace anykvm::cli {
+
+enum class Command { kRun, kDoctor, kPrint };
+
+struct Options {
+  Command command = Command::kPrint;
+  vmm::MachineConfig machine;  // kRun
+  bool json = false;           // kDoctor
+  std::string text;            // kPrint: help or version, for standard output
+};
+
+vmm::Outcome<Options> parse_options(int argc, const char* const* argv);
+
+}  // namespace anykvm::cli
