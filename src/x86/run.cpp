@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "base/trace.h"
 #include "x86/cpu_private.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/mmu/paging.h"
@@ -148,7 +149,7 @@ class Dispatcher {
       m_private.recheck_events = true;
       return {};
     }
-    if (events.exception.injected || events.interrupt.injected || events.nmi.injected) {
+    if (events.exception.injected || events.exception.pending || events.interrupt.injected || events.nmi.injected) {
       m_private.recheck_events = true;
       return delivered(deliver_injected(m_cpu));
     }
@@ -176,6 +177,7 @@ class Dispatcher {
     }
     auto vector = m_cpu.platform().acknowledge_interrupt();
     if (!vector) return {};
+    ANYKVM_TRACE(fault, "{}: interrupt {:#x} at {:#x}", m_cpu.number(), *vector, m_state.rip);
     m_private.recheck_events = true;
     return delivered(deliver_interrupt(m_cpu, *vector, EventKind::kExternal));
   }
@@ -183,12 +185,19 @@ class Dispatcher {
   // --- One block ---
 
   MaybeExit step() {
+    ANYKVM_TRACE(block, "{}: rip {:#x} rsp {:#x} mode {}/{} cr0 {:#x} cr3 {:#x}{}", m_cpu.number(), m_state.rip,
+                 m_state.gpr[kRsp], m_private.mode.code_bits, m_private.mode.cpl, m_state.cr0, m_state.cr3,
+                 m_slow ? " slow" : "");
     bool trap = m_state.rflags & kFlagTf;
     m_state.rflags &= ~u64{kFlagRf};
     m_state.events.shadow = 0;
     const u8* code = next_code();
     if (!code) return handle(m_context.leave);
     Link* left = m_code.thunks().enter(&m_context, code);
+    if (left == kStaleBlock) {
+      forget_jump(m_state.rip);
+      left = nullptr;
+    }
     Leave leave = m_context.leave;
     if (leave == Leave::kLookup) {
       m_left = left;
@@ -269,6 +278,8 @@ class Dispatcher {
     if (stop.kind == GuestStop::Kind::kExit) return m_private.exit;
     m_private.replay.done();
     m_private.exit_after = false;
+    ANYKVM_TRACE(fault, "{}: vector {} error {:#x} payload {:#x} at {:#x}", m_cpu.number(), stop.fault.vector,
+                 stop.fault.error, stop.fault.payload, m_state.rip);
     return delivered(deliver_fault(m_cpu, stop.fault));
   }
 
@@ -308,6 +319,11 @@ class Dispatcher {
     if (block.helpers.empty()) return false;
     Op op = block.helpers.front()->op;
     return op == op_int || op == op_int3 || op == op_int1 || op == op_into || op == op_syscall;
+  }
+
+  void forget_jump(u64 rip) {
+    unsigned index = rip % kJumpCacheEntries;
+    m_context.jump_tag[index] = -static_cast<i64>(index ^ 1);
   }
 
   void remember(const Block& block) {

@@ -205,7 +205,7 @@ void emit_entry(asmjit::x86::Assembler& a) {
 void emit_stale_stub(asmjit::x86::Assembler& a, const Thunks& thunks, u64 rip) {
   a.mov(host::kAddress, rip);
   a.mov(ANYKVM_GS(state.rip), host::kAddress);
-  a.mov(host::kScratch.r32(), 0);
+  a.mov(host::kScratch, reinterpret_cast<u64>(kStaleBlock));
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(thunks.leave_flags_in_host)));
 }
 

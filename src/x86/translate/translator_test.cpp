@@ -1,0 +1,134 @@
+#include <gtest/gtest.h>
+
+#include "x86/translate/guest_fixture.h"
+
+namespace anykvm::x86 {
+namespace {
+
+TEST(Translator, registers_only_code_runs_as_itself) {
+  Guest64 guest;
+  guest.code({0xb8, 0x05, 0, 0, 0,        // mov eax, 5
+              0x41, 0xba, 0x07, 0, 0, 0,  // mov r10d, 7
+              0x4c, 0x01, 0xd0,           // add rax, r10
+              0x49, 0x89, 0xc7,           // mov r15, rax
+              0xf4});                     // hlt
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 12u);
+  EXPECT_EQ(guest.state().gpr[kR15], 12u);
+  EXPECT_EQ(guest.state().rip, Guest64::kCode + 18);
+}
+
+TEST(Translator, load_and_store_reach_guest_ram) {
+  Guest64 guest;
+  guest.write<u64>(Guest64::kData, 0x1122334455667788);
+  guest.code({0x48, 0x8b, 0x03,        // mov rax, [rbx]
+              0x48, 0x89, 0x43, 0x08,  // mov [rbx+8], rax
+              0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.read<u64>(Guest64::kData + 8), 0x1122334455667788u);
+}
+
+TEST(Translator, loop_with_backward_branch_counts_to_the_end) {
+  Guest64 guest;
+  guest.code({0x31, 0xc0,                    // xor eax, eax
+              0xb9, 0x40, 0x42, 0x0f, 0x00,  // mov ecx, 1000000
+              0xff, 0xc0,                    // inc eax
+              0xff, 0xc9,                    // dec ecx
+              0x75, 0xfa,                    // jnz -6
+              0xf4});
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 1000000u);
+}
+
+TEST(Translator, call_and_ret_use_the_guest_stack) {
+  Guest64 guest;
+  guest.code({0xe8, 0x01, 0, 0, 0,  // call +1
+              0xf4,                 // hlt
+              0x41, 0x57,           // push r15
+              0x41, 0x5a,           // pop r10
+              0xc3});               // ret
+  guest.state().gpr[kR15] = 0x77;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kR10], 0x77u);
+  EXPECT_EQ(guest.state().gpr[kRsp], Guest64::kStack);
+  EXPECT_EQ(guest.read<u64>(Guest64::kStack - 8), Guest64::kCode + 5);
+}
+
+TEST(Translator, live_flags_survive_a_memory_access) {
+  Guest64 guest;
+  guest.code({0xf9,                    // stc
+              0x48, 0x8b, 0x03,        // mov rax, [rbx]
+              0x48, 0x83, 0xd0, 0x00,  // adc rax, 0
+              0xf4});
+  guest.write<u64>(Guest64::kData, 41);
+  guest.state().gpr[kRbx] = Guest64::kData;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 42u);
+}
+
+TEST(Translator, access_across_a_page_boundary_reads_both_pages) {
+  Guest64 guest;
+  guest.write<u64>(Guest64::kData + 0xffc, 0x0102030405060708);
+  guest.code({0x48, 0x8b, 0x83, 0xfc, 0x0f, 0, 0,  // mov rax, [rbx+0xffc]
+              0x48, 0x01, 0x83, 0xfc, 0x0f, 0, 0,  // add [rbx+0xffc], rax
+              0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 0x0102030405060708u);
+  EXPECT_EQ(guest.read<u64>(Guest64::kData + 0xffc), 2 * 0x0102030405060708u);
+}
+
+TEST(Translator, mmio_write_leaves_to_the_client_and_the_instruction_completes_afterwards) {
+  Guest64 guest;
+  guest.code({0x89, 0x03,  // mov [rbx], eax
+              0xf4});
+  guest.state().gpr[kRbx] = Guest64::kRam + 0x10;
+  guest.state().gpr[kRax] = 0xabcd;
+  Exit exit = guest.run();
+  EXPECT_EQ(exit.reason, Exit::Reason::kMmio);
+  EXPECT_TRUE(exit.write);
+  EXPECT_EQ(exit.gpa, Guest64::kRam + 0x10);
+  EXPECT_EQ(exit.size, 4);
+  EXPECT_EQ(guest.state().rip, Guest64::kCode);
+  guest.cpu->complete_io(nullptr);
+  EXPECT_EQ(guest.cpu->run().reason, Exit::Reason::kHalt);
+}
+
+TEST(Translator, vector_state_is_kept_between_blocks_and_runs) {
+  Guest64 guest;
+  guest.code({0x66, 0x48, 0x0f, 0x6e, 0xc0,  // movq xmm0, rax
+              0x66, 0x0f, 0xd4, 0xc0,        // paddq xmm0, xmm0
+              0x0f, 0xa2,                    // cpuid: a helper, in C++
+              0x66, 0x48, 0x0f, 0x7e, 0xc2,  // movq rdx, xmm0
+              0xf4});
+  guest.state().gpr[kRax] = 21;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRdx], 42u);
+}
+
+TEST(Translator, code_that_rewrites_itself_runs_the_new_bytes) {
+  Guest64 guest;
+  guest.code({0xc6, 0x05, 0x01, 0, 0, 0, 0x2a,  // mov byte [rip+1], 42: the immediate below
+              0xb8, 0x07, 0, 0, 0,              // mov eax, 7
+              0xf4});
+  guest.code({0xc6, 0x05, 0x01, 0, 0, 0, 0x2a, 0xb8, 0x07, 0, 0, 0, 0xf4});
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 42u);
+}
+
+TEST(Translator, high_byte_registers_work_with_memory_operands) {
+  Guest64 guest;
+  guest.write<u8>(Guest64::kData, 0x5a);
+  guest.code({0x8a, 0x23,  // mov ah, [rbx]
+              0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  guest.state().gpr[kRax] = 0x11;
+  guest.state().gpr[kRdi] = 0x99;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 0x5a11u);
+  EXPECT_EQ(guest.state().gpr[kRdi], 0x99u);
+}
+
+}  // namespace
+}  // namespace anykvm::x86
