@@ -15,7 +15,7 @@ extern "C" {
 // run_signals_restorer.S: what the kernel returns to after a client's handler; tells us, then
 // rt_sigreturn(2).
 void anykvm_signal_restorer();
-void anykvm_signal_returned(const void* user_context);
+void anykvm_signal_returned(void* user_context);
 }
 
 namespace anykvm::core {
@@ -106,16 +106,26 @@ void guard_handler(int signal, siginfo_t* info, void*) {
   syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), signal, info);
 }
 
+// The kernel fills in siginfo for SA_SIGINFO handlers only; it is needed to make a signal pending again.
+// Handlers get the same three arguments either way.
+void ask_for_siginfo(int signal, const KernelAction& action) {
+  KernelAction with_info = action;
+  with_info.flags |= SA_SIGINFO;
+  replace_action(signal, action, with_info);
+}
+
 KernelAction guard_action() {
   return {reinterpret_cast<void*>(guard_handler), SA_SIGINFO | kSaRestorer, anykvm_signal_restorer, 0};
 }
 
-SignalSet guard_defaults(SignalSet signals) {
+// Prepares the signals that KVM_RUN is to report and leave pending. Returns those that got a guard.
+SignalSet prepare_kept(SignalSet signals) {
   SignalSet guarded = 0;
   std::lock_guard lock(g_mutex);
   for (int signal = 1; signal <= kSignals; ++signal) {
     KernelAction action{};
     if (!(signals & ~kIgnored & signal_bit(signal)) || !get_action(signal, &action)) continue;
+    if (action.handled() && !(action.flags & SA_SIGINFO)) ask_for_siginfo(signal, action);
     const bool is_guard = action.handler == reinterpret_cast<void*>(guard_handler);
     if (!is_guard && action.handler != reinterpret_cast<void*>(SIG_DFL)) continue;
     if (!is_guard && !replace_action(signal, action, guard_action())) continue;
@@ -156,7 +166,7 @@ RunSignals::RunSignals(SignalListener& listener, std::optional<SignalSet> mask) 
   m_mask_changed = (m_saved_mask & kFaults) != 0;
   if (!mask) return;
   m_kept = m_saved_mask & ~*mask & ~kIgnored;
-  m_guarded = m_kept ? guard_defaults(m_kept) : 0;
+  m_guarded = m_kept ? prepare_kept(m_kept) : 0;
   std::atomic_signal_fence(std::memory_order_seq_cst);
   m_mask_changed = true;
   change_mask(SIG_SETMASK, *mask & ~kFaults);
@@ -177,8 +187,15 @@ void RunSignals::before_sleep() {
   scan();
 }
 
-void RunSignals::arrived(const siginfo_t& info) {
-  if (keeps_pending(info.si_signo) && m_requeue_count < m_requeue.size()) m_requeue[m_requeue_count++] = info;
+// A handler without SA_SIGINFO leaves whatever the stack held in `info`; a signal whose handler has just
+// returned is still blocked, and what was read once is not believed again.
+void RunSignals::arrived(siginfo_t& info) {
+  const int signal = info.si_signo;
+  if (m_kept && signal >= 1 && signal <= kSignals && (m_kept & signal_bit(signal)) &&
+      (change_mask(SIG_BLOCK, 0) & signal_bit(signal)) && m_requeue_count < m_requeue.size()) {
+    m_requeue[m_requeue_count++] = info;
+    info.si_signo = 0;
+  }
   m_listener.signal_arrived();
 }
 
@@ -186,14 +203,13 @@ void signal_dispositions_changed() { g_last_scan.store(0, std::memory_order_rela
 
 }  // namespace anykvm::core
 
-void anykvm_signal_returned(const void* user_context) {
+void anykvm_signal_returned(void* user_context) {
   using namespace anykvm;
   if (!core::t_running) return;
   // SAFETY: the kernel's frame is a ucontext (flags, link, stack, 256 bytes of registers, 8 of mask) followed
   // by the siginfo (arch/x86 rt_sigframe), both intact while the handler returns.
   constexpr std::size_t kUserContextSize = 8 + 8 + 24 + 256 + 8;
   int saved_errno = errno;
-  core::t_running->arrived(
-      *reinterpret_cast<const siginfo_t*>(static_cast<const u8*>(user_context) + kUserContextSize));
+  core::t_running->arrived(*reinterpret_cast<siginfo_t*>(static_cast<u8*>(user_context) + kUserContextSize));
   errno = saved_errno;
 }

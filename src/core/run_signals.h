@@ -39,11 +39,9 @@ class RunSignals {
   void before_sleep();
 
   // Called by the hook, on this thread.
-  void arrived(const siginfo_t& info);
+  void arrived(siginfo_t& info);
 
  private:
-  bool keeps_pending(int signal) const { return m_kept & signal_bit(signal); }
-
   SignalListener& m_listener;
   SignalSet m_saved_mask = 0;
   bool m_mask_changed = false;

@@ -130,7 +130,9 @@ class Dispatcher {
       m_left = nullptr;
       m_cpu.flush_tlb();
     }
-    if (bits & kAttentionKick) {
+    // An instruction whose accesses the client has answered is finished first: the state that the client then
+    // reads and saves must not make them happen twice (KVM API 5, immediate_exit).
+    if ((bits & kAttentionKick) && !m_private.replay.in_progress()) {
       clear(kAttentionKick);
       return make_exit(Exit::Reason::kInterrupted);
     }

@@ -1,0 +1,75 @@
+#include "kvm.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "anykvm/anykvm.h"
+
+namespace anykvm::test {
+
+bool on_real_kvm() {
+  const char* accel = getenv("ANYKVM_TEST_ACCEL");
+  return accel && std::string(accel) == "kvm";
+}
+
+int kvm_open() {
+  return on_real_kvm() ? open("/dev/kvm", O_RDWR | O_CLOEXEC) : anykvm_open("/dev/kvm", O_RDWR | O_CLOEXEC);
+}
+
+int kvm_ioctl(int fd, unsigned long request, unsigned long argument) {
+  return on_real_kvm() ? ioctl(fd, request, argument) : anykvm_ioctl(fd, request, argument);
+}
+
+void* kvm_mmap(std::size_t size, int fd) {
+  constexpr int kProtection = PROT_READ | PROT_WRITE;
+  return on_real_kvm() ? mmap(nullptr, size, kProtection, MAP_SHARED, fd, 0)
+                       : anykvm_mmap(nullptr, size, kProtection, MAP_SHARED, fd, 0);
+}
+
+int kvm_close(int fd) { return on_real_kvm() ? close(fd) : anykvm_close(fd); }
+
+Pages::Pages(std::size_t size)
+    : m_size(size),
+      m_base(static_cast<std::uint8_t*>(
+          mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {}
+
+Guest::Guest(std::initializer_list<std::uint8_t> code, Chips chips) {
+  if (chips == Chips::kIrqchip) {
+    EXPECT_EQ(call(vm, KVM_CREATE_IRQCHIP), 0);
+  }
+  EXPECT_EQ(set_region(0, 0, memory.size(), memory.address()), 0);
+  vcpu = Handle(call(vm, KVM_CREATE_VCPU));
+  shared_size = static_cast<std::size_t>(call(fd, KVM_GET_VCPU_MMAP_SIZE));
+  shared = static_cast<kvm_run*>(kvm_mmap(shared_size, vcpu));
+  set_code(code);
+  start_at_code();
+}
+
+Guest::~Guest() { munmap(shared, shared_size); }
+
+kvm_regs Guest::regs() {
+  kvm_regs regs{};
+  EXPECT_EQ(call(vcpu, KVM_GET_REGS, &regs), 0);
+  return regs;
+}
+
+void Guest::set_code(std::initializer_list<std::uint8_t> code) {
+  std::copy(code.begin(), code.end(), memory.data() + kCode);
+}
+
+void Guest::start_at_code() {
+  kvm_sregs sregs{};
+  EXPECT_EQ(call(vcpu, KVM_GET_SREGS, &sregs), 0);
+  sregs.cs.base = 0;
+  sregs.cs.selector = 0;
+  EXPECT_EQ(call(vcpu, KVM_SET_SREGS, &sregs), 0);
+  kvm_regs regs{};
+  regs.rip = kCode;
+  regs.rsp = 0x8000;
+  regs.rflags = 2;
+  set_regs(regs);
+}
+
+}  // namespace anykvm::test
