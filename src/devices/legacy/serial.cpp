@@ -24,7 +24,12 @@ Serial::Serial(IrqLine irq, Transmit transmit, std::function<void()> ready)
   m_last_modem = kMsrCts | kMsrDsr | kMsrCarrier;
 }
 
-bool Serial::listening() const { return (m_modem_control & kMcrRts) || (m_interrupt_enable & kIerReceive); }
+// A driver that asks for receive interrupts has opened the port. One that asks for none waits for input by
+// reading the line status over and over; output alone takes one such read a byte.
+bool Serial::listening() const {
+  constexpr unsigned kPollsOfAWaitingGuest = 8;
+  return (m_interrupt_enable & kIerReceive) || m_status_polls >= kPollsOfAWaitingGuest;
+}
 
 size_t Serial::capacity() const { return m_fifo_control & kFcrEnable ? kFifoSize : 1; }
 
@@ -94,6 +99,7 @@ u8 Serial::read_byte(u16 offset) {
   bool ready = false;
   {
     std::lock_guard lock(m_mutex);
+    m_status_polls = offset == kLsr ? m_status_polls + 1 : 0;
     bool divisor = m_line_control & kLcrDivisor;
     switch (offset) {
       case kData:
@@ -139,10 +145,10 @@ void Serial::write_interrupt_enable(u8 value) {
   m_interrupt_enable = value & 0x0f;
 }
 
-// Changing the FIFO enable bit empties the FIFO too.
+// Switching the FIFO on or off empties it on the chip. Here it keeps its bytes: Linux asks for receive
+// interrupts first and switches the FIFO on after, which would cost the first byte of piped input.
 void Serial::write_fifo_control(u8 value) {
-  bool toggled = (value ^ m_fifo_control) & kFcrEnable;
-  if (toggled || (value & kFcrClearReceive)) m_received.clear();
+  if (value & kFcrClearReceive) m_received.clear();
   m_fifo_control = value & kFcrEnable ? value & 0xc9 : 0;
 }
 
@@ -161,6 +167,7 @@ void Serial::write_byte(u16 offset, u8 value) {
   bool send = false, ready = false;
   {
     std::lock_guard lock(m_mutex);
+    m_status_polls = 0;
     bool divisor = m_line_control & kLcrDivisor;
     switch (offset) {
       case kData:

@@ -59,7 +59,8 @@ class Serial final : public BytePortDevice {
   u8 m_modem_delta = 0;
   u8 m_last_modem = 0;
   u8 m_scratch = 0;
-  u16 m_divisor = 12;  // 9600 baud; kept only so that it reads back
+  unsigned m_status_polls = 0;  // reads of the line status since the last access to another register
+  u16 m_divisor = 12;           // 9600 baud; kept only so that it reads back
 };
 
 }  // namespace anykvm::devices

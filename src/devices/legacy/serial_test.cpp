@@ -20,7 +20,7 @@ class SerialTest : public testing::Test {
                   [this](u8 byte) { m_sent += static_cast<char>(byte); }, [this] { ++m_ready_calls; }};
 };
 
-constexpr u8 kDtrRtsOut2 = 0x0b;
+constexpr u8 kDtrRtsOut2 = 0x0b, kReceiveInterrupt = 0x01;
 
 TEST_F(SerialTest, written_byte_is_sent_and_transmitter_stays_empty) {
   m_serial.write_byte(0, 'x');
@@ -76,14 +76,37 @@ TEST_F(SerialTest, bytes_below_trigger_level_count_as_timeout) {
 
 TEST_F(SerialTest, receive_takes_nothing_before_the_guest_listens) {
   EXPECT_EQ(m_serial.receive(bytes("early")), 0u);
-  EXPECT_EQ(m_ready_calls, 0);
   m_serial.write_byte(4, kDtrRtsOut2);
+  EXPECT_EQ(m_ready_calls, 0);
+  m_serial.write_byte(1, kReceiveInterrupt);
   EXPECT_EQ(m_ready_calls, 1);
+}
+
+TEST_F(SerialTest, guest_that_polls_the_line_status_listens) {
+  EXPECT_EQ(m_serial.receive(bytes("x")), 0u);
+  for (int i = 0; i < 8; ++i) m_serial.read_byte(5);
+  EXPECT_EQ(m_ready_calls, 1);
+  EXPECT_EQ(m_serial.receive(bytes("x")), 1u);
+}
+
+TEST_F(SerialTest, guest_that_only_sends_does_not_listen) {
+  for (int i = 0; i < 20; ++i) {
+    m_serial.read_byte(5);
+    m_serial.write_byte(0, 'y');
+  }
+  EXPECT_EQ(m_serial.receive(bytes("x")), 0u);
+}
+
+TEST_F(SerialTest, switching_the_fifo_on_keeps_what_was_received) {
+  m_serial.write_byte(1, kReceiveInterrupt);
+  m_serial.receive(bytes("x"));
+  m_serial.write_byte(2, 0x01);
+  EXPECT_EQ(m_serial.read_byte(0), 'x');
 }
 
 TEST_F(SerialTest, receive_stops_at_sixteen_bytes_and_calls_when_drained) {
   m_serial.write_byte(2, 0x01);
-  m_serial.write_byte(4, kDtrRtsOut2);
+  m_serial.write_byte(1, kReceiveInterrupt);
   EXPECT_EQ(m_serial.receive(bytes("0123456789abcdefXYZ")), 16u);
   std::string read;
   for (int i = 0; i < 15; ++i) read += static_cast<char>(m_serial.read_byte(0));
@@ -94,13 +117,13 @@ TEST_F(SerialTest, receive_stops_at_sixteen_bytes_and_calls_when_drained) {
 }
 
 TEST_F(SerialTest, without_fifo_one_byte_fits) {
-  m_serial.write_byte(4, kDtrRtsOut2);
+  m_serial.write_byte(1, kReceiveInterrupt);
   EXPECT_EQ(m_serial.receive(bytes("ab")), 1u);
 }
 
 TEST_F(SerialTest, clearing_receive_fifo_drops_its_bytes) {
   m_serial.write_byte(2, 0x01);
-  m_serial.write_byte(4, kDtrRtsOut2);
+  m_serial.write_byte(1, kReceiveInterrupt);
   m_serial.receive(bytes("ab"));
   m_serial.write_byte(2, 0x03);
   EXPECT_EQ(m_serial.read_byte(5) & 1, 0);
