@@ -46,15 +46,24 @@ build() {
   say "building (preset $preset)"
   cmake -S "$root" --preset "$preset" >"$root/build/cmake-$preset.log" 2>&1 ||
     { tail -20 "$root/build/cmake-$preset.log" >&2; die "cmake failed"; }
-  cmake --build "$dir" ${1:+--target "$@"} -- --quiet || die "the build failed"
+  # On a terminal ninja counts up in one line; elsewhere only warnings and errors are worth printing.
+  local quiet=--quiet
+  [ -t 1 ] && quiet=
+  cmake --build "$dir" ${1:+--target "$@"} -- $quiet || die "the build failed"
 }
 
-# Echoes the image package that a metapackage of this distribution depends on now.
+# image_package NAME: echoes the image package that the metapackage NAME depends on now, or NAME if it is none.
+image_package() {
+  apt-cache show "$1" >/dev/null 2>&1 || return 1
+  apt-cache depends --no-recommends --no-suggests "$1" |
+    sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -1 | grep . || echo "$1"
+}
+
+# Echoes the image package to boot: $KERNEL's, or the newest for virtual machines of this distribution.
 newest_kernel_package() {
-  local meta
-  for meta in linux-image-cloud-amd64 linux-image-virtual linux-image-amd64; do
-    apt-cache depends --no-recommends --no-suggests "$meta" 2>/dev/null |
-      sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -1 | grep . && return
+  local name
+  for name in ${KERNEL:-linux-image-cloud-amd64 linux-image-virtual linux-image-amd64}; do
+    image_package "$name" && return
   done
   return 1
 }
@@ -77,24 +86,22 @@ kernel_of_package() {
   compgen -G "$dir/vmlinuz-*" | head -1
 }
 
-# Sets kernel=PATH: $KERNEL if given (a file or a package name), else the newest of the distribution, else a cached one.
+# Sets kernel=PATH: $KERNEL if it is a file, else that of the newest package, downloaded if it is not there yet.
 choose_kernel() {
+  local package
   mkdir -p "$guest_dir"
-  if [ -n "${KERNEL:-}" ] && [ -e "$KERNEL" ]; then
+  if [ -f "${KERNEL:-}" ]; then
     kernel=$KERNEL
     return
   fi
-  local package=${KERNEL:-}
-  [ -n "$package" ] || package=$(newest_kernel_package) || { refresh_lists; package=$(newest_kernel_package); } || package=
-  [ -n "$package" ] || die "no kernel package found; name one with KERNEL=linux-image-..."
-  if ! apt-cache show "$package" >/dev/null 2>&1; then refresh_lists; fi
-  # The newest by an old list may be gone from the archive.
+  package=$(newest_kernel_package)
+  # An old list may name a version that the archive no longer has.
   if ! compgen -G "$guest_dir/$package/vmlinuz-*" >/dev/null; then
     refresh_lists
-    [ -n "${KERNEL:-}" ] || package=$(newest_kernel_package)
+    package=$(newest_kernel_package) || die "no kernel package found; name one with KERNEL=linux-image-..."
   fi
   kernel=$(kernel_of_package "$package") || exit 1
-  ln -sfn "$kernel" "$guest_dir/vmlinuz"
+  ln -sfn "$package/$(basename "$kernel")" "$guest_dir/vmlinuz"
 }
 
 # Sets initrd=PATH: busybox and our own /init.
