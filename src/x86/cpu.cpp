@@ -73,6 +73,10 @@ void Cpu::interrupts_may_have_opened() {
 void Cpu::mode_changed() {
   Mode mode = compute_mode(*m_state);
   Private& p = *m_private;
+  m_watching = p.breakpoints(*m_state).any_enabled();
+  // Breakpoints need a look at every instruction and every access.
+  mode.step = mode.step || m_watching || p.guest_debug.single_step;
+  mode.slow = mode.slow || m_watching;
   if (mode == p.mode && !p.mode_ids.empty()) return;
   auto known = p.mode_ids.find(mode);
   if (known == p.mode_ids.end()) {
@@ -116,6 +120,24 @@ void Cpu::stop_the_world(const std::function<void()>& change) {
   m_machine.enter_guest(*this);
 }
 
+// --- Breakpoints ---
+
+void Cpu::set_guest_debug(const GuestDebug& debug) {
+  m_private->guest_debug = debug;
+  mode_changed();
+}
+
+const GuestDebug& Cpu::guest_debug() const { return m_private->guest_debug; }
+
+void Cpu::watch_data(Gva address, unsigned size, bool write) {
+  m_private->debug_hits |= matching_data(m_private->breakpoints(*m_state), address, size, write);
+}
+
+void Cpu::watch_port(u16 port, unsigned size) {
+  if (m_state->cr4 & kCr4De)
+    m_private->debug_hits |= matching_port(m_private->breakpoints(*m_state), port, size);
+}
+
 // --- Exits and I/O ---
 
 void Cpu::exit_after_instruction(const Exit& exit) {
@@ -142,9 +164,11 @@ Guest<void> Cpu::mmio_write(Gpa address, const void* data, unsigned size) {
   return m_private->replay.write(BusAddress::memory(address), data, size, m_platform, m_private->exit);
 }
 Guest<void> Cpu::pio_read(u16 port, void* data, unsigned size) {
+  if (m_watching) watch_port(port, size);
   return m_private->replay.read(BusAddress::io_port(port), data, size, m_platform, m_private->exit);
 }
 Guest<void> Cpu::pio_write(u16 port, const void* data, unsigned size) {
+  if (m_watching) watch_port(port, size);
   return m_private->replay.write(BusAddress::io_port(port), data, size, m_platform, m_private->exit);
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// One guest CPU: runs guest code from its state until something happens that the caller must handle (DESIGN D15).
-// Owner: core::Vcpu. Everything except request() and queue_nmi() only from the vCPU's thread.
+// One guest CPU: runs guest code from its state until something happens that the caller must handle (DESIGN
+// D15). Owner: core::Vcpu. Everything except request() and queue_nmi() only from the vCPU's thread.
 
 #include <atomic>
 #include <functional>
@@ -13,12 +13,21 @@
 #include "x86/mmu/paging.h"
 #include "x86/platform.h"
 #include "x86/state/cpu_state.h"
+#include "x86/sys/breakpoints.h"
 #include "x86/sys/cpu_model.h"
 
 namespace anykvm::x86 {
 
 class Machine;
 struct Context;
+
+// What a debugger in the client wants (KVM_SET_GUEST_DEBUG, KVM API 4.87).
+struct GuestDebug {
+  bool single_step = false;           // exit after each instruction
+  bool software_breakpoints = false;  // INT3 exits instead of raising #BP
+  bool hardware_breakpoints = false;  // `breakpoints` stand in for the guest's
+  Breakpoints breakpoints{};
+};
 
 // Reasons to leave translated code; bits of one byte that it polls.
 enum Attention : u8 {
@@ -38,8 +47,8 @@ class Cpu {
   // Runs until something happens. State is exact on return.
   Exit run();
 
-  // After kMmio or kPio: the data that a read returned (`size` bytes; `count` items for ports). For writes and after
-  // the client consumed them, call it with null. The next run() finishes the instruction.
+  // After kMmio or kPio: the data that a read returned (`size` bytes; `count` items for ports). For writes
+  // and after the client consumed them, call it with null. The next run() finishes the instruction.
   void complete_io(const void* data);
   // An instruction waits for complete_io(); its answers so far are kept.
   bool io_pending() const;
@@ -66,16 +75,21 @@ class Cpu {
   // INIT or power-up state (SDM 3A 10.1). INIT keeps what table 10-1 says it keeps. Does not touch mp_state.
   void reset(bool init);
 
+  // The client's debugger. With all fields off, the guest has its own debug facilities back.
+  void set_guest_debug(const GuestDebug& debug);
+  const GuestDebug& guest_debug() const;
+
   // --- For instruction helpers, event delivery and whoever sets state from outside ---
 
-  // Call after any change of CR0, CR3, CR4, EFER, CPL, CS, SS, other segments' base or limit, RFLAGS.AC or .TF,
-  // XCR0, DR7, guest debug: recomputes what translated code was specialised for. Cheap if nothing changed.
+  // Call after any change of CR0, CR3, CR4, EFER, CPL, CS, SS, other segments' base or limit, RFLAGS.AC or
+  // .TF, XCR0, DR7, guest debug: recomputes what translated code was specialised for. Cheap if nothing
+  // changed.
   void mode_changed();
   // State was replaced wholesale by the client: as mode_changed(), and nothing cached is trusted.
   void state_replaced();
-  void flush_tlb();                 // every entry
-  void flush_tlb_non_global();      // MOV to CR3 with CR4.PGE
-  void flush_tlb_page(Gva address); // INVLPG
+  void flush_tlb();                  // every entry
+  void flush_tlb_non_global();       // MOV to CR3 with CR4.PGE
+  void flush_tlb_page(Gva address);  // INVLPG
   // RFLAGS.IF, TPR or the like went up: look for interrupts before the next instruction.
   void interrupts_may_have_opened();
   // Ends run() after the current instruction completes, with `exit` (HLT, hypercalls ...).
@@ -83,8 +97,8 @@ class Cpu {
   // The stop to return when the client must answer before the instruction can go on.
   GuestStop stop_for_client(const Exit& exit);
 
-  // One access to the outside of RAM by the current instruction. Answered from the log of this instruction's earlier
-  // attempts, by the platform, or by a stop for the client. `size` 1-8 (memory) or 1, 2, 4 (ports).
+  // One access to the outside of RAM by the current instruction. Answered from the log of this instruction's
+  // earlier attempts, by the platform, or by a stop for the client. `size` 1-8 (memory) or 1, 2, 4 (ports).
   Guest<void> mmio_read(Gpa address, void* data, unsigned size);
   Guest<void> mmio_write(Gpa address, const void* data, unsigned size);
   Guest<void> pio_read(u16 port, void* data, unsigned size);
@@ -93,6 +107,11 @@ class Cpu {
   void io_done();
   // A new attempt at the current instruction begins: its accesses come again from the first.
   void io_begin(u64 rip);
+
+  // The current instruction accesses memory or ports: matching breakpoints become a #DB trap after it.
+  void watch_data(Gva address, unsigned size, bool write);
+  void watch_port(u16 port, unsigned size);
+  bool watching() const { return m_watching; }
 
   // This CPU in PageMeta::writer, 1 to 254.
   u8 number() const { return m_number; }
@@ -119,7 +138,8 @@ class Cpu {
   CpuModel m_model;
   Context* m_context;
   u8 m_number = 0;
-  CpuState* m_state;  // inside *m_context
+  bool m_watching = false;  // some breakpoint is enabled
+  CpuState* m_state;        // inside *m_context
   std::unique_ptr<Private> m_private;
 };
 

@@ -32,6 +32,11 @@ struct FetchCache {
 };
 
 struct Cpu::Private {
+  Breakpoints breakpoints(const CpuState& state) const {
+    if (guest_debug.hardware_breakpoints) return guest_debug.breakpoints;
+    return {state.dr, state.dr7};
+  }
+
   IoReplay replay;
   Exit exit;                   // for the client
   bool exit_after = false;     // `exit` is due once the current instruction is complete
@@ -39,6 +44,9 @@ struct Cpu::Private {
   bool window_requested = false;
   bool recheck_events = false;  // after the block that runs in an interrupt shadow
   std::atomic<u8> queued_nmis{0};
+
+  GuestDebug guest_debug;
+  u64 debug_hits = 0;  // bits of DR6 that the current instruction has earned
 
   Mode mode{};
   std::unordered_map<Mode, u8, ModeHash> mode_ids;

@@ -151,7 +151,8 @@ class Dispatcher {
       m_private.recheck_events = true;
       return {};
     }
-    if (events.exception.injected || events.exception.pending || events.interrupt.injected || events.nmi.injected) {
+    if (events.exception.injected || events.exception.pending || events.interrupt.injected ||
+        events.nmi.injected) {
       m_private.recheck_events = true;
       return delivered(deliver_injected(m_cpu));
     }
@@ -187,10 +188,15 @@ class Dispatcher {
   // --- One block ---
 
   MaybeExit step() {
-    ANYKVM_TRACE(block, "{}: rip {:#x} rsp {:#x} mode {}/{} cr0 {:#x} cr3 {:#x}{}", m_cpu.number(), m_state.rip,
-                 m_state.gpr[kRsp], m_private.mode.code_bits, m_private.mode.cpl, m_state.cr0, m_state.cr3,
-                 m_slow ? " slow" : "");
+    ANYKVM_TRACE(block, "{}: rip {:#x} rsp {:#x} mode {}/{} cr0 {:#x} cr3 {:#x}{}", m_cpu.number(),
+                 m_state.rip, m_state.gpr[kRsp], m_private.mode.code_bits, m_private.mode.cpl, m_state.cr0,
+                 m_state.cr3, m_slow ? " slow" : "");
+    if (m_cpu.watching()) {
+      if (auto hit = instruction_breakpoint()) return *hit;
+    }
     bool trap = m_state.rflags & kFlagTf;
+    bool held_back = m_state.events.shadow & kShadowMovSs;
+    if (!held_back) m_private.debug_hits = 0;
     m_state.rflags &= ~u64{kFlagRf};
     m_state.events.shadow = 0;
     const u8* code = next_code();
@@ -205,7 +211,8 @@ class Dispatcher {
       m_left = left;
       m_slow = false;
       m_context.rflags_from_image();
-      if (trap && !m_swallows_trap) return deliver_step_trap();
+      if (trap && !m_swallows_trap) m_private.debug_hits |= kDr6Bs;
+      if (m_private.debug_hits || m_private.guest_debug.single_step) return debug_trap();
       return after_instruction();
     }
     m_left = nullptr;
@@ -222,10 +229,35 @@ class Dispatcher {
     return m_private.exit;
   }
 
-  MaybeExit deliver_step_trap() {
-    GuestFault fault{kVectorDb, false, 0, kDr6Bs};
-    if (auto exit = delivered(deliver_trap(fault))) return exit;
-    return after_instruction();
+  // After an instruction that single-steps or touched a data breakpoint. MOV SS holds the trap back by one
+  // instruction (SDM 3A 6.8.3).
+  MaybeExit debug_trap() {
+    if (m_state.events.shadow & kShadowMovSs) return after_instruction();
+    if (auto exit = after_instruction()) return exit;
+    u64 hits = m_private.debug_hits;
+    m_private.debug_hits = 0;
+    const GuestDebug& client = m_private.guest_debug;
+    if (client.single_step) return debug_exit(hits | kDr6Bs);
+    if (client.hardware_breakpoints && (hits & 0xf)) return debug_exit(hits);
+    return delivered(deliver_trap({kVectorDb, false, 0, hits}));
+  }
+
+  // A breakpoint on the instruction about to run is a fault, which RF suppresses once (SDM 3B 18.3.1.1).
+  std::optional<MaybeExit> instruction_breakpoint() {
+    if (m_state.rflags & kFlagRf) return {};
+    u64 cs_base = m_state.code64() ? 0 : m_state.segments[kCs].base;
+    u64 hits = matching_instruction(m_private.breakpoints(m_state), Gva(m_state.rip + cs_base));
+    if (!hits) return {};
+    if (m_private.guest_debug.hardware_breakpoints) return MaybeExit(debug_exit(hits));
+    return MaybeExit(delivered(deliver_trap({kVectorDb, false, 0, hits})));
+  }
+
+  Exit debug_exit(u64 dr6) {
+    Exit exit = make_exit(Exit::Reason::kDebug);
+    exit.debug_pc = m_state.rip + (m_state.code64() ? 0 : m_state.segments[kCs].base);
+    exit.debug_dr6 = dr6 | kDr6Fixed1;
+    exit.debug_vector = kVectorDb;
+    return exit;
   }
 
   Guest<void> deliver_trap(const GuestFault& fault) {
@@ -316,7 +348,8 @@ class Dispatcher {
     return block->code;
   }
 
-  // INT and SYSCALL clear TF on their way, so the single-step trap that was due is not taken (SDM 3B 18.3.1.4).
+  // INT and SYSCALL clear TF on their way, so the single-step trap that was due is not taken (SDM
+  // 3B 18.3.1.4).
   static bool swallows_step_trap(const Block& block) {
     if (block.helpers.empty()) return false;
     Op op = block.helpers.front()->op;
@@ -345,7 +378,7 @@ class Dispatcher {
 
   Block* find_block() {
     Mode mode = m_private.mode;
-    mode.slow = m_slow;
+    mode.slow = mode.slow || m_slow;
     u64 room = 0;
     auto linear = fetch_address(&room);
     if (!linear.ok()) return stop_with(linear.error());
@@ -457,7 +490,7 @@ class Dispatcher {
   CodeCache& m_code;
   Link* m_left = nullptr;  // the link through which translated code left
   bool m_swallows_trap = false;
-  bool m_slow = false;     // the next instruction runs in its slow form
+  bool m_slow = false;  // the next instruction runs in its slow form
 };
 
 void Cpu::stop_the_world_aside() {

@@ -96,6 +96,7 @@ void write_ram(Cpu& cpu, const Part& part, const u8* data) {
 }  // namespace
 
 Guest<void> read_linear(Cpu& cpu, Gva address, void* data, unsigned size, Privilege privilege) {
+  if (cpu.watching() && privilege == Privilege::kCurrent) cpu.watch_data(address, size, false);
   Parts parts = TRY(resolve_parts(cpu, address, size, Access::kRead, privilege));
   auto* bytes = static_cast<u8*>(data);
   TRY(read_part(cpu, parts.first, bytes));
@@ -104,6 +105,7 @@ Guest<void> read_linear(Cpu& cpu, Gva address, void* data, unsigned size, Privil
 }
 
 Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size, Privilege privilege) {
+  if (cpu.watching() && privilege == Privilege::kCurrent) cpu.watch_data(address, size, true);
   Parts parts = TRY(resolve_parts(cpu, address, size, Access::kWrite, privilege));
   auto* bytes = static_cast<const u8*>(data);
   // The bus first: it may stop for the client, and the instruction that runs again must find RAM as it was.
@@ -120,6 +122,10 @@ Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privileg
 }
 
 Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access, Privilege privilege) {
+  // Bulk copies go piece by piece while breakpoints are set, so that the trap comes after the right piece.
+  bool bulk = size > 8;
+  if (cpu.watching() && bulk) return static_cast<u8*>(nullptr);
+  if (cpu.watching() && privilege == Privilege::kCurrent) cpu.watch_data(address, size, access == Access::kWrite);
   Parts parts = TRY(resolve_parts(cpu, address, size, access, privilege));
   const PageAccess& page = parts.first.page;
   if (parts.second.size || !page.host) return static_cast<u8*>(nullptr);

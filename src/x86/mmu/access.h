@@ -19,7 +19,7 @@ Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size,
 Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privilege = Privilege::kCurrent);
 
 // Host address of the bytes if they are RAM within one page and the access is permitted; null if they are RAM across two
-// pages or not RAM. For LOCKed updates and bulk copies. The pointer is good until the current instruction ends.
+// pages or not RAM, or if it is more than 8 bytes while breakpoints are set. For LOCKed updates and bulk copies. The pointer is good until the current instruction ends.
 Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access,
                         Privilege privilege = Privilege::kCurrent);
 

@@ -187,7 +187,20 @@ Guest<void> op_int(Cpu& cpu, const Insn& insn) {
   return raise_interrupt(cpu, vector, EventKind::kSoftware);
 }
 
-Guest<void> op_int3(Cpu& cpu, const Insn&) { return raise_interrupt(cpu, kVectorBp, EventKind::kTrap); }
+// A breakpoint of the client's debugger (KVM_GUESTDBG_USE_SW_BP): RIP stays at the INT3.
+GuestStop debugger_breakpoint(Cpu& cpu, const Insn& insn) {
+  const CpuState& state = cpu.state();
+  Exit exit;
+  exit.reason = Exit::Reason::kDebug;
+  exit.debug_vector = kVectorBp;
+  exit.debug_pc = state.rip - insn.length + (state.code64() ? 0 : state.segments[kCs].base);
+  return cpu.stop_for_client(exit);
+}
+
+Guest<void> op_int3(Cpu& cpu, const Insn& insn) {
+  if (cpu.guest_debug().software_breakpoints) return debugger_breakpoint(cpu, insn);
+  return raise_interrupt(cpu, kVectorBp, EventKind::kTrap);
+}
 
 Guest<void> op_int1(Cpu& cpu, const Insn&) { return raise_interrupt(cpu, kVectorDb, EventKind::kTrap); }
 

@@ -40,6 +40,8 @@ Mode compute_mode(const CpuState& state) {
   mode.avx = xsave_on && (state.xcr0 & (kXcr0Sse | kXcr0Avx)) == (kXcr0Sse | kXcr0Avx);
   mode.avx512 = mode.avx && (state.xcr0 & kXcr0Avx512) == kXcr0Avx512;
   mode.step = state.rflags & kFlagTf;
+  // Alignment checks look at every access (SDM 3A 6.15, #AC).
+  mode.slow = (state.cr0 & kCr0Am) && (state.rflags & kFlagAc) && state.cpl == 3;
   mode.cs_base = mode.code64() ? 0 : state.segments[kCs].base;
   return mode;
 }

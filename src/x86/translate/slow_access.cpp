@@ -11,6 +11,14 @@
 namespace anykvm::x86 {
 namespace {
 
+bool misaligned(u64 address, unsigned size) { return size <= 8 && size > 1 && (address & (size - 1)); }
+
+Guest<void> check_alignment(const CpuState& state, Gva address, const SlowSite& site) {
+  bool checked = (state.cr0 & kCr0Am) && (state.rflags & kFlagAc) && state.cpl == 3;
+  if (checked && misaligned(address.value, site.size)) return GuestStop::ac();
+  return {};
+}
+
 Guest<Gva> site_address(const CpuState& state, u64 address, const SlowSite& site) {
   Access access = site.write ? Access::kWrite : Access::kRead;
   if (site.segmented) return linear_address(state, site.segment, address, site.size, access);
@@ -71,6 +79,7 @@ u8* copy_of(Context* context, u64 address) { return context->bounce + (address &
 
 Guest<u8*> open(Cpu& cpu, Context* context, u64 offset, const SlowSite& site) {
   Gva address = TRY(site_address(cpu.state(), offset, site));
+  TRY(check_alignment(cpu.state(), address, site));
   u8* copy = copy_of(context, address.value);
   TRY(fetch(cpu, address, copy, site));
   context->bounce_address = address.value;
