@@ -82,6 +82,7 @@ class Vcpu final : private x86::Platform,
   // it needs the client once more.
   bool finish_instruction();
   Error interrupted();
+  Error left_at_once();
   bool take_signal() { return m_signalled.exchange(false); }
   x86::Exit run_guest();
   void handle_apic_requests();

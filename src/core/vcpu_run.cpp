@@ -55,7 +55,8 @@ Result<> Vcpu::wait_as_uninitialized(RunSignals& signals) {
   while (!m_requests.load() && !m_signalled.load() && !read_once(m_shared.run().immediate_exit))
     wait(signals);
   handle_apic_requests();
-  if (take_signal() || read_once(m_shared.run().immediate_exit)) return interrupted();
+  if (take_signal()) return interrupted();
+  if (read_once(m_shared.run().immediate_exit)) return left_at_once();
   return Error{EAGAIN, "the vCPU was uninitialized"};
 }
 
@@ -73,9 +74,10 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
   kvm_run& run = m_shared.run();
   const bool io_pending = m_cpu->io_pending();
   if (io_pending) complete_client_io();
-  if (read_once(run.immediate_exit) || m_signalled.load()) {
+  const bool immediate_exit = read_once(run.immediate_exit);
+  if (immediate_exit || m_signalled.load()) {
     if (io_pending && finish_instruction()) return {};
-    return interrupted();
+    return take_signal() ? interrupted() : left_at_once();
   }
   for (;;) {
     if (take_signal()) return interrupted();
@@ -108,7 +110,14 @@ Error Vcpu::interrupted() {
   ANYKVM_COUNT(exits_signal);
   ANYKVM_TRACE(signal, "vcpu {} leaves KVM_RUN", m_id);
   m_shared.run().exit_reason = KVM_EXIT_INTR;
-  return Error{EINTR, "signal or immediate_exit"};
+  return Error{EINTR, "a signal came"};
+}
+
+// immediate_exit leaves exit_reason as it was (KVM API 5), so that a client may complete an access with it
+// and look at that access again.
+Error Vcpu::left_at_once() {
+  ANYKVM_COUNT(exits_signal);
+  return Error{EINTR, "immediate_exit"};
 }
 
 // --- The client's answers ---

@@ -184,6 +184,14 @@ TEST(Run, immediate_exit_completes_a_pending_port_read) {
   EXPECT_EQ(guest.regs().rip, Guest::kCode + 2);
 }
 
+TEST(Run, immediate_exit_leaves_the_exit_that_it_completes_to_be_read) {
+  Guest guest({0xe4, 0x60, 0xf4});  // in al,60h; hlt
+  ASSERT_EQ(guest.run(), 0);
+  guest.shared->immediate_exit = 1;
+  EXPECT_EQ(guest.run(), -EINTR);
+  EXPECT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+}
+
 TEST(Run, signal_ends_a_spinning_guest) {
   Guest guest({0xeb, 0xfe});  // jmp $
   SignalHandler handler(SIGUSR1);

@@ -75,6 +75,31 @@ TEST(VmFd, unknown_chip_id_is_einval) {
   EXPECT_EQ(call(vm.vm, KVM_GET_IRQCHIP, &chip), -EINVAL);
 }
 
+TEST(VmFd, memory_region2_makes_and_deletes_a_slot) {
+  Vm vm;
+  Pages pages(kMiB);
+  kvm_userspace_memory_region2 region{};
+  region.memory_size = kMiB;
+  region.userspace_addr = pages.address();
+  EXPECT_EQ(call(vm.fd, KVM_CHECK_EXTENSION, static_cast<unsigned long>(KVM_CAP_USER_MEMORY2)), 1);
+  EXPECT_EQ(call(vm.vm, KVM_SET_USER_MEMORY_REGION2, &region), 0);
+  EXPECT_EQ(vm.set_region(1, 0, kMiB, pages.address()), -EEXIST);
+  region.memory_size = 0;
+  EXPECT_EQ(call(vm.vm, KVM_SET_USER_MEMORY_REGION2, &region), 0);
+  EXPECT_EQ(vm.set_region(1, 0, kMiB, pages.address()), 0);
+}
+
+TEST(VmFd, memory_region2_with_unknown_flags_is_einval_and_a_bad_pointer_efault) {
+  Vm vm;
+  Pages pages(kMiB);
+  kvm_userspace_memory_region2 region{};
+  region.memory_size = kMiB;
+  region.userspace_addr = pages.address();
+  region.flags = 1u << 31;
+  EXPECT_EQ(call(vm.vm, KVM_SET_USER_MEMORY_REGION2, &region), -EINVAL);
+  EXPECT_EQ(call(vm.vm, KVM_SET_USER_MEMORY_REGION2, kBadPointer), -EFAULT);
+}
+
 TEST(VmFd, second_pit_is_eexist) {
   Vm vm;
   ASSERT_EQ(call(vm.vm, KVM_CREATE_IRQCHIP), 0);

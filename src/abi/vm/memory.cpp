@@ -11,6 +11,13 @@ Result<long> set_user_memory_region(core::Vm& vm, const kvm_userspace_memory_reg
   return 0;
 }
 
+// There is no guest_memfd, and with it the flag that gives the further fields a meaning is unknown.
+Result<long> set_user_memory_region2(core::Vm& vm, const kvm_userspace_memory_region2& region) {
+  TRY(vm.set_user_memory_region(
+      {region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr}));
+  return 0;
+}
+
 Result<long> get_dirty_log(core::Vm& vm, const kvm_dirty_log& log) {
   TRY(vm.get_dirty_log(log.slot, reinterpret_cast<u64>(log.dirty_bitmap)));
   return 0;

@@ -41,6 +41,16 @@ constexpr u32 kGenuineIntelEbx = 0x756e6547;  // "Genu"
 constexpr u32 kAuthenticAmdEbx = 0x68747541;  // "Auth"
 constexpr u32 kHygonGenuineEbx = 0x6f677948;  // "Hygo"
 
+// Has the CPU that KVM_GET_SUPPORTED_CPUID describes this feature?
+bool supported(Feature feature) {
+  static const auto& entries = *new std::vector<CpuidEntry>(supported_cpuid());  // vCPUs may outlive statics
+  const FeatureRow& row = kFeatureRows[static_cast<std::size_t>(feature)];
+  return std::any_of(entries.begin(), entries.end(), [&row](const CpuidEntry& entry) {
+    return entry.function == row.leaf && entry.index == row.subleaf &&
+           has_bit(cpuid_register(entry, row.reg), row.bitnr);
+  });
+}
+
 bool depends_on_index(const CpuidEntry& entry) { return entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX; }
 
 }  // namespace
@@ -98,7 +108,8 @@ void CpuModel::recompute() {
 
   m_cr4_supported = kCr4Always;
   for (const ControlBit& row : kCr4Optional) {
-    if (has(row.feature)) m_cr4_supported |= row.mask;
+    // Before KVM_SET_CPUID2 the client may set what any model could have (KVM_SET_SREGS first, CPUID later).
+    if (m_entries.empty() ? supported(row.feature) : has(row.feature)) m_cr4_supported |= row.mask;
   }
   m_efer_supported = 0;
   for (const ControlBit& row : kEferOptional) {

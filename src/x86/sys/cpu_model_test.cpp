@@ -49,6 +49,10 @@ TEST(CpuModel, has_before_entries_are_set_is_baseline) {
   EXPECT_FALSE(model.has(Feature::kXsave));
 }
 
+TEST(CpuModel, cr4_before_entries_are_set_is_all_that_any_model_has) {
+  EXPECT_EQ(CpuModel().cr4_supported(), supported_model().cr4_supported());
+}
+
 TEST(CpuModel, cpuid_unindexed_leaf_ignores_subleaf) {
   CpuModel model = model_of({{1, 0, 0, 11, 12, 0, 14}});
   EXPECT_EQ(model.cpuid(1, 77, {}).eax, 11u);

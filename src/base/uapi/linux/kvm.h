@@ -12,3 +12,22 @@
 static_assert(KVM_GET_SUPPORTED_CPUID == 0xc008ae05, "not the number of the C ABI");
 static_assert(KVM_SET_SIGNAL_MASK == 0x4004ae8b, "not the number of the C ABI");
 static_assert(sizeof(struct kvm_xsave) == 4096, "not the size of the C ABI");
+
+// Interfaces newer than the oldest headers we build with (Linux 6.1), by the numbers of Linux 6.12.
+#ifndef KVM_SET_USER_MEMORY_REGION2
+struct kvm_userspace_memory_region2 {
+  __u32 slot;
+  __u32 flags;
+  __u64 guest_phys_addr;
+  __u64 memory_size;
+  __u64 userspace_addr;
+  __u64 guest_memfd_offset;
+  __u32 guest_memfd;
+  __u32 pad1;
+  __u64 pad2[14];
+};
+#define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct kvm_userspace_memory_region2)
+#define KVM_CAP_USER_MEMORY2 231
+#endif
+
+static_assert(KVM_SET_USER_MEMORY_REGION2 == 0x40a0ae49, "not the number of the C ABI");
