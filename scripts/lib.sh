@@ -5,7 +5,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 guest_dir=$root/build/guest
 started=$SECONDS
 
-build_packages=(g++ cmake ninja-build libzydis-dev libasmjit-dev libcli11-dev libfmt-dev libgtest-dev libgmock-dev)
+build_packages=(g++ cmake ninja-build libzydis-dev libasmjit-dev libcli11-dev libfmt-dev libgtest-dev libgmock-dev
+  libzstd-dev)
 guest_packages=(busybox-static cpio gzip)
 
 say() { printf '==> [%3d s] %s\n' $((SECONDS - started)) "$*" >&2; }

@@ -3,10 +3,12 @@
 #include <elf.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <optional>
 
 #include "base/bits.h"
+#include "vmm/unpack.h"
 
 namespace anykvm::vmm {
 namespace {
@@ -99,6 +101,13 @@ Gpa physical_entry(const Elf64_Ehdr& elf, const std::vector<Elf64_Phdr>& loads) 
   return Gpa(elf.e_entry);
 }
 
+void move_down(KernelImage& image, u64 distance) {
+  for (LoadSegment& segment : image.segments) segment.target = segment.target - distance;
+  image.entry = image.entry - distance;
+  image.start = image.start - distance;
+  image.end = image.end - distance;
+}
+
 }  // namespace
 
 Outcome<KernelImage> parse_elf(std::span<const u8> file) {
@@ -132,6 +141,24 @@ Outcome<KernelImage> parse_elf(std::span<const u8> file) {
 Outcome<KernelImage> parse_kernel(std::span<const u8> file) {
   if (file.empty()) return failure("the kernel file is empty");
   return is_elf(file) ? parse_elf(file) : parse_bzimage(file);
+}
+
+Outcome<KernelImage> parse_kernel_inside(std::span<const u8> bzimage) {
+  KernelImage outer = TRY(parse_bzimage(bzimage));
+  auto packed = bytes_at(outer.segments[0].bytes, outer.header.payload_offset, outer.header.payload_length);
+  if (!packed) return failure("the kernel's header is wrong about its compressed part");
+  std::vector<u8> unpacked = TRY(unpack_kernel(*packed));
+  KernelImage image = TRY(parse_elf(unpacked));
+  image.unpacked = std::move(unpacked);  // the segments go on pointing to the same bytes
+  image.header = outer.header;
+  // Above the first MiB, where firmware tables are, and aligned as before.
+  constexpr u64 kLowest = 0x100000;
+  u64 alignment = std::max<u64>(outer.header.kernel_alignment, kPageSize);
+  u64 target = align_up(kLowest, alignment);
+  if (std::has_single_bit(alignment) && outer.header.relocatable_kernel && image.start.value > target) {
+    move_down(image, align_down(image.start.value - target, alignment));
+  }
+  return image;
 }
 
 }  // namespace anykvm::vmm

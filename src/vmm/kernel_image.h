@@ -31,4 +31,9 @@ struct KernelImage {
 Outcome<KernelImage> parse_kernel(std::span<const u8> file);
 Outcome<KernelImage> parse_elf(std::span<const u8> file);
 
+// The vmlinux that a bzImage carries, for a guest too small for a bzImage to unpack itself: moved down as far
+// as its alignment allows, which a 64-bit Linux copes with, and without the randomization that the bzImage's
+// own code does.
+Outcome<KernelImage> parse_kernel_inside(std::span<const u8> bzimage);
+
 }  // namespace anykvm::vmm

@@ -3,6 +3,7 @@
 #include <elf.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace anykvm::vmm {
@@ -52,6 +53,32 @@ std::vector<u8> elf() {
   segment.p_memsz = 0x1000;
   std::memcpy(file.data(), &elf, sizeof elf);
   std::memcpy(file.data() + sizeof elf, &segment, sizeof segment);
+  return file;
+}
+
+// `content` as one LZ4 block of literals, with magic, block size and unpacked size around it.
+std::vector<u8> lz4_of(const std::vector<u8>& content) {
+  std::vector<u8> block{0xf0};
+  size_t rest = content.size() - 15;
+  block.insert(block.end(), rest / 255, 255);
+  block.push_back(static_cast<u8>(rest % 255));
+  block.insert(block.end(), content.begin(), content.end());
+  u32 sizes[] = {0x184c2102, static_cast<u32>(block.size()), static_cast<u32>(content.size())};
+  auto* words = reinterpret_cast<const u8*>(sizes);
+  std::vector<u8> packed(words, words + 8);
+  packed.insert(packed.end(), block.begin(), block.end());
+  packed.insert(packed.end(), words + 8, words + 12);
+  return packed;
+}
+
+// A bzImage whose compressed part is `packed`.
+std::vector<u8> bzimage_with(const std::vector<u8>& packed) {
+  auto file = bzimage();
+  header_of(file).payload_offset = 0x400;
+  header_of(file).payload_length = static_cast<u32>(packed.size());
+  header_of(file).kernel_alignment = 0x200000;
+  header_of(file).relocatable_kernel = 1;
+  std::copy(packed.begin(), packed.end(), file.begin() + 1024 + 0x400);
   return file;
 }
 
@@ -137,6 +164,28 @@ TEST(KernelImage, elf_segment_that_wraps_around_is_refused) {
   auto file = elf();
   reinterpret_cast<Elf64_Phdr*>(file.data() + sizeof(Elf64_Ehdr))->p_paddr = ~u64{0};
   EXPECT_EQ(error_of(file), "the kernel's ELF program headers make no sense");
+}
+
+TEST(KernelImage, kernel_inside_a_bzimage_moves_down_to_two_mib) {
+  auto file = bzimage_with(lz4_of(elf()));
+  auto image = parse_kernel_inside(file);
+  ASSERT_TRUE(image.ok()) << image.error().text;
+  EXPECT_EQ(image.value().segments.at(0).target, Gpa(0x200000));
+  EXPECT_EQ(image.value().entry, Gpa(0x200000));
+  EXPECT_EQ(image.value().end, Gpa(0x201000));
+  EXPECT_EQ(image.value().header.version, 0x020f);
+}
+
+TEST(KernelImage, kernel_inside_stays_if_it_is_not_relocatable) {
+  auto file = bzimage_with(lz4_of(elf()));
+  header_of(file).relocatable_kernel = 0;
+  EXPECT_EQ(parse_kernel_inside(file).value().entry, Gpa(0x1000000));
+}
+
+TEST(KernelImage, bzimage_with_wrong_payload_size_has_no_kernel_inside) {
+  auto file = bzimage_with(lz4_of(elf()));
+  header_of(file).payload_length = 0x10000;
+  EXPECT_EQ(parse_kernel_inside(file).error().text, "the kernel's header is wrong about its compressed part");
 }
 
 }  // namespace

@@ -46,11 +46,19 @@ Outcome<> load_segments(const GuestMemory& memory, const KernelImage& image) {
   return {};
 }
 
-Outcome<> check_fits(const GuestMemory& memory, const KernelImage& image) {
-  u64 needed = image.end.value;
-  if (needed <= memory.low_end()) return {};
+Failure too_small(const GuestMemory& memory, const KernelImage& image) {
   return failure("the kernel needs at least {} MiB of memory, but the guest has {} MiB",
-                 (needed + kMiB - 1) / kMiB, memory.size() / kMiB);
+                 (image.end.value + kMiB - 1) / kMiB, memory.size() / kMiB);
+}
+
+// A bzImage unpacks itself where it lies and wants much more room for it than the kernel takes in the end.
+Outcome<KernelImage> choose_image(const GuestMemory& memory, const BootImages& images) {
+  KernelImage image = TRY(parse_kernel(images.kernel));
+  auto fits = [&](const KernelImage& candidate) { return candidate.end.value <= memory.low_end(); };
+  if (fits(image)) return image;
+  auto inside = parse_kernel_inside(images.kernel);
+  if (inside && fits(inside.value())) return std::move(inside).value();
+  return too_small(memory, inside ? inside.value() : image);
 }
 
 Outcome<u64> place_initrd(const GuestMemory& memory, const KernelImage& image, std::span<const u8> initrd) {
@@ -100,8 +108,7 @@ std::string command_line_with_defaults(const std::string& append) {
 }
 
 Outcome<Gpa> load_linux(const GuestMemory& memory, const BootImages& images) {
-  KernelImage image = TRY(parse_kernel(images.kernel));
-  TRY(check_fits(memory, image));
+  KernelImage image = TRY(choose_image(memory, images));
   TRY(load_segments(memory, image));
   TRY(put_command_line(memory, images.command_line, image.header.cmdline_size));
 
