@@ -70,13 +70,18 @@ void Cpu::interrupts_may_have_opened() {
 
 // --- Mode and TLB ---
 
+void Cpu::set_translation_limits(TranslationLimits limits) {
+  m_private->limits = limits;
+  mode_changed();
+}
+
 void Cpu::mode_changed() {
-  Mode mode = compute_mode(*m_state);
   Private& p = *m_private;
+  Mode mode = compute_mode(*m_state);
   m_watching = p.breakpoints(*m_state).any_enabled();
   // Breakpoints need a look at every instruction and every access.
-  mode.step = mode.step || m_watching || p.guest_debug.single_step;
-  mode.slow = mode.slow || m_watching;
+  mode.step = mode.step || p.limits.one_instruction_blocks || m_watching || p.guest_debug.single_step;
+  mode.slow = mode.slow || p.limits.slow_memory || m_watching;
   if (mode == p.mode && !p.mode_ids.empty()) return;
   auto known = p.mode_ids.find(mode);
   if (known == p.mode_ids.end()) {

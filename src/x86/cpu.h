@@ -29,6 +29,14 @@ struct GuestDebug {
   Breakpoints breakpoints{};
 };
 
+// For tests and for chasing faults of the translator: forces it into forms that it otherwise takes only where
+// it must.
+struct TranslationLimits {
+  bool one_instruction_blocks = false;
+  bool slow_memory = false;  // every memory access by the C++ path
+  bool operator==(const TranslationLimits&) const = default;
+};
+
 // Reasons to leave translated code; bits of one byte that it polls.
 enum Attention : u8 {
   kAttentionKick = 1,   // the owner wants run() to return (Reason::kInterrupted)
@@ -71,6 +79,9 @@ class Cpu {
   CpuModel& model() { return m_model; }
   const CpuModel& model() const { return m_model; }
   Context& context() { return *m_context; }
+
+  // Only between calls of run().
+  void set_translation_limits(TranslationLimits limits);
 
   // INIT or power-up state (SDM 3A 10.1). INIT keeps what table 10-1 says it keeps. Does not touch mp_state.
   void reset(bool init);

@@ -49,6 +49,7 @@ struct Cpu::Private {
   u64 debug_hits = 0;  // bits of DR6 that the current instruction has earned
 
   Mode mode{};
+  TranslationLimits limits{};
   std::unordered_map<Mode, u8, ModeHash> mode_ids;
   FetchCache fetch;
   // Linear ranges, one in each half of the address space, that hold every large page in the TLB.

@@ -144,7 +144,6 @@ class Run {
         m_index(read_vector(cpu.state(), form.index)),
         m_data(read_vector(cpu.state(), form.data)) {
     read_mask();
-    if (!form.scatter) clear_above_data();
   }
 
   Guest<void> run() {
@@ -158,7 +157,12 @@ class Run {
         return done;
       }
       m_active &= ~bit(i);
+      m_opmask &= ~bit(i);
+      if (m_form.vector_mask) m_mask.set_element(i, m_form.data_size, 0);
     }
+    if (!m_form.scatter) clear_above_data();
+    m_mask = {};
+    m_opmask = 0;
     commit();
     return {};
   }
@@ -167,12 +171,13 @@ class Run {
   void read_mask() {
     const CpuState& state = m_cpu.state();
     if (!m_form.vector_mask) {
-      m_active = read_opmask(state, m_form.mask) & low_bits(m_form.count);
+      m_opmask = read_opmask(state, m_form.mask);
+      m_active = m_opmask & low_bits(m_form.count);
       return;
     }
-    Vector mask = read_vector(state, m_form.mask);
+    m_mask = read_vector(state, m_form.mask);
     for (unsigned i = 0; i < m_form.count; ++i)
-      m_active |= u64{mask.bytes[(i + 1) * m_form.data_size - 1]} >> 7 << i;
+      m_active |= u64{m_mask.bytes[(i + 1) * m_form.data_size - 1]} >> 7 << i;
   }
 
   void clear_above_data() {
@@ -202,11 +207,8 @@ class Run {
   void commit() {
     CpuState& state = m_cpu.state();
     if (!m_form.scatter) write_vector(state, m_form.data, m_data);
-    if (!m_form.vector_mask) return write_opmask(state, m_form.mask, m_active);
-    Vector mask;
-    for (unsigned i = 0; i < m_form.count; ++i)
-      if (has_bit(m_active, i)) mask.set_element(i, m_form.data_size, ~u64{0});
-    write_vector(state, m_form.mask, mask);
+    if (!m_form.vector_mask) return write_opmask(state, m_form.mask, m_opmask);
+    write_vector(state, m_form.mask, m_mask);
   }
 
   Cpu& m_cpu;
@@ -214,6 +216,8 @@ class Run {
   const Form& m_form;
   u64 m_base;
   Vector m_index, m_data;
+  Vector m_mask;  // the mask register, whichever it is: completed elements are cleared in it
+  u64 m_opmask = 0;
   u64 m_active = 0;  // elements still to do
 };
 

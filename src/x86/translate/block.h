@@ -56,6 +56,7 @@ struct SlowSite {
   u16 size = 0;
   // Masked vector accesses: only elements with their mask bit set are touched.
   u8 element = 0;       // bytes; 0: not masked
+  u8 lanes = 0;         // mask bits: element i is active if bit i, i + elements, i + 2 elements ... is set
   bool packed = false;  // compress and expand: the active elements stand side by side
   bool vector_mask =
       false;  // the mask is the sign bits of vector register `mask`; otherwise opmask register `mask`

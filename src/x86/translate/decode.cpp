@@ -54,6 +54,20 @@ VectorClass class_of_register(ZydisRegister reg, Encoding encoding) {
   }
 }
 
+// Conversions between memory and a general register touch MXCSR, though no vector register.
+VectorClass class_of_conversion(const ZydisDecodedInstruction& z) {
+  if (z.meta.category != ZYDIS_CATEGORY_CONVERT || z.meta.isa_ext == ZYDIS_ISA_EXT_BASE)
+    return VectorClass::kNone;
+  switch (z.encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_VEX:
+      return VectorClass::kAvx;
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+      return VectorClass::kAvx512;
+    default:
+      return VectorClass::kSse;
+  }
+}
+
 VectorClass class_of_isa(const ZydisDecodedInstruction& z) {
   switch (z.meta.isa_set) {
     case ZYDIS_ISA_SET_X87:
@@ -70,7 +84,7 @@ VectorClass class_of_isa(const ZydisDecodedInstruction& z) {
   if (z.mnemonic == ZYDIS_MNEMONIC_VZEROALL || z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER ||
       z.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR || z.mnemonic == ZYDIS_MNEMONIC_VSTMXCSR)
     return VectorClass::kAvx;
-  return VectorClass::kNone;
+  return class_of_conversion(z);
 }
 
 SegmentIndex segment_of(ZydisRegister reg) {
@@ -90,7 +104,7 @@ SegmentIndex segment_of(ZydisRegister reg) {
   }
 }
 
-void take_memory(const ZydisDecodedOperand& op, Decoded* out) {
+void take_memory(const ZydisDecodedInstruction& z, const ZydisDecodedOperand& op, Decoded* out) {
   MemoryOperand& m = out->insn.memory;
   out->insn.has_memory = true;
   m.segment = segment_of(op.mem.segment);
@@ -102,10 +116,17 @@ void take_memory(const ZydisDecodedOperand& op, Decoded* out) {
   } else if (op.mem.base != ZYDIS_REGISTER_NONE) {
     m.base = gpr_number(op.mem.base);
   }
+  bool no_base = z.raw.modrm.rm == 4 && z.raw.modrm.mod == 0 && z.raw.sib.base == 5;
+  if (no_base && out->insn.address_size != 2) {
+    // Whatever REX.B says (SDM 2A table 2-5); Zydis takes R13D for a base.
+    m.base = kNoRegister;
+    m.displacement = z.raw.disp.value;
+  }
   if (op.mem.index != ZYDIS_REGISTER_NONE && !out->vsib) {
     m.index = gpr_number(op.mem.index);
     m.scale = op.mem.scale ? op.mem.scale : 1;
   }
+  if (z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH) m.size = 1;  // any byte of the line
   if (op.mem.type == ZYDIS_MEMOP_TYPE_AGEN || op.mem.type == ZYDIS_MEMOP_TYPE_MIB) m.size = 0;
   out->memory_read = op.actions & ZYDIS_OPERAND_ACTION_MASK_READ;
   out->memory_write = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
@@ -308,23 +329,81 @@ const ZydisDecodedOperand* memory_operand_of(const ZydisDecodedInstruction& z,
   return nullptr;
 }
 
+bool no_fault_suppression(ZydisExceptionClass exception_class) {
+  switch (exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_E1NF:
+    case ZYDIS_EXCEPTION_CLASS_E2NF:
+    case ZYDIS_EXCEPTION_CLASS_E3NF:
+    case ZYDIS_EXCEPTION_CLASS_E4NF:
+    case ZYDIS_EXCEPTION_CLASS_E5NF:
+    case ZYDIS_EXCEPTION_CLASS_E6NF:
+    case ZYDIS_EXCEPTION_CLASS_E9NF:
+    case ZYDIS_EXCEPTION_CLASS_E10NF:
+    case ZYDIS_EXCEPTION_CLASS_E11NF:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Instructions that read their whole memory operand whatever the mask (SDM 2A 2.8: classes with "NF"; the
+// three combine several memory elements into one of the destination).
+bool reads_all(const ZydisDecodedInstruction& z) {
+  switch (z.mnemonic) {
+    case ZYDIS_MNEMONIC_VDBPSADBW:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+      return true;
+    default:
+      return no_fault_suppression(z.meta.exception_class);
+  }
+}
+
+// Elements of the destination that a broadcast fills; 0 if there is none.
+u8 broadcast_lanes(ZydisBroadcastMode mode) {
+  switch (mode) {
+    case ZYDIS_BROADCAST_MODE_1_TO_2:
+      return 2;
+    case ZYDIS_BROADCAST_MODE_1_TO_4:
+    case ZYDIS_BROADCAST_MODE_2_TO_4:
+      return 4;
+    case ZYDIS_BROADCAST_MODE_1_TO_8:
+    case ZYDIS_BROADCAST_MODE_2_TO_8:
+    case ZYDIS_BROADCAST_MODE_4_TO_8:
+      return 8;
+    case ZYDIS_BROADCAST_MODE_1_TO_16:
+    case ZYDIS_BROADCAST_MODE_2_TO_16:
+    case ZYDIS_BROADCAST_MODE_4_TO_16:
+    case ZYDIS_BROADCAST_MODE_8_TO_16:
+      return 16;
+    case ZYDIS_BROADCAST_MODE_1_TO_32:
+      return 32;
+    case ZYDIS_BROADCAST_MODE_1_TO_64:
+      return 64;
+    default:
+      return 0;
+  }
+}
+
 void take_mask(const ZydisDecodedInstruction& z, const ZydisDecodedOperand* operands, Decoded* out) {
   const ZydisDecodedOperand* memory = memory_operand_of(z, operands);
   bool opmask = z.avx.mask.reg > ZYDIS_REGISTER_K0 && z.avx.mask.reg <= ZYDIS_REGISTER_K7;
   bool vector = avx_mask_move(z.mnemonic);
   if (!memory || (!opmask && !vector)) return;
+  if (opmask && reads_all(z)) return;
   out->masked_memory = true;
   out->mask_is_vector = vector;
   out->mask_register =
       vector ? static_cast<u8>(~(z.raw.vex.vvvv) & 15) : static_cast<u8>(z.avx.mask.reg - ZYDIS_REGISTER_K0);
   out->mask_packed = z.meta.category == ZYDIS_CATEGORY_COMPRESS || z.meta.category == ZYDIS_CATEGORY_EXPAND;
-  // A broadcast reads its one element if any element is active: treat it as unmasked but for that.
   unsigned element = memory->element_size / 8;
   if (vector) {
     bool quad = z.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD || z.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
     element = quad ? 8 : 4;
   }
   out->mask_element = static_cast<u8>(element ? element : 1);
+  u8 broadcast = opmask ? broadcast_lanes(z.avx.broadcast.mode) : u8{0};
+  out->mask_lanes = broadcast ? broadcast : static_cast<u8>(out->insn.memory.size / out->mask_element);
 }
 
 }  // namespace
@@ -364,7 +443,8 @@ DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned
     const ZydisDecodedOperand& op = operands[i];
     bool explicit_memory =
         op.type == ZYDIS_OPERAND_TYPE_MEMORY && op.visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN;
-    if (explicit_memory) take_memory(op, out);
+    if (explicit_memory) take_memory(z, op, out);
+    if (op.type == ZYDIS_OPERAND_TYPE_MEMORY && !explicit_memory) out->hidden_memory = true;
     if (op.type == ZYDIS_OPERAND_TYPE_REGISTER) take_register(op, out);
     if (op.type == ZYDIS_OPERAND_TYPE_IMMEDIATE || op.type == ZYDIS_OPERAND_TYPE_POINTER)
       take_immediate(z, op, out);

@@ -33,9 +33,11 @@ struct Decoded {
   u16 gprs = 0;  // every general register it names or uses implicitly, but for address registers
   bool memory_read = false, memory_write = false;
   bool vsib = false;
+  bool hidden_memory = false;  // memory accessed beside what ModRM addresses: never to be emitted as itself
   // EVEX or VEX masks: memory elements whose mask bit is clear must not fault.
   bool masked_memory = false;
   u8 mask_element = 0;          // bytes of one memory element
+  u8 mask_lanes = 0;            // mask bits; more than memory elements if those are broadcast
   bool mask_packed = false;     // compress and expand: active elements stand side by side in memory
   bool mask_is_vector = false;  // mask_register is a vector register (sign bits), else an opmask register
   u8 mask_register = 0;

@@ -180,6 +180,7 @@ void Emitter::open_masked_access(const Decoded& d) {
   protect_flags();
   SlowSite* site = new_slow_site(segment, d.insn.memory.size, d.memory_read, d.memory_write, true, true);
   site->element = d.mask_element;
+  site->lanes = d.mask_lanes;
   site->packed = d.mask_packed;
   site->vector_mask = d.mask_is_vector;
   site->mask = d.mask_register;

@@ -224,6 +224,7 @@ Policy policy_of(const Decoded& d) {
   if (is_cache_hint(d.category)) return rule(Rule::knop);
   bool unknown_flag_op =
       d.category == ZYDIS_CATEGORY_FLAGOP && names_one_of_the_flags_not_ours(insn.mnemonic);
+  if (d.hidden_memory) return {};
   bool unsupported = d.encoding == Encoding::kXop || d.encoding == Encoding::k3dnow || unknown_flag_op;
   if (unsupported || !runs_as_itself(d.category)) return {};
   return row;

@@ -84,12 +84,17 @@ class OperandRegisters {
   unsigned m_borrowed_count = 0;
 };
 
+// An x87 store with an unmasked exception pending in its own result writes nothing; then the copy that a slow
+// access writes back must hold what was there.
+bool may_write_nothing(const Decoded& d) { return d.memory_write && d.vector == VectorClass::kX87; }
+
 void open_memory(Emitter& e, const Decoded& d) {
   e.effective_offset(d.insn);
   if (d.masked_memory) {
     e.open_masked_access(d);
   } else {
-    e.open_access(d.insn.memory.segment, d.insn.memory.size, d.memory_read, d.memory_write);
+    bool read = d.memory_read || may_write_nothing(d);
+    e.open_access(d.insn.memory.segment, d.insn.memory.size, read, d.memory_write);
   }
 }
 

@@ -19,10 +19,13 @@ Guest<void> check_alignment(const CpuState& state, Gva address, const SlowSite& 
   return {};
 }
 
-Guest<Gva> site_address(const CpuState& state, u64 address, const SlowSite& site) {
+// `at` and `size`: the part of the operand that is looked at.
+Guest<Gva> site_address(const CpuState& state, u64 address, const SlowSite& site, unsigned at,
+                        unsigned size) {
   Access access = site.write ? Access::kWrite : Access::kRead;
-  if (site.segmented) return linear_address(state, site.segment, address, site.size, access);
-  if (!state.canonical(address) || !state.canonical(address + site.size - 1))
+  if (site.segmented) return linear_address(state, site.segment, (address + at) & low_bits(32), size, access);
+  address += at;
+  if (!state.canonical(address) || !state.canonical(address + size - 1))
     return site.segment == kSs ? GuestStop::ss(0) : GuestStop::gp(0);
   return Gva(address);
 }
@@ -33,8 +36,10 @@ u64 active_elements(const CpuState& state, const SlowSite& site) {
   if (!site.vector_mask) {
     u64 mask = 0;
     std::memcpy(&mask, state.xsave.data() + xsave_component(5).offset + 8u * site.mask, sizeof mask);
-    mask &= low_bits(count);
-    return site.packed ? low_bits(static_cast<unsigned>(std::popcount(mask))) : mask;
+    mask &= low_bits(site.lanes);
+    if (site.packed) return low_bits(static_cast<unsigned>(std::popcount(mask)));
+    for (unsigned i = count; i < site.lanes; i += count) mask |= mask >> i;
+    return mask & low_bits(count);
   }
   // Bytes 0-15 of vector register n are at 160 + 16n of the legacy area, bytes 16-31 in component 2 (SDM
   // 1 13.4.1).
@@ -56,34 +61,62 @@ Guest<void> for_active(const CpuState& state, const SlowSite& site, EachElement 
   return {};
 }
 
-Guest<void> fetch(Cpu& cpu, Gva address, u8* copy, const SlowSite& site) {
-  if (!site.element) {
-    if (site.write) TRY(probe_write(cpu, address, site.size));
-    if (site.read) TRY(read_linear(cpu, address, copy, site.size));
-    return {};
-  }
-  return for_active(cpu.state(), site, [&](unsigned at) -> Guest<void> {
-    if (site.write) return probe_write(cpu, address + at, site.element);
-    return read_linear(cpu, address + at, copy + at, site.element);
-  });
-}
-
-Guest<void> write_back(Cpu& cpu, Gva address, const u8* copy, const SlowSite& site) {
-  if (!site.element) return write_linear(cpu, address, copy, site.size);
-  return for_active(cpu.state(), site, [&](unsigned at) -> Guest<void> {
-    return write_linear(cpu, address + at, copy + at, site.element);
-  });
-}
-
 u8* copy_of(Context* context, u64 address) { return context->bounce + (address & 63); }
 
+// Masked elements are addressed one by one: those that are not active must not fault in any way. `offset` is
+// what the translated code gave; Context::bounce_address keeps it.
+u64 linear_without_checks(const CpuState& state, u64 offset, const SlowSite& site) {
+  return site.segmented ? state.segments[site.segment].base + offset : offset;
+}
+
+Guest<u8*> open_masked(Cpu& cpu, Context* context, u64 offset, const SlowSite& site) {
+  const CpuState& state = cpu.state();
+  u8* copy = copy_of(context, linear_without_checks(state, offset, site));
+  TRY(for_active(state, site, [&](unsigned at) -> Guest<void> {
+    Gva address = TRY(site_address(state, offset, site, at, site.element));
+    if (site.write) return probe_write(cpu, address, site.element);
+    return read_linear(cpu, address, copy + at, site.element);
+  }));
+  context->bounce_address = offset;
+  return copy;
+}
+
+Guest<void> commit_masked(Cpu& cpu, Context* context, const SlowSite& site) {
+  const CpuState& state = cpu.state();
+  u64 offset = context->bounce_address;
+  const u8* copy = copy_of(context, linear_without_checks(state, offset, site));
+  return for_active(state, site, [&](unsigned at) -> Guest<void> {
+    Gva address = TRY(site_address(state, offset, site, at, site.element));
+    return write_linear(cpu, address, copy + at, site.element);
+  });
+}
+
+// Context::bounce_address where the instruction worked on guest RAM itself.
+constexpr u64 kInPlace = ~u64{0};
+
 Guest<u8*> open(Cpu& cpu, Context* context, u64 offset, const SlowSite& site) {
-  Gva address = TRY(site_address(cpu.state(), offset, site));
+  if (site.element) return open_masked(cpu, context, offset, site);
+  Gva address = TRY(site_address(cpu.state(), offset, site, 0, site.size));
   TRY(check_alignment(cpu.state(), address, site));
+  if (site.read && site.write) {
+    // In place where that is possible: LOCK must exclude the other vCPUs.
+    if (u8* host = TRY(host_pointer(cpu, address, site.size, Access::kWrite))) {
+      context->bounce_address = kInPlace;
+      return host;
+    }
+  }
   u8* copy = copy_of(context, address.value);
-  TRY(fetch(cpu, address, copy, site));
+  if (site.write) TRY(probe_write(cpu, address, site.size));
+  if (site.read) TRY(read_linear(cpu, address, copy, site.size));
   context->bounce_address = address.value;
   return copy;
+}
+
+Guest<void> commit(Cpu& cpu, Context* context, const SlowSite& site) {
+  if (site.element) return commit_masked(cpu, context, site);
+  if (context->bounce_address == kInPlace) return {};
+  Gva address(context->bounce_address);
+  return write_linear(cpu, address, copy_of(context, address.value), site.size);
 }
 
 }  // namespace
@@ -105,8 +138,7 @@ extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite*
 
 extern "C" u64 anykvm_slow_commit(Context* context, const SlowSite* site) {
   Cpu& cpu = *context->cpu;
-  Gva address(context->bounce_address);
-  auto written = write_back(cpu, address, copy_of(context, address.value), *site);
+  auto written = commit(cpu, context, *site);
   if (!written.ok()) {
     // The client has to act first; the instruction starts over from the registers that it began with.
     context->state.gpr = context->slow_gpr;
