@@ -58,16 +58,18 @@ std::vector<u8> elf() {
 
 // `content` as one LZ4 block of literals, with magic, block size and unpacked size around it.
 std::vector<u8> lz4_of(const std::vector<u8>& content) {
-  std::vector<u8> block{0xf0};
-  size_t rest = content.size() - 15;
-  block.insert(block.end(), rest / 255, 255);
-  block.push_back(static_cast<u8>(rest % 255));
-  block.insert(block.end(), content.begin(), content.end());
-  u32 sizes[] = {0x184c2102, static_cast<u32>(block.size()), static_cast<u32>(content.size())};
-  auto* words = reinterpret_cast<const u8*>(sizes);
-  std::vector<u8> packed(words, words + 8);
-  packed.insert(packed.end(), block.begin(), block.end());
-  packed.insert(packed.end(), words + 8, words + 12);
+  size_t rest = content.size() - 15, block = 1 + rest / 255 + 1 + content.size();
+  std::vector<u8> packed;
+  auto put = [&](u32 value) {
+    for (unsigned shift = 0; shift < 32; shift += 8) packed.push_back(static_cast<u8>(value >> shift));
+  };
+  put(0x184c2102);
+  put(static_cast<u32>(block));
+  packed.push_back(0xf0);
+  packed.insert(packed.end(), rest / 255, 255);
+  packed.push_back(static_cast<u8>(rest % 255));
+  packed.insert(packed.end(), content.begin(), content.end());
+  put(static_cast<u32>(content.size()));
   return packed;
 }
 
