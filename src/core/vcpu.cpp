@@ -59,7 +59,7 @@ Result<> Vcpu::join_irqchip() {
   m_lapic = std::move(lapic);
   m_timer = m_vm.timers().add([this] {
     m_lapic->expire(monotonic_ns());
-    if (m_in_guest.load()) m_vm.timers().arm(m_timer, m_lapic->next_deadline_ns());
+    if (m_in_guest.load()) arm_timer();
   });
   return {};
 }
@@ -233,8 +233,17 @@ void Vcpu::request(u8 request) {
 }
 
 void Vcpu::deadline_changed() {
-  if (m_in_guest.load()) return m_vm.timers().arm(m_timer, m_lapic->next_deadline_ns());
+  if (m_in_guest.load()) return arm_timer();
   m_waiter.wake();
+}
+
+void Vcpu::arm_timer() {
+  // The vCPU and the timer thread may both be here, and the one that stores last may have looked first.
+  u64 deadline = 0;
+  do {
+    deadline = m_lapic->next_deadline_ns();
+    m_vm.timers().arm(m_timer, deadline);
+  } while (m_lapic->next_deadline_ns() != deadline);
 }
 
 u64 Vcpu::guest_tsc_to_ns(u64 tsc) {

@@ -96,6 +96,8 @@ class Vcpu final : private x86::Platform,
   void report_internal_error(const x86::Exit& exit);
   void answer_hypercall();
   void expire_timers();
+  // Has the timer thread watch the LAPIC's deadline while the vCPU is in guest code.
+  void arm_timer();
 
   // --- waiting and waking (vcpu_wait.cpp) ---
   // Sleeps until the vCPU can go on, or a signal. Spins a little first.

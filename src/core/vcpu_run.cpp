@@ -99,7 +99,7 @@ x86::Exit Vcpu::run_guest() {
   if (!m_lapic) return m_cpu->run();
   m_in_guest.store(true);
   expire_timers();
-  m_vm.timers().arm(m_timer, m_lapic->next_deadline_ns());
+  arm_timer();
   x86::Exit exit = m_cpu->run();
   m_in_guest.store(false);
   m_vm.timers().disarm(m_timer);

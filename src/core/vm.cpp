@@ -129,7 +129,13 @@ void Vm::pit_expired() {
 
 void Vm::rearm_pit() {
   auto* pit = irqchip()->pit();
-  if (pit) m_timers.arm(m_pit_timer, pit->next_deadline_ns());
+  if (!pit) return;
+  // A vCPU and the timer thread may both be here, and the one that stores last may have looked first.
+  u64 deadline = 0;
+  do {
+    deadline = pit->next_deadline_ns();
+    m_timers.arm(m_pit_timer, deadline);
+  } while (pit->next_deadline_ns() != deadline);
 }
 
 Result<> Vm::irqfd(const kvm_irqfd& request) {

@@ -147,19 +147,13 @@ class Dispatcher {
   MaybeExit take_events() {
     m_private.event_waiting = false;
     Events& events = m_state.events;
-    if (m_private.replay.in_progress()) {
-      m_private.recheck_events = true;
-      return {};
-    }
+    if (m_private.replay.in_progress()) return after_one_instruction();
     if (events.exception.injected || events.exception.pending || events.interrupt.injected ||
         events.nmi.injected) {
       m_private.recheck_events = true;
       return delivered(deliver_injected(m_cpu));
     }
-    if (events.shadow) {
-      m_private.recheck_events = true;
-      return {};
-    }
+    if (events.shadow) return after_one_instruction();
     events.nmi.pending = static_cast<u8>(events.nmi.pending + m_private.queued_nmis.exchange(0));
     if (events.nmi.pending && !events.nmi.masked) {
       --events.nmi.pending;
@@ -168,6 +162,13 @@ class Dispatcher {
       return delivered(deliver_interrupt(m_cpu, kVectorNmi, EventKind::kExternal));
     }
     return take_interrupt();
+  }
+
+  // The slow form holds one instruction and comes back; a block could jump on to others and never do.
+  MaybeExit after_one_instruction() {
+    m_private.recheck_events = true;
+    m_slow = true;
+    return {};
   }
 
   MaybeExit take_interrupt() {
@@ -384,11 +385,12 @@ class Dispatcher {
     if (!linear.ok()) return stop_with(linear.error());
     FetchCache::Entry* page = nullptr;
     if (auto fetched = fetch_page(linear.value(), &page); !fetched.ok()) return stop_with(fetched.error());
-    CodeSource source{page->page + linear.value().page_offset(), m_state.rip, mode, nullptr, 0};
+    CodeSource source{.gpa = page->page + linear.value().page_offset(), .rip = m_state.rip, .mode = mode};
     Block* known = m_code.find(source.gpa, source.rip, mode);
     if (known && (!known->straddles || continues_on(*known, linear.value()))) return known;
     source.bytes = page->host + linear.value().page_offset();
     source.size = static_cast<unsigned>(std::min(kPageSize - linear.value().page_offset(), room));
+    source.page = &m_cpu.machine().memory().find(source.gpa)->meta(source.gpa);
     return translate(source, linear.value(), room);
   }
 
@@ -438,11 +440,10 @@ class Dispatcher {
 
   Block* translate(const CodeSource& source, Gva linear, u64 room) {
     if (!claim(source.gpa)) return look_again();
-    bool needs_more = false, full = false;
-    Block* block = m_code.translate(source, &needs_more, &full);
-    if (full) return make_room();
-    if (block || !needs_more) return block;
-    return translate_straddling(source, linear, room);
+    Untranslated why{};
+    Block* block = m_code.translate(source, &why);
+    if (block) return block;
+    return why == Untranslated::kNeedsMore ? translate_straddling(source, linear, room) : try_again(why);
   }
 
   // False: the world was stopped meanwhile, and nothing found before is to be trusted.
@@ -465,21 +466,18 @@ class Dispatcher {
     if (auto fetched = fetch_page(next_page(linear), &page); !fetched.ok()) return stop_with(fetched.error());
     Gpa second = page->page;
     if (!claim(second)) return look_again();
-    u8 bytes[30];
-    unsigned first_part = source.size;
-    unsigned second_part = static_cast<unsigned>(std::min<u64>(15, room - first_part));
-    std::memcpy(bytes, source.bytes, first_part);
-    std::memcpy(bytes + first_part, page->host, second_part);
-    source.bytes = bytes;
-    source.size = first_part + second_part;
-    bool full = false;
-    Block* block = m_code.translate_straddling(source, second, &full);
-    if (full) return make_room();
-    return block ? block : stop_with(GuestStop::gp(0));
+    source.second_gpa = second;
+    source.second_bytes = page->host;
+    source.second_size = static_cast<unsigned>(std::min<u64>(15, room - source.size));
+    source.second_page = &m_cpu.machine().memory().find(second)->meta(second);
+    Untranslated why{};
+    Block* block = m_code.translate_straddling(source, &why);
+    if (block) return block;
+    return why == Untranslated::kNeedsMore ? stop_with(GuestStop::gp(0)) : try_again(why);
   }
 
-  Block* make_room() {
-    m_cpu.machine_discards_code();
+  Block* try_again(Untranslated why) {
+    if (why == Untranslated::kNoRoom) m_cpu.machine_discards_code();
     return look_again();
   }
 

@@ -12,14 +12,14 @@ void before_write(Cpu& cpu, const MemorySlot& slot, Gpa address, unsigned size) 
 
 void claim_for_code(Cpu& cpu, const MemorySlot& slot, Gpa address) {
   PageMeta& meta = slot.meta(address);
-  if (meta.has_code.exchange(1, std::memory_order_seq_cst)) return;
+  // There may be a writer although the page was claimed before: one that is about to write next to the code.
+  meta.has_code.store(1, std::memory_order_seq_cst);
   u8 writer = meta.writer.load(std::memory_order_seq_cst);
   if (writer == 0) return;
-  if (writer == cpu.number()) {
+  if (writer == cpu.number() && writer != kSeveralWriters) {
     const u8* page = slot.host + (address.page() - slot.base);
     for (TlbTable& table : cpu.context().tlb) table.forbid_writes(page);
-    meta.writer.store(0, std::memory_order_seq_cst);
-    return;
+    if (meta.writer.compare_exchange_strong(writer, 0)) return;
   }
   cpu.stop_the_world([&] { meta.writer.store(0, std::memory_order_seq_cst); });
 }

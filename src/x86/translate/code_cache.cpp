@@ -1,10 +1,12 @@
 #include "x86/translate/code_cache.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 
 #include "base/bits.h"
+#include "x86/mmu/code_pages.h"
 #include "x86/translate/translator.h"
 
 namespace anykvm::x86 {
@@ -53,35 +55,42 @@ Block* CodeCache::find(Gpa gpa, u64 rip, const Mode& mode) {
   return it == m_blocks.end() ? nullptr : it->second;
 }
 
-Block* CodeCache::translate(const CodeSource& source, bool* needs_more, bool* full) {
+bool CodeCache::ready_for(const CodeSource& source, Untranslated* why) const {
+  bool claimed = code_pages::claim_holds(*source.page) &&
+                 (!source.second_page || code_pages::claim_holds(*source.second_page));
+  if (!claimed) return *why = Untranslated::kClaimLost, false;
+  if (m_memory->room() < kBlockReserve) return *why = Untranslated::kNoRoom, false;
+  return true;
+}
+
+Block* CodeCache::translate(const CodeSource& source, Untranslated* why) {
   std::lock_guard lock(m_mutex);
-  *needs_more = false;
-  *full = m_memory->room() < kBlockReserve;
-  if (*full) return nullptr;
+  if (!ready_for(source, why)) return nullptr;
   auto block = std::make_unique<Block>();
   block->gpa = source.gpa;
   block->rip = source.rip;
   block->mode = source.mode;
   std::vector<u8> code = translate_block(*block, source.bytes, source.size, m_thunks, m_memory->next());
-  if (code.empty()) {
-    *needs_more = true;
-    return nullptr;
-  }
+  if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
   return install(std::move(block), code);
 }
 
-Block* CodeCache::translate_straddling(const CodeSource& source, Gpa second_page, bool* full) {
+Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* why) {
   std::lock_guard lock(m_mutex);
-  *full = m_memory->room() < kBlockReserve;
-  if (*full) return nullptr;
+  if (!ready_for(source, why)) return nullptr;
   auto block = std::make_unique<Block>();
   block->gpa = source.gpa;
   block->rip = source.rip;
   block->mode = source.mode;
   block->straddles = true;
-  block->gpa2 = second_page;
-  std::vector<u8> code = translate_block(*block, source.bytes, source.size, m_thunks, m_memory->next());
-  if (code.empty()) return nullptr;
+  block->gpa2 = source.second_gpa;
+  // An instruction has at most 15 bytes, so there are fewer on the first page.
+  std::array<u8, 30> bytes;
+  unsigned first = std::min(source.size, 15u), second = std::min(source.second_size, 15u);
+  std::memcpy(bytes.data(), source.bytes, first);
+  std::memcpy(bytes.data() + first, source.second_bytes, second);
+  std::vector<u8> code = translate_block(*block, bytes.data(), first + second, m_thunks, m_memory->next());
+  if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
   return install(std::move(block), code);
 }
 

@@ -9,19 +9,33 @@
 #include <vector>
 
 #include "base/expected.h"
+#include "x86/mmu/physical_memory.h"
 #include "x86/translate/block.h"
 #include "x86/translate/code_memory.h"
 #include "x86/translate/thunks.h"
 
 namespace anykvm::x86 {
 
-// Guest bytes to translate: up to 15 beyond a page's end can come from the next page.
+// Why there is no block.
+enum class Untranslated : u8 {
+  kNeedsMore,  // the first instruction continues on the next page
+  kNoRoom,     // clear() first
+  kClaimLost,  // somebody wrote to the page since it was claimed (mmu/code_pages.h)
+};
+
+// Guest bytes to translate: those to the end of a page and, for an instruction that continues there, of a
+// second one.
 struct CodeSource {
   Gpa gpa{};
   u64 rip = 0;
   Mode mode{};
   const u8* bytes = nullptr;  // host address of `gpa`
   unsigned size = 0;          // to the end of the page
+  const PageMeta* page = nullptr;
+  Gpa second_gpa{};
+  const u8* second_bytes = nullptr;
+  unsigned second_size = 0;
+  const PageMeta* second_page = nullptr;  // null: there is no second page
 };
 
 class CodeCache {
@@ -33,11 +47,10 @@ class CodeCache {
 
   Block* find(Gpa gpa, u64 rip, const Mode& mode);
 
-  // Makes a block from whole instructions within the page. `needs_more`: the first one continues on the next
-  // page. Null with `*full` set: no room, clear() first.
-  Block* translate(const CodeSource& source, bool* needs_more, bool* full);
-  // The block of one instruction whose bytes (already put together) lie on two pages.
-  Block* translate_straddling(const CodeSource& source, Gpa second_page, bool* full);
+  // Makes a block from whole instructions within the page. Null: `*why` says why not.
+  Block* translate(const CodeSource& source, Untranslated* why);
+  // The block of one instruction whose bytes lie on two pages. kNeedsMore: it is longer than any instruction.
+  Block* translate_straddling(const CodeSource& source, Untranslated* why);
 
   // Lets `link` jump to `to` directly, if both still stand.
   void link(Link* link, Block* to);
@@ -70,6 +83,8 @@ class CodeCache {
   };
 
   CodeCache() = default;
+  // m_mutex. False: no block can be made now.
+  bool ready_for(const CodeSource& source, Untranslated* why) const;
   Block* install(std::unique_ptr<Block> block, const std::vector<u8>& host_code);
   void add_to_page(Block* block, Gpa first, unsigned bytes);
   void drop_page(u64 page);

@@ -1,0 +1,108 @@
+// What can go wrong only between CPUs, or between a CPU and an interrupt that waits for it.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "x86/translate/guest_fixture.h"
+
+namespace anykvm::x86 {
+namespace {
+
+// A second CPU of the same machine, in the state that the first one has now.
+std::unique_ptr<Cpu> another_cpu(Guest64& guest) {
+  auto cpu = std::make_unique<Cpu>(*guest.machine, guest.platform);
+  cpu->model().set_entries(supported_cpuid());
+  cpu->state() = guest.state();
+  cpu->state_replaced();
+  return cpu;
+}
+
+Exit run_at(Cpu& cpu, u64 rip) {
+  cpu.state().rip = rip;
+  cpu.state_replaced();
+  return cpu.run();
+}
+
+// Linux's start-up code for secondary CPUs takes a lock that lies in the page of the code itself, in real
+// mode. Where segments have a base, every access takes the slow path, as it does in a page with code.
+TEST(SmpTest, locked_update_by_the_slow_path_is_atomic) {
+  constexpr u32 kRounds = 100000;
+  Guest64 guest;
+  guest.code({0xf0, 0xff, 0x03,  // lock inc dword [ebx]
+              0x49,              // dec ecx
+              0x75, 0xfa,        // jnz to the start
+              0xf4});
+  guest.state().segments[kCs].l = 0;
+  guest.state().segments[kCs].db = 1;
+  guest.state().segments[kDs].base = Guest64::kData;
+  guest.state().gpr[kRbx] = 0x40;
+  guest.state().gpr[kRcx] = kRounds;
+  auto other = another_cpu(guest);
+  std::thread thread([&] { run_at(*other, Guest64::kCode); });
+  guest.run();
+  thread.join();
+  EXPECT_EQ(guest.read<u32>(Guest64::kData + 0x40), 2 * kRounds);
+}
+
+TEST(SmpTest, write_next_to_code_is_known_to_the_cpu_that_translates_there_later) {
+  constexpr u64 kNearby = Guest64::kCode + 0x800, kSecond = Guest64::kCode + 0x100, kWriter = 0x20000;
+  Guest64 guest;
+  guest.code({0xf4});
+  guest.code({0xf4}, kSecond);
+  guest.code({0x89, 0x03, 0xf4}, kWriter);  // mov [rbx], eax
+  guest.state().gpr[kRbx] = kNearby;
+  auto other = another_cpu(guest);
+  guest.run();
+  run_at(*other, kWriter);
+  const PageMeta& page = guest.machine->memory().find(Gpa(kNearby))->meta(Gpa(kNearby));
+  ASSERT_EQ(page.writer.load(), other->number());
+  guest.run(kSecond);
+  EXPECT_EQ(page.writer.load(), 0);
+  EXPECT_EQ(page.has_code.load(), 1);
+}
+
+class ReadyPlatform : public QuietPlatform {
+ public:
+  bool interrupt_ready() override { return ready; }
+  std::optional<u8> acknowledge_interrupt() override {
+    ready = false;
+    return 0x20;
+  }
+  bool ready = false;
+};
+
+// STI holds interrupts back for one instruction. What follows may be a loop that never leaves translated
+// code.
+TEST(SmpTest, interrupt_held_back_by_sti_comes_after_one_instruction) {
+  constexpr u64 kGdt = 0x8000, kIdt = 0x9000, kHandler = 0xf000;
+  Guest64 guest;
+  ReadyPlatform platform;
+  Cpu cpu(*guest.machine, platform);
+  cpu.model().set_entries(supported_cpuid());
+  cpu.state() = guest.state();
+  guest.write<u64>(kGdt + 8, 0x00af9b000000ffff);
+  guest.write<u64>(kIdt + 16 * 0x20, kHandler | u64{8} << 16 | u64{0x8e00} << 32);
+  cpu.state().gdtr.base = kGdt, cpu.state().gdtr.limit = 0xff;
+  cpu.state().idtr.base = kIdt, cpu.state().idtr.limit = 0xfff;
+  guest.code({0xfb,        // sti
+              0x90,        // nop
+              0xff, 0xc9,  // dec ecx
+              0x75, 0xfc,  // jnz to dec ecx
+              0xf4});
+  guest.code({0x89, 0xc8, 0xf4}, kHandler);  // mov eax, ecx
+  // Once without an interrupt, so that the blocks are linked.
+  cpu.state().gpr[kRcx] = 1000;
+  run_at(cpu, Guest64::kCode);
+  ASSERT_EQ(cpu.state().gpr[kRcx], 0u);
+
+  cpu.state().rflags &= ~u64{kFlagIf};
+  cpu.state().mp_state = MpState::kRunnable;
+  cpu.state().gpr[kRcx] = 1000;
+  cpu.state().gpr[kRax] = 0;
+  platform.ready = true;
+  run_at(cpu, Guest64::kCode);
+  EXPECT_EQ(cpu.state().gpr[kRax], 1000u);
+}
+
+}  // namespace
+}  // namespace anykvm::x86
