@@ -25,6 +25,19 @@ void *anykvm_mmap(void *address, size_t length, int protection, int flags, int f
 /* A VM or vCPU lives until its last descriptor is closed; close them with this, not with close(2). */
 int anykvm_close(int fd);
 
+/*
+ * For whoever interposes the C library's functions and so sees more than the four above.
+ */
+struct sigaction;
+/* 1 if the descriptor is one of ours now. */
+int anykvm_owns(int fd);
+/* Closes our descriptors among first...last; the others are the caller's business. */
+void anykvm_close_range(unsigned first, unsigned last);
+/* dup2(2) or the like has made `fd` name another file. */
+void anykvm_replaced(int fd);
+/* Call in place of sigaction(2). 1: done. 0: not done, call sigaction(2); the next KVM_RUN looks for a new handler. */
+int anykvm_sigaction(int signal, const struct sigaction *action, struct sigaction *old);
+
 #ifdef __cplusplus
 }
 #endif

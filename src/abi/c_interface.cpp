@@ -7,8 +7,11 @@
 
 #include "abi/handlers.h"
 #include "abi/objects.h"
+#include "base/raw_syscall.h"
+#include "core/run_signals.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
+#include "x86/translate/host_signals.h"
 
 namespace anykvm::abi {
 namespace {
@@ -60,7 +63,8 @@ int anykvm_ioctl(int fd, unsigned long request, ...) {
   const int saved_errno = errno;
   auto object = abi::find_object(fd);
   if (!object) return abi::fail(fcntl(fd, F_GETFD) < 0 ? EBADF : ENOTTY);
-  auto result = abi::dispatch(*object, request, argument);
+  // The kernel's requests have 32 bits; clients that keep them in an int sign-extend them.
+  auto result = abi::dispatch(*object, static_cast<u32>(request), argument);
   if (!result.ok()) return abi::fail(result.error().code);
   errno = saved_errno;
   return static_cast<int>(result.value());
@@ -72,9 +76,15 @@ void* anykvm_mmap(void* address, size_t length, int protection, int flags, int f
     abi::fail(ENODEV);
     return MAP_FAILED;
   }
-  void* mapping = mmap(address, length, protection, flags, fd, offset);
-  if (mapping != MAP_FAILED && object)
-    abi::map_ring(*object->vcpu, static_cast<u8*>(mapping), length, offset);
+  if (!object) return mmap(address, length, protection, flags, fd, offset);
+  const long mapped = raw_syscall(SYS_mmap, reinterpret_cast<long>(address), static_cast<long>(length),
+                                  protection, flags, fd, offset);
+  if (mapped < 0 && mapped >= -4095) {
+    abi::fail(static_cast<int>(-mapped));
+    return MAP_FAILED;
+  }
+  u8* mapping = reinterpret_cast<u8*>(mapped);
+  abi::map_ring(*object->vcpu, mapping, length, offset);
   return mapping;
 }
 
@@ -82,4 +92,18 @@ int anykvm_close(int fd) {
   auto closed = abi::close_object(fd);
   if (!closed) return close(fd);
   return closed->ok() ? 0 : abi::fail(closed->error().code);
+}
+
+int anykvm_owns(int fd) { return abi::owns(fd); }
+
+void anykvm_close_range(unsigned first, unsigned last) {
+  for (int fd : abi::descriptors_in(first, last)) abi::close_object(fd);
+}
+
+void anykvm_replaced(int fd) { abi::forget(fd); }
+
+int anykvm_sigaction(int signal, const struct sigaction* action, struct sigaction* old) {
+  if (x86::change_fault_action(signal, action, old)) return 1;
+  if (action) core::signal_dispositions_changed();
+  return 0;
 }

@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -12,6 +13,8 @@
 #include <shared_mutex>
 #include <unordered_map>
 #include <utility>
+
+#include "base/raw_syscall.h"
 
 namespace anykvm::abi {
 namespace {
@@ -36,8 +39,28 @@ struct Map {
   std::unordered_map<int, FileId> descriptors;
 };
 
+Map& map();
+
+// fork(2): the child gets the map in a state of rest.
+void lock_for_fork() { map().mutex.lock(); }
+void unlock_in_parent() { map().mutex.unlock(); }
+
+// The child has copies of VMs whose threads stayed behind: they can neither run nor be taken down, so each is
+// held for ever. The lock belongs to a thread of the parent; it is made anew.
+void settle_in_child() {
+  Map& all = map();
+  new (&all.mutex) std::shared_mutex;
+  for (auto& [file, entry] : all.files)
+    if (!entry.object->system) new std::shared_ptr<const Object>(entry.object);
+}
+
 Map& map() {
-  static Map& instance = *new Map;  // never destroyed: threads may still use it while the process exits
+  // Never destroyed: threads may still use it while the process exits.
+  static Map& instance = *[] {
+    Map* made = new Map;
+    pthread_atfork(lock_for_fork, unlock_in_parent, settle_in_child);
+    return made;
+  }();
   return instance;
 }
 
@@ -121,11 +144,51 @@ std::optional<Result<int>> close_object(int fd) {
   const FileId file = known->second;
   if (all.files[file].descriptors.size() == 1) adopt_duplicates(all, file, fd);
   last = forget_descriptor(all, fd);
-  const int result = ::close(fd);
-  const int code = errno;
+  const long result = raw_syscall(SYS_close, fd);
   lock.unlock();
-  if (result != 0) return Error{code, "close failed"};
+  if (result < 0) return Error{static_cast<int>(-result), "close failed"};
   return 0;
+}
+
+bool owns(int fd) {
+  Map& all = map();
+  {
+    std::shared_lock lock(all.mutex);
+    if (all.files.empty()) return false;
+  }
+  const auto file = file_of(fd);
+  if (!file) return forget(fd), false;
+  {
+    std::shared_lock lock(all.mutex);
+    if (all.files.contains(*file)) return true;
+  }
+  forget(fd);
+  return false;
+}
+
+std::vector<int> descriptors_in(unsigned first, unsigned last) {
+  Map& all = map();
+  std::vector<int> found;
+  std::shared_lock lock(all.mutex);
+  for (const auto& [fd, file] : all.descriptors)
+    if (static_cast<unsigned>(fd) >= first && static_cast<unsigned>(fd) <= last) found.push_back(fd);
+  return found;
+}
+
+void forget(int fd) {
+  Map& all = map();
+  std::shared_ptr<const Object> last;  // destroyed after the lock is released
+  {
+    std::shared_lock lock(all.mutex);
+    if (!all.descriptors.contains(fd)) return;
+  }
+  const auto now = file_of(fd);
+  std::unique_lock lock(all.mutex);
+  auto known = all.descriptors.find(fd);
+  if (known == all.descriptors.end() || known->second == now) return;
+  const FileId file = known->second;
+  if (all.files[file].descriptors.size() == 1) adopt_duplicates(all, file, fd);
+  last = forget_descriptor(all, fd);
 }
 
 }  // namespace anykvm::abi

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "base/expected.h"
 #include "base/fd.h"
@@ -33,6 +34,15 @@ int add_object(Fd fd, Object object);
 
 // Null if the descriptor is not ours. Also finds descriptors that were duplicated behind our back.
 std::shared_ptr<const Object> find_object(int fd);
+
+// As find_object(), and the file behind the number is looked at: numbers can change hands unseen.
+bool owns(int fd);
+
+// The known descriptors among first...last.
+std::vector<int> descriptors_in(unsigned first, unsigned last);
+
+// The descriptor was closed, or names another file, without close_object().
+void forget(int fd);
 
 // Closes the descriptor if it is ours; nothing if it is not (the caller closes it).
 std::optional<Result<int>> close_object(int fd);

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "cli/doctor.h"
+#include "cli/exec.h"
 #include "cli/options.h"
 #include "cli/run.h"
 #include "vmm/notice.h"
@@ -31,6 +32,10 @@ int main(int argc, char** argv) {
     cli::Report report = cli::examine_host();
     int printed = print(options.value().json ? cli::to_json(report) : cli::to_text(report));
     return report.usable() ? printed : 1;
+  }
+  if (options.value().command == cli::Command::kExec) {
+    auto code = cli::exec(options.value().exec);
+    return code ? code.value() : fail(code.error());
   }
   options.value().machine.started = started;
   auto code = cli::run(options.value().machine);

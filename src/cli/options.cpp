@@ -1,8 +1,11 @@
 #include "cli/options.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <optional>
+#include <string_view>
+#include <vector>
 
 #include "anykvm/anykvm.h"
 #include "cli/size.h"
@@ -96,6 +99,33 @@ void add_run_options(CLI::App& run, Texts& texts) {
   run.add_option("--timeout", texts.timeout, "stop after so long, with exit code 124")->type_name("SECONDS");
 }
 
+// Everything from the command's name on is the command's, also what looks like an option of ours.
+CLI::App* add_exec(CLI::App& app, ExecOptions& options) {
+  CLI::App* exec =
+      app.add_subcommand("exec", "run COMMAND [ARGUMENT...], and what it starts, with anykvm as /dev/kvm");
+  exec->add_flag("--prefer-hardware", options.prefer_hardware, "use the machine's own /dev/kvm if it works");
+  exec->prefix_command();
+  return exec;
+}
+
+// CLI11 would take a "--" as the end of the subcommand: without it, the command is the first word that is no
+// option.
+std::vector<const char*> without_separator(int argc, const char* const* argv) {
+  std::vector<const char*> words(argv, argv + argc);
+  if (argc < 2 || std::string_view(words[1]) != "exec") return words;
+  auto end = std::find_if(words.begin() + 2, words.end(),
+                          [](std::string_view word) { return word == "--" || !word.starts_with('-'); });
+  if (end != words.end() && std::string_view(*end) == "--") words.erase(end);
+  return words;
+}
+
+Outcome<std::vector<std::string>> check_command(const std::vector<std::string>& words) {
+  if (words.empty()) return failure("exec needs a command (see anykvm exec --help)");
+  if (words.front().starts_with('-'))
+    return failure("exec {}: no such option (see anykvm exec --help)", words.front());
+  return words;
+}
+
 }  // namespace
 
 Outcome<Options> parse_options(int argc, const char* const* argv) {
@@ -106,12 +136,14 @@ Outcome<Options> parse_options(int argc, const char* const* argv) {
   Options options;
   CLI::App* run = app.add_subcommand("run", "boot a Linux guest with its serial console on this terminal");
   add_run_options(*run, texts);
+  CLI::App* exec = add_exec(app, options.exec);
   CLI::App* doctor =
       app.add_subcommand("doctor", "tell what this machine offers, what is missing and what that costs");
   doctor->add_flag("--json", options.json, "as JSON");
   // CLI11 reports everything by exceptions; none leaves this function.
   try {
-    app.parse(argc, argv);
+    const auto words = without_separator(argc, argv);
+    app.parse(static_cast<int>(words.size()), words.data());
   } catch (const CLI::CallForVersion& version) {
     options.text = std::string(version.what()) + "\n";
     return options;
@@ -124,7 +156,8 @@ Outcome<Options> parse_options(int argc, const char* const* argv) {
   } catch (const CLI::Error& error) {
     return failure("{} (see anykvm --help)", first_line(error.what()));
   }
-  options.command = doctor->parsed() ? Command::kDoctor : Command::kRun;
+  options.command = doctor->parsed() ? Command::kDoctor : exec->parsed() ? Command::kExec : Command::kRun;
+  if (exec->parsed()) options.exec.command = TRY(check_command(exec->remaining()));
   if (run->parsed()) options.machine = TRY(check_run(texts));
   return options;
 }

@@ -4,16 +4,18 @@
 
 #include <string>
 
+#include "cli/exec.h"
 #include "vmm/failure.h"
 #include "vmm/machine.h"
 
 namespace anykvm::cli {
 
-enum class Command { kRun, kDoctor, kPrint };
+enum class Command { kRun, kExec, kDoctor, kPrint };
 
 struct Options {
   Command command = Command::kPrint;
   vmm::MachineConfig machine;  // kRun
+  ExecOptions exec;            // kExec
   bool json = false;           // kDoctor
   std::string text;            // kPrint: help or version, for standard output
 };

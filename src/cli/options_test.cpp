@@ -1,5 +1,6 @@
 #include "cli/options.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -45,6 +46,38 @@ TEST(Options, append_may_begin_with_a_dash) {
   auto options = parse({"run", "--kernel", "k", "--append=-- sh"});
   ASSERT_TRUE(options.ok());
   EXPECT_EQ(options.value().machine.append, "-- sh");
+}
+
+using Words = std::vector<std::string>;
+
+TEST(Options, exec_gives_the_command_its_own_options) {
+  auto options = parse({"exec", "qemu", "--prefer-hardware", "-m", "1G", "--", "--json"});
+  ASSERT_TRUE(options.ok());
+  EXPECT_EQ(options.value().command, Command::kExec);
+  EXPECT_FALSE(options.value().exec.prefer_hardware);
+  EXPECT_EQ(options.value().exec.command, (Words{"qemu", "--prefer-hardware", "-m", "1G", "--", "--json"}));
+}
+
+TEST(Options, exec_takes_its_options_before_the_command) {
+  auto options = parse({"exec", "--prefer-hardware", "--", "qemu", "--help"});
+  ASSERT_TRUE(options.ok());
+  EXPECT_TRUE(options.value().exec.prefer_hardware);
+  EXPECT_EQ(options.value().exec.command, (Words{"qemu", "--help"}));
+}
+
+TEST(Options, exec_of_a_command_named_like_a_subcommand_works) {
+  auto options = parse({"exec", "run", "doctor"});
+  ASSERT_TRUE(options.ok());
+  EXPECT_EQ(options.value().exec.command, (Words{"run", "doctor"}));
+}
+
+TEST(Options, exec_without_a_command_says_so) {
+  EXPECT_THAT(error_of({"exec"}), ::testing::HasSubstr("exec needs a command"));
+  EXPECT_THAT(error_of({"exec", "--"}), ::testing::HasSubstr("exec needs a command"));
+}
+
+TEST(Options, exec_with_an_unknown_option_says_so) {
+  EXPECT_THAT(error_of({"exec", "--hardware", "qemu"}), ::testing::HasSubstr("--hardware: no such option"));
 }
 
 TEST(Options, doctor_knows_json) {

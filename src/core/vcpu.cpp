@@ -162,20 +162,31 @@ bool Vcpu::pio_write(u16 port, const void* data, unsigned size) {
 }
 
 bool Vcpu::mmio_read(Gpa address, void* data, unsigned size) {
-  return m_lapic && m_vm.irqchip()->mmio_read(*m_lapic, address, data, size);
+  if (!m_lapic) return false;
+  take_vapic_tpr();
+  return m_vm.irqchip()->mmio_read(*m_lapic, address, data, size);
 }
 
 bool Vcpu::mmio_write(Gpa address, const void* data, unsigned size) {
-  if (m_lapic && m_vm.irqchip()->mmio_write(*m_lapic, address, data, size)) return true;
+  take_vapic_tpr();
+  if (m_lapic && m_vm.irqchip()->mmio_write(*m_lapic, address, data, size)) return show_vapic(), true;
   return m_vm.io_events().write(IoBus::kMmio, address.value, data, size) ||
          m_vm.coalesced_io().write(IoBus::kMmio, address.value, data, size);
 }
 
-bool Vcpu::interrupt_ready() { return m_lapic && m_vm.irqchip()->interrupt_ready(*m_lapic); }
+bool Vcpu::interrupt_ready() {
+  if (!m_lapic) return false;
+  if (m_vapic && m_in_guest.load()) {
+    take_vapic_tpr();
+    show_vapic();
+  }
+  return m_vm.irqchip()->interrupt_ready(*m_lapic);
+}
 
 std::optional<u8> Vcpu::acknowledge_interrupt() {
   if (!m_lapic) return std::nullopt;
   auto vector = m_vm.irqchip()->acknowledge(*m_lapic);
+  show_vapic();
   if (vector) ANYKVM_TRACE(irq, "vcpu {} takes vector {:#x}", m_id, *vector);
   return vector;
 }

@@ -55,6 +55,9 @@ class Vcpu final : private x86::Platform,
   // KVM_NMI. Any thread.
   void queue_nmi();
 
+  // KVM_SET_VAPIC_ADDR; 0: none. EFAULT: not in guest memory.
+  Result<> set_vapic_address(u64 address);
+
   u8 task_priority();  // CR8
   Result<> set_task_priority(u64 cr8);
   u64 apic_base() const;
@@ -98,6 +101,10 @@ class Vcpu final : private x86::Platform,
   void expire_timers();
   // Has the timer thread watch the LAPIC's deadline while the vCPU is in guest code.
   void arm_timer();
+
+  // --- the guest's own copy of TPR, ISR and IRR (vapic.cpp) ---
+  void take_vapic_tpr();  // inside Cpu::run()
+  void show_vapic();      // inside Cpu::run()
 
   // --- waiting and waking (vcpu_wait.cpp) ---
   // Sleeps until the vCPU can go on, or a signal. Spins a little first.
@@ -147,6 +154,7 @@ class Vcpu final : private x86::Platform,
   std::optional<SignalSet> m_signal_mask;
   u8 m_client_cr8 = 0;  // without a local APIC: CR8 and IA32_APIC_BASE live here
   u64 m_client_apic_base = 0;
+  std::optional<Gpa> m_vapic;
   std::atomic<u32> m_tsc_khz;
   x86::Exit m_io_exit;  // what the client is answering
   bool m_has_run = false;

@@ -91,6 +91,11 @@ Result<> Vm::get_dirty_log(u32 slot_id, u64 client_bitmap) {
   return copied.error();
 }
 
+bool Vm::is_guest_memory(Gpa address, u64 size) {
+  std::lock_guard lock(m_slots_mutex);
+  return m_machine->memory().host(address, size) != nullptr;
+}
+
 // --- interrupts ---
 
 Result<> Vm::create_irqchip() {

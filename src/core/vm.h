@@ -54,6 +54,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   Result<> set_user_memory_region(const kvm_userspace_memory_region& region);
   // Copies the slot's dirty bitmap to the client and clears it; later writes are seen again.
   Result<> get_dirty_log(u32 slot, u64 client_bitmap);
+  // All in one slot. Not from inside Cpu::run().
+  bool is_guest_memory(Gpa address, u64 size);
   x86::Machine& machine() { return *m_machine; }
 
   // --- interrupts ---

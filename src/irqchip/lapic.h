@@ -77,6 +77,11 @@ class Lapic {
 
   u8 cr8() const { return static_cast<u8>(reg(kApicTpr) >> 4) & 0xf; }
   void set_cr8(u8 value);
+  u8 tpr() const { return static_cast<u8>(reg(kApicTpr)); }
+  void set_tpr(u8 value) { set_reg(kApicTpr, value); }  // the caller looks at interrupt_ready()
+  // A vector, or -1.
+  int highest_requested() const { return highest(kApicIrr); }
+  int highest_in_service() const { return highest(kApicIsr); }
   void eoi();
 
   // The page at `apic_base`. Registers are 32 bits, 16 bytes apart: reads that leave them give 0, writes

@@ -91,6 +91,12 @@ Result<long> set_lapic(core::Vcpu& vcpu, const kvm_lapic_state& state) {
   return 0;
 }
 
+Result<long> set_vapic_addr(core::Vcpu& vcpu, const kvm_vapic_addr& address) {
+  if (!vcpu.lapic()) return Error{EINVAL, "the vCPU has no local APIC"};
+  TRY(vcpu.set_vapic_address(address.vapic_addr));
+  return 0;
+}
+
 Result<long> get_tsc_khz(core::Vcpu& vcpu, u64) { return vcpu.guest_tsc_khz(); }
 
 Result<long> set_tsc_khz(core::Vcpu& vcpu, u64 khz) {

@@ -9,10 +9,11 @@
 namespace anykvm::x86 {
 namespace {
 
-constexpr unsigned kComponents = 10;
+constexpr unsigned kComponents = 10, kPkruComponent = 9;
 constexpr u32 kLegacySize = 512, kHeaderEnd = 576;
 
 struct HostLayout {
+  bool pkru = false;  // the host itself has a place for PKRU
   u64 usable = kXcr0X87 | kXcr0Sse;
   std::array<XsaveComponent, kComponents> components{};
 };
@@ -41,6 +42,7 @@ HostLayout read_host_layout() {
       eax = 0;
     }
     // A host without protection keys has no place for PKRU: guests get it behind everything else.
+    layout.pkru |= index == kPkruComponent && eax != 0;
     if (eax == 0) eax = 8, ebx = static_cast<u32>(align_up(end, 64)), ecx = 0;
     layout.components[index] = {ebx, eax, (ecx & 2) != 0};
     end = std::max(end, ebx + eax);
@@ -57,6 +59,8 @@ const HostLayout& host_layout() {
 
 u64 host_xcr0_usable() { return host_layout().usable; }
 u64 guest_xcr0_supported() { return host_layout().usable | kXcr0Pkru; }
+
+u64 guest_xcr0_offered() { return host_layout().usable | (host_layout().pkru ? u64{kXcr0Pkru} : 0); }
 
 XsaveComponent xsave_component(unsigned index) {
   return index < kComponents ? host_layout().components[index] : XsaveComponent{};

@@ -12,6 +12,9 @@ namespace anykvm::x86 {
 u64 host_xcr0_usable();
 // XCR0 bits that guests may set: the above, and PKRU, which is emulated.
 u64 guest_xcr0_supported();
+// Of these, what KVM_GET_SUPPORTED_CPUID shows: clients lay XSAVE images out as the host's CPUID says, so protection keys
+// are not offered where the host has no place for them.
+u64 guest_xcr0_offered();
 // Bytes of a standard-format image that holds the components of `xcr0`; of a compacted one.
 u32 xsave_standard_size(u64 xcr0);
 u32 xsave_compacted_size(u64 components);

@@ -75,6 +75,7 @@ bool registers_usable(const FeatureRow& row) {
 }
 
 bool offered(const FeatureRow& row) {
+  if (row.feature == Feature::kPku) return guest_xcr0_offered() & kXcr0Pkru;
   if (row.requirement == FeatureRequirement::kAlways) return true;
   if (row.requirement == FeatureRequirement::kModel) return false;
   CpuidResult host = host_cpuid(row.leaf, row.subleaf);
@@ -119,7 +120,7 @@ void add_leaf_7(std::vector<CpuidEntry>& entries) {
 }
 
 void add_leaf_0d(std::vector<CpuidEntry>& entries) {
-  u64 components = guest_xcr0_supported();
+  u64 components = guest_xcr0_offered();
   u32 size = xsave_standard_size(components);
   entries.push_back(
       indexed_entry(0xd, 0, {static_cast<u32>(components), size, size, static_cast<u32>(components >> 32)}));

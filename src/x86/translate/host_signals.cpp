@@ -3,7 +3,11 @@
 #include <ucontext.h>
 #include <csignal>
 #include <cstring>
+#include <algorithm>
+#include <atomic>
 #include <mutex>
+
+#include "base/raw_syscall.h"
 
 namespace anykvm::x86 {
 namespace {
@@ -18,7 +22,9 @@ struct Current {
 [[gnu::tls_model("initial-exec")]] thread_local Current t_current{};
 
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
-struct sigaction g_previous[NSIG];
+struct sigaction g_previous[NSIG];  // what the client wants
+std::atomic<bool> g_installed{false};
+std::mutex g_mutex;  // changes of g_previous
 
 void chain(int signal, siginfo_t* info, void* ucontext) {
   const struct sigaction& previous = g_previous[signal];
@@ -26,9 +32,11 @@ void chain(int signal, siginfo_t* info, void* ucontext) {
     previous.sa_sigaction(signal, info, ucontext);
   } else if (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN) {
     // Not ours and nobody else's: let it happen again with the default action.
-    struct sigaction dfl {};
-    dfl.sa_handler = SIG_DFL;
-    sigaction(signal, &dfl, nullptr);
+    const struct {
+      u64 handler, flags, restorer, mask;  // as rt_sigaction(2) has it
+    } default_action{};
+    raw_syscall(SYS_rt_sigaction, signal, reinterpret_cast<long>(&default_action), 0,
+                sizeof default_action.mask);
   } else {
     previous.sa_handler(signal);
   }
@@ -61,7 +69,18 @@ void install_host_signal_handlers() {
       sigemptyset(&action.sa_mask);
       sigaction(signal, &action, &g_previous[signal]);
     }
+    g_installed.store(true);
   });
+}
+
+bool change_fault_action(int signal, const struct sigaction* action, struct sigaction* old) {
+  if (!g_installed.load() || std::find(std::begin(kSignals), std::end(kSignals), signal) == std::end(kSignals))
+    return false;
+  std::lock_guard lock(g_mutex);
+  const struct sigaction before = g_previous[signal];
+  if (action) g_previous[signal] = *action;
+  if (old) *old = before;
+  return true;
 }
 
 void set_current_context(Context* context, const u8* leave_by_signal, const u8* code_begin,

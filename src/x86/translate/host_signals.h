@@ -3,12 +3,18 @@
 // Owner: the process. Handlers run on vCPU threads only for faults in translated code; all others go to
 // whoever handled them before.
 
+#include <csignal>
+
 #include "x86/translate/context.h"
 
 namespace anykvm::x86 {
 
 // Installs the handlers for SIGSEGV, SIGBUS, SIGFPE and SIGILL once for the process.
 void install_host_signal_handlers();
+
+// The client's sigaction(2). True if it was carried out here: the signal is one of these, whose handler stays
+// ours and passes on to the client's.
+bool change_fault_action(int signal, const struct sigaction* action, struct sigaction* old);
 
 // The context whose translated code this thread runs, for the handlers; null outside Cpu::run().
 void set_current_context(Context* context, const u8* leave_by_signal, const u8* code_begin,

@@ -1,0 +1,37 @@
+// KVM_SET_VAPIC_ADDR: a client's option ROM lets an old guest read and write its task priority in a word of
+// memory instead of the APIC's page: TPR in bits 7:0, the highest vector in service (its class) in 15:8, the
+// highest requested vector in 31:24.
+#include <errno.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "core/vcpu.h"
+#include "core/vm.h"
+
+namespace anykvm::core {
+
+Result<> Vcpu::set_vapic_address(u64 address) {
+  if (address && !m_vm.is_guest_memory(Gpa(address), sizeof(u32)))
+    return Error{EFAULT, "the word is not in guest memory"};
+  m_vapic = address ? std::optional(Gpa(address)) : std::nullopt;
+  m_cpu->request(x86::kAttentionEvent);
+  return {};
+}
+
+void Vcpu::take_vapic_tpr() {
+  const u8* word = m_vapic && m_lapic ? m_vm.machine().memory().host(*m_vapic, sizeof(u32)) : nullptr;
+  // SAFETY: guest RAM, which other vCPUs may write at the same time: one load.
+  if (word) m_lapic->set_tpr(__atomic_load_n(word, __ATOMIC_RELAXED));
+}
+
+void Vcpu::show_vapic() {
+  u8* word = m_vapic && m_lapic ? m_vm.machine().memory().host(*m_vapic, sizeof(u32)) : nullptr;
+  if (!word) return;
+  const u32 in_service = static_cast<u32>(std::max(m_lapic->highest_in_service(), 0)) & 0xf0;
+  const u32 requested = static_cast<u32>(std::max(m_lapic->highest_requested(), 0));
+  const u32 shown = m_lapic->tpr() | in_service << 8 | requested << 24;
+  memcpy(word, &shown, sizeof shown);
+}
+
+}  // namespace anykvm::core

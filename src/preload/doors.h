@@ -1,0 +1,38 @@
+#pragma once
+// What the hooks of libc functions and of syscall(2) have in common: one function per door to KVM.
+// Owner: nobody. Any thread; nothing here locks or allocates unless KVM is in use.
+
+#include <sys/types.h>
+
+#include <cstddef>
+
+#include "preload/device_path.h"
+#include "preload/engine.h"
+
+namespace anykvm::preload {
+
+// We answer for /dev/kvm: always, but for hardware that the user prefers.
+inline bool is_our_device(int directory, const char* path) {
+  return names_device(directory, path) && !hardware_wanted_and_working();
+}
+
+// Opens the device: a descriptor, or -1 and errno.
+int open_device(int flags);
+
+// The request is one of KVM's (linux/kvm.h: KVMIO).
+inline bool is_kvm_request(unsigned long request) { return (request >> 8 & 0xff) == 0xae; }
+
+// A KVM request on a descriptor. False: it is none of ours, the kernel shall answer.
+bool device_ioctl(int fd, unsigned long request, unsigned long argument, int* result);
+
+// The engine, if `fd` is one of its descriptors and this is the process that it works in. After vfork(2) the
+// child shares our memory but not our descriptors.
+const Engine* owner_of(int fd);
+
+// Closes our descriptors from `first` to `last`.
+void close_ours(unsigned first, unsigned last);
+
+// `fd` may have been ours and stands for another file now (dup2).
+void descriptor_replaced(int fd);
+
+}  // namespace anykvm::preload

@@ -1,0 +1,58 @@
+// Hooks of the functions that open a file by its name.
+#include <fcntl.h>
+
+#include "preload/doors.h"
+#include "preload/real.h"
+
+namespace anykvm::preload {
+namespace {
+
+using Open = int(const char*, int, unsigned);
+using OpenAt = int(int, const char*, int, unsigned);
+using Open2 = int(const char*, int);
+using OpenAt2 = int(int, const char*, int);
+
+}  // namespace
+
+#define ANYKVM_OPEN_HOOK(symbol)                                     \
+  static constinit Real<Open> real_##symbol{#symbol};                \
+  int hook_##symbol(const char*, int, unsigned) ANYKVM_HOOK(symbol); \
+  int hook_##symbol(const char* path, int flags, unsigned mode) {    \
+    if (is_our_device(AT_FDCWD, path)) return open_device(flags);    \
+    return real_##symbol(path, flags, mode);                         \
+  }
+#define ANYKVM_OPENAT_HOOK(symbol)                                               \
+  static constinit Real<OpenAt> real_##symbol{#symbol};                          \
+  int hook_##symbol(int, const char*, int, unsigned) ANYKVM_HOOK(symbol);        \
+  int hook_##symbol(int directory, const char* path, int flags, unsigned mode) { \
+    if (is_our_device(directory, path)) return open_device(flags);               \
+    return real_##symbol(directory, path, flags, mode);                          \
+  }
+// The forms that -D_FORTIFY_SOURCE makes of calls without a mode.
+#define ANYKVM_OPEN_2_HOOK(symbol)                                \
+  static constinit Real<Open2> real_##symbol{#symbol};            \
+  int hook_##symbol(const char*, int) ANYKVM_HOOK(symbol);        \
+  int hook_##symbol(const char* path, int flags) {                \
+    if (is_our_device(AT_FDCWD, path)) return open_device(flags); \
+    return real_##symbol(path, flags);                            \
+  }
+#define ANYKVM_OPENAT_2_HOOK(symbol)                               \
+  static constinit Real<OpenAt2> real_##symbol{#symbol};           \
+  int hook_##symbol(int, const char*, int) ANYKVM_HOOK(symbol);    \
+  int hook_##symbol(int directory, const char* path, int flags) {  \
+    if (is_our_device(directory, path)) return open_device(flags); \
+    return real_##symbol(directory, path, flags);                  \
+  }
+
+ANYKVM_OPEN_HOOK(open)
+ANYKVM_OPEN_HOOK(open64)
+ANYKVM_OPEN_HOOK(__open)
+ANYKVM_OPEN_HOOK(__open64)
+ANYKVM_OPENAT_HOOK(openat)
+ANYKVM_OPENAT_HOOK(openat64)
+ANYKVM_OPEN_2_HOOK(__open_2)
+ANYKVM_OPEN_2_HOOK(__open64_2)
+ANYKVM_OPENAT_2_HOOK(__openat_2)
+ANYKVM_OPENAT_2_HOOK(__openat64_2)
+
+}  // namespace anykvm::preload

@@ -1,0 +1,134 @@
+// The hook of syscall(2): programs that go past the C library's functions.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/openat2.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/raw_syscall.h"
+#include "preload/doors.h"
+#include "preload/real.h"
+
+namespace anykvm::preload {
+namespace {
+
+const char* as_path(long value) { return reinterpret_cast<const char*>(value); }
+
+long finish(long result) {
+  if (result >= 0 || result < -4095) return result;
+  errno = static_cast<int>(-result);
+  return -1;
+}
+
+// The device is opened by this call: its open flags.
+bool opens_device(long number, long a, long b, long c, int* flags) {
+  switch (number) {
+    case SYS_open:
+      return *flags = static_cast<int>(b), is_our_device(AT_FDCWD, as_path(a));
+    case SYS_openat:
+      return *flags = static_cast<int>(c), is_our_device(static_cast<int>(a), as_path(b));
+    case SYS_openat2:
+      if (!is_our_device(static_cast<int>(a), as_path(b)) || !c) return false;
+      return *flags = static_cast<int>(reinterpret_cast<const open_how*>(c)->flags), true;
+    default:
+      return false;
+  }
+}
+
+bool stats_device(long number, long a, long b, long c, struct stat** out) {
+  switch (number) {
+    case SYS_stat:
+    case SYS_lstat:
+      return *out = reinterpret_cast<struct stat*>(b), is_our_device(AT_FDCWD, as_path(a));
+    case SYS_newfstatat:
+      return *out = reinterpret_cast<struct stat*>(c), is_our_device(static_cast<int>(a), as_path(b));
+    default:
+      return false;
+  }
+}
+
+bool asks_access(long number, long a, long b) {
+  constexpr long kFaccessat2 = 439;
+  if (number == SYS_access) return is_our_device(AT_FDCWD, as_path(a));
+  return (number == SYS_faccessat || number == kFaccessat2) && is_our_device(static_cast<int>(a), as_path(b));
+}
+
+long pass_on(long number, long a, long b, long c, long d, long e, long f) {
+  return finish(raw_syscall(number, a, b, c, d, e, f));
+}
+
+// Calls on descriptors: ours go to the functions' doors.
+long on_descriptor(long number, long a, long b, long c, long d, long e, long f) {
+  const int fd = static_cast<int>(a);
+  int result = 0;
+  switch (number) {
+    case SYS_ioctl:
+      if (is_kvm_request(static_cast<unsigned long>(b)) &&
+          device_ioctl(fd, static_cast<unsigned long>(b), static_cast<unsigned long>(c), &result))
+        return result;
+      break;
+    case SYS_close:
+      if (const Engine* engine = owner_of(fd)) return engine->close(fd);
+      break;
+    case SYS_close_range:
+      if (!(c & CLOSE_RANGE_CLOEXEC)) close_ours(static_cast<unsigned>(a), static_cast<unsigned>(b));
+      break;
+    case SYS_mmap:
+      if (const Engine* engine = d & MAP_ANONYMOUS ? nullptr : owner_of(static_cast<int>(e)))
+        return reinterpret_cast<long>(engine->mmap(reinterpret_cast<void*>(a), static_cast<std::size_t>(b),
+                                                   static_cast<int>(c), static_cast<int>(d),
+                                                   static_cast<int>(e), f));
+      break;
+    case SYS_dup2:
+    case SYS_dup3: {
+      const long copy = pass_on(number, a, b, c, d, e, f);
+      if (copy >= 0) descriptor_replaced(static_cast<int>(copy));
+      return copy;
+    }
+    default:
+      break;
+  }
+  return pass_on(number, a, b, c, d, e, f);
+}
+
+}  // namespace
+
+long hook_syscall(long, long, long, long, long, long, long) ANYKVM_HOOK(syscall);
+long hook_syscall(long number, long a, long b, long c, long d, long e, long f) {
+  int flags = 0;
+  struct stat* status = nullptr;
+  switch (number) {
+    case SYS_open:
+    case SYS_openat:
+    case SYS_openat2:
+      if (opens_device(number, a, b, c, &flags)) return open_device(flags);
+      break;
+    case SYS_stat:
+    case SYS_lstat:
+    case SYS_newfstatat:
+      if (stats_device(number, a, b, c, &status)) return fill_status(*status), 0;
+      break;
+    case SYS_statx:
+      if (is_our_device(static_cast<int>(a), as_path(b)))
+        return fill_status(*reinterpret_cast<struct statx*>(e)), 0;
+      break;
+    case SYS_access:
+    case SYS_faccessat:
+    case 439:  // faccessat2
+      if (asks_access(number, a, b)) return ((number == SYS_access ? b : c) & X_OK) ? finish(-EACCES) : 0;
+      break;
+    case SYS_ioctl:
+    case SYS_close:
+    case SYS_close_range:
+    case SYS_mmap:
+    case SYS_dup2:
+    case SYS_dup3:
+      return on_descriptor(number, a, b, c, d, e, f);
+    default:
+      break;
+  }
+  return pass_on(number, a, b, c, d, e, f);
+}
+
+}  // namespace anykvm::preload
