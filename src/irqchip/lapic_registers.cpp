@@ -197,7 +197,7 @@ bool Lapic::msr_read(u32 index, u64* value) {
   if (index == kMsrTscDeadline) {
     expire(m_clock.now_ns());  // it reads 0 once it has fired
     *value = m_timer.tsc_deadline();
-    return m_features.tsc_deadline;
+    return true;
   }
   return read_x2apic(index, value);
 }
@@ -217,8 +217,9 @@ bool Lapic::read_x2apic(u32 index, u64* value) {
 bool Lapic::msr_write(u32 index, u64 value) {
   if (index == kMsrApicBase) return set_apic_base(value, false);
   if (index == kMsrTscDeadline) {
+    // Without the feature a guest does not come this far; a client that writes what it has read does.
     if (m_features.tsc_deadline) set_tsc_deadline(value);
-    return m_features.tsc_deadline;
+    return true;
   }
   if (!x2apic_mode() || index < kMsrX2ApicFirst || index > kMsrX2ApicFirst + 0x3f) return false;
   return write_x2apic((index - kMsrX2ApicFirst) << 4, value);

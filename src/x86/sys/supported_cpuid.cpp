@@ -75,7 +75,6 @@ bool registers_usable(const FeatureRow& row) {
 }
 
 bool offered(const FeatureRow& row) {
-  if (row.feature == Feature::kPku) return guest_xcr0_offered() & kXcr0Pkru;
   if (row.requirement == FeatureRequirement::kAlways) return true;
   if (row.requirement == FeatureRequirement::kModel) return false;
   CpuidResult host = host_cpuid(row.leaf, row.subleaf);
