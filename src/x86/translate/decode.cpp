@@ -56,8 +56,9 @@ VectorClass class_of_register(ZydisRegister reg, Encoding encoding) {
 
 // Conversions between memory and a general register touch MXCSR, though no vector register.
 VectorClass class_of_conversion(const ZydisDecodedInstruction& z) {
-  if (z.meta.category != ZYDIS_CATEGORY_CONVERT || z.meta.isa_ext == ZYDIS_ISA_EXT_BASE)
-    return VectorClass::kNone;
+  // CBW to CQO are conversions as well; CDQE and CQO count as an extension named LONGMODE.
+  bool integer = z.meta.isa_ext == ZYDIS_ISA_EXT_BASE || z.meta.isa_ext == ZYDIS_ISA_EXT_LONGMODE;
+  if (z.meta.category != ZYDIS_CATEGORY_CONVERT || integer) return VectorClass::kNone;
   switch (z.encoding) {
     case ZYDIS_INSTRUCTION_ENCODING_VEX:
       return VectorClass::kAvx;

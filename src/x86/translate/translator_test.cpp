@@ -130,5 +130,18 @@ TEST(Translator, high_byte_registers_work_with_memory_operands) {
   EXPECT_EQ(guest.state().gpr[kRdi], 0x99u);
 }
 
+// Linux unpacks itself before it turns SSE on.
+TEST(Translator, integer_conversions_need_no_sse) {
+  Guest64 guest;
+  guest.state().cr4 &= ~u64{kCr4Osfxsr | kCr4Osxsave};
+  guest.code({0x48, 0x98,  // cdqe
+              0x48, 0x99,  // cqo
+              0xf4});
+  guest.state().gpr[kRax] = 0x80000000;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 0xffffffff80000000u);
+  EXPECT_EQ(guest.state().gpr[kRdx], ~u64{0});
+}
+
 }  // namespace
 }  // namespace anykvm::x86
