@@ -130,7 +130,7 @@ void CodeCache::link(Link* link, Block* to) {
   std::lock_guard lock(m_mutex);
   if (!link->from->alive || !to->alive || to->straddles || link->to) return;
   if (to->mode != link->from->mode || to->gpa.page() != link->from->gpa.page()) return;
-  patch_rel32(link->displacement, to->code);
+  patch_rel32(link->displacement, link->flags_in_host ? to->code_host : to->code);
   link->to = to;
   to->incoming.push_back(link);
 }
@@ -169,17 +169,21 @@ void CodeCache::kill(Block* block) {
     if (link->to) std::erase(link->to->incoming, link.get());
     link->to = nullptr;
   }
-  // SAFETY: block->code is 16-byte aligned and begins with a five-byte instruction; one eight-byte store
-  // replaces it.
+  divert(block->code, block->stale_stub);
+  divert(block->code_host, block->stale_stub_host);
+}
+
+void CodeCache::divert(u8* entry, const u8* target) {
+  // SAFETY: an entry is 8-byte aligned and begins with a five-byte instruction (emit_entries); one store replaces it.
   u8 bytes[8];
-  u8* entry = m_memory->writable(block->code);
-  std::memcpy(bytes, entry, 8);
-  auto relative = static_cast<i32>(block->stale_stub - (block->code + 5));
+  u8* writable = m_memory->writable(entry);
+  std::memcpy(bytes, writable, 8);
+  auto relative = static_cast<i32>(target - (entry + 5));
   bytes[0] = 0xe9;
   std::memcpy(bytes + 1, &relative, 4);
   u64 word;
   std::memcpy(&word, bytes, 8);
-  __atomic_store_n(reinterpret_cast<u64*>(entry), word, __ATOMIC_RELEASE);
+  __atomic_store_n(reinterpret_cast<u64*>(writable), word, __ATOMIC_RELEASE);
 }
 
 Block* CodeCache::block_at(const u8* pc) {

@@ -89,6 +89,7 @@ class CodeCache {
   void add_to_page(Block* block, Gpa first, unsigned bytes);
   void drop_page(u64 page);
   void kill(Block* block);
+  void divert(u8* entry, const u8* target);
   void patch_rel32(u8* displacement, const u8* target);
 
   std::mutex m_mutex;

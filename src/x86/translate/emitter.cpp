@@ -92,12 +92,12 @@ void Emitter::protect_flags(u32 live) {
     if (!live && m_flags == FlagsAt::kHost) m_flags = FlagsAt::kDead;
     return;
   }
-  host::save_flags(a);
+  host::save_flags_by_scratch(a);
   m_flags = FlagsAt::kImage;
 }
 
 void Emitter::flags_to_host() {
-  if (m_flags == FlagsAt::kImage) host::restore_flags(a);
+  if (m_flags == FlagsAt::kImage) host::restore_flags_by_scratch(a);
   m_flags = FlagsAt::kHost;
 }
 
@@ -295,8 +295,9 @@ bool Emitter::linkable(u64 target) const {
 }
 
 Emitter::Exit& Emitter::new_exit(u64 target) {
-  m_block.links.push_back(std::make_unique<Link>(Link{&m_block, target, nullptr, nullptr, nullptr}));
-  m_exits.push_back({a.newLabel(), m_block.links.back().get(), target, false});
+  auto link = std::make_unique<Link>(Link{&m_block, target, nullptr, nullptr, nullptr, m_flags == FlagsAt::kHost});
+  m_exits.push_back({a.newLabel(), link.get(), target, m_flags});
+  m_block.links.push_back(std::move(link));
   return m_exits.back();
 }
 
@@ -305,42 +306,62 @@ void Emitter::align_displacement(unsigned opcode_bytes) {
   while (((a.offset() + opcode_bytes) & 7) > 4) a.nop();
 }
 
+const u8* Emitter::leave_thunk(FlagsAt flags) const {
+  return flags == FlagsAt::kHost ? m_thunks.leave_flags_in_host : m_thunks.leave_flags_in_image;
+}
+
+void Emitter::leave_to(u64 target) {
+  a.mov(kAddress, target);
+  leave_to_address();
+}
+
+void Emitter::leave_to_address() {
+  a.mov(ANYKVM_GS(state.rip), kAddress);
+  a.mov(kScratch.r32(), 0);
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(m_flags))));
+}
+
+// Every loop has a backward jump, so that is where the attention byte is looked at.
+void Emitter::poll(u64 target, bool flags_dead) {
+  Exit& stop = m_exits.emplace_back(Exit{a.newLabel(), nullptr, target, m_flags});
+  if (flags_dead || m_flags != FlagsAt::kHost) {
+    a.cmp(host::gs(offsetof(Context, stamp), 1), 0);
+    a.jne(stop.label);
+    return;
+  }
+  asmjit::Label go = a.newLabel();
+  a.mov(kScratch, rcx);
+  a.movzx(ecx, host::gs(offsetof(Context, stamp), 1));
+  a.jecxz(rcx, go);
+  a.mov(rcx, kScratch);
+  a.jmp(stop.label);
+  a.bind(go);
+  a.mov(rcx, kScratch);
+}
+
 void Emitter::jump_to(u64 target) {
   m_ended = true;
-  flags_to_host();
+  FlagsAt before = m_flags;  // what follows is another path
   if (mode.step || mode.slow) {
+    leave_to(target);
+  } else if (!linkable(target)) {
+    protect_flags(kFlagsArithmetic);
     a.mov(kAddress, target);
-    a.mov(ANYKVM_GS(state.rip), kAddress);
-    a.mov(kScratch.r32(), 0);
-    a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_host)));
-    return;
+    std::size_t index = (target % kJumpCacheEntries) * 8;
+    jump_through_cache(host::gs(offsetof(Context, jump_tag) + index), host::gs(offsetof(Context, jump_target) + index));
+  } else {
+    if (target <= m_rip) poll(target, target == m_block.rip && m_block.kills_flags);
+    Exit& exit = new_exit(target);
+    align_displacement(1);
+    a.long_().jmp(exit.label);
+    exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
   }
-  if (!linkable(target)) {
-    jump_through_cache(true, target);
-    return;
-  }
-  if (target <= m_rip) {
-    // Polls are at backward jumps: every loop has one. Flag-free.
-    asmjit::Label go = a.newLabel();
-    a.mov(kScratch, rcx);
-    a.movzx(ecx, host::gs(offsetof(Context, stamp), 1));
-    a.jecxz(rcx, go);
-    a.mov(rcx, kScratch);
-    Exit& stop = m_exits.emplace_back(Exit{a.newLabel(), nullptr, target, true});
-    a.jmp(stop.label);
-    a.bind(go);
-    a.mov(rcx, kScratch);
-  }
-  Exit& exit = new_exit(target);
-  align_displacement(1);
-  a.long_().jmp(exit.label);
-  exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+  m_flags = before;
 }
 
 void Emitter::jump_if(CondCode condition, u64 target) {
   flags_to_host();
-  bool forward = linkable(target) && target > m_rip;
-  if (forward) {
+  if (linkable(target) && target > m_rip) {
     Exit& exit = new_exit(target);
     align_displacement(2);
     a.long_().j(condition, exit.label);
@@ -356,45 +377,21 @@ void Emitter::jump_if(CondCode condition, u64 target) {
 
 void Emitter::jump_to_address() {
   m_ended = true;
-  flags_to_host();
-  if (mode.step || mode.slow) {
-    a.mov(ANYKVM_GS(state.rip), kAddress);
-    a.mov(kScratch.r32(), 0);
-    a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_host)));
-    return;
-  }
-  jump_through_cache(false, 0);
+  if (mode.step || mode.slow) return leave_to_address();
+  protect_flags(kFlagsArithmetic);
+  a.mov(kScratch.r32(), kAddress.r32());
+  a.and_(kScratch.r32(), kJumpCacheEntries - 1);
+  jump_through_cache(host::gs_indexed(offsetof(Context, jump_tag), kScratch),
+                     host::gs_indexed(offsetof(Context, jump_target), kScratch));
 }
 
-// Flag-free look-up in the jump cache; see LinkStamp. R10 = target, or `target` if constant.
-void Emitter::jump_through_cache(bool constant_target, u64 target) {
-  if (constant_target) a.mov(kAddress, target);
+// R10 = target; flags are in the image. See LinkStamp for the comparison.
+void Emitter::jump_through_cache(const Mem& tag, const Mem& destination) {
+  if (!m_cache_miss.isValid()) m_cache_miss = a.newLabel();
   a.mov(ANYKVM_GS(state.rip), kAddress);
-  a.mov(ANYKVM_GS(spill), rcx);
-  std::size_t tags = offsetof(Context, jump_tag), targets = offsetof(Context, jump_target);
-  Mem tag, destination;
-  if (constant_target) {
-    std::size_t index = (target % kJumpCacheEntries) * 8;
-    tag = host::gs(tags + index);
-    destination = host::gs(targets + index);
-  } else {
-    a.mov(ecx, 52);
-    a.shlx(kScratch, kAddress, rcx);
-    a.shrx(kScratch, kScratch, rcx);
-    tag = host::gs_indexed(tags, kScratch);
-    destination = host::gs_indexed(targets, kScratch);
-  }
-  asmjit::Label hit = a.newLabel();
-  a.mov(rcx, tag);
-  a.lea(rcx, ptr(rcx, kAddress));
-  a.mov(kAddress, ANYKVM_GS(stamp));
-  a.lea(rcx, ptr(rcx, kAddress));
-  a.jecxz(rcx, hit);
-  a.mov(rcx, ANYKVM_GS(spill));
-  a.mov(kScratch.r32(), 0);
-  a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_host)));
-  a.bind(hit);
-  a.mov(rcx, ANYKVM_GS(spill));
+  a.add(kAddress, ANYKVM_GS(stamp));
+  a.add(kAddress, tag);
+  a.jnz(m_cache_miss);
   a.jmp(destination);
 }
 
@@ -421,7 +418,7 @@ void Emitter::emit_exit(Exit& exit) {
   a.mov(kAddress, exit.target);
   a.mov(ANYKVM_GS(state.rip), kAddress);
   a.mov(kScratch, reinterpret_cast<u64>(exit.link));
-  a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_host)));
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags))));
 }
 
 void Emitter::finish() {
@@ -434,6 +431,10 @@ void Emitter::finish() {
     a.jmp(miss.resume);
   }
   for (Exit& exit : m_exits) emit_exit(exit);
+  if (!m_cache_miss.isValid()) return;
+  a.bind(m_cache_miss);
+  a.mov(kScratch.r32(), 0);
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_image)));
 }
 
 }  // namespace anykvm::x86

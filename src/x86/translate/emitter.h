@@ -82,7 +82,7 @@ class Emitter {
     asmjit::Label label;
     Link* link;
     u64 target;
-    bool poll;
+    FlagsAt flags;
   };
 
   asmjit::x86::Mem address_of(const Insn& insn);
@@ -95,7 +95,11 @@ class Emitter {
   bool linkable(u64 target) const;
   Exit& new_exit(u64 target);
   void emit_exit(Exit& exit);
-  void jump_through_cache(bool constant_target, u64 target);
+  const u8* leave_thunk(FlagsAt flags) const;
+  void leave_to(u64 target);
+  void leave_to_address();
+  void poll(u64 target, bool flags_dead);
+  void jump_through_cache(const asmjit::x86::Mem& tag, const asmjit::x86::Mem& destination);
   void align_displacement(unsigned opcode_bytes);
 
   const Thunks& m_thunks;
@@ -107,6 +111,7 @@ class Emitter {
   bool m_vector_live = false;
   bool m_ended = false;
   SlowSite* m_open_slow = nullptr;
+  asmjit::Label m_cache_miss;
   std::vector<Miss> m_misses;
   std::deque<Exit> m_exits;
 };

@@ -44,19 +44,28 @@ inline Mem gpr_slot(u8 gpr, u32 size = 8) { return gs(offsetof(CpuState, gpr) + 
 #define ANYKVM_GS(field) \
   ::anykvm::x86::host::gs(offsetof(::anykvm::x86::Context, field), sizeof(::anykvm::x86::Context::field))
 
-// Host flags to Context::flags_image and back; RAX is preserved through Context::spill.
+// The same for code that has R11 to spare: RAX does not make a round through memory.
+inline void save_flags_by_scratch(Assembler& a) {
+  a.mov(kScratch, asmjit::x86::rax);
+  a.lahf();
+  a.seto(asmjit::x86::al);
+  a.mov(gs(offsetof(Context, flags_image), 2), asmjit::x86::ax);
+  a.mov(asmjit::x86::rax, kScratch);
+}
+inline void restore_flags_by_scratch(Assembler& a) {
+  a.mov(kScratch, asmjit::x86::rax);
+  a.movzx(asmjit::x86::eax, gs(offsetof(Context, flags_image), 2));
+  a.add(asmjit::x86::al, 0x7f);  // OF comes back from the overflow of 1 + 7FH
+  a.sahf();
+  a.mov(asmjit::x86::rax, kScratch);
+}
+
+// Host flags to Context::flags_image; RAX is preserved through Context::spill.
 inline void save_flags(Assembler& a) {
   a.mov(ANYKVM_GS(spill), asmjit::x86::rax);
   a.lahf();
   a.seto(asmjit::x86::al);
   a.mov(gs(offsetof(Context, flags_image), 2), asmjit::x86::ax);
-  a.mov(asmjit::x86::rax, ANYKVM_GS(spill));
-}
-inline void restore_flags(Assembler& a) {
-  a.mov(ANYKVM_GS(spill), asmjit::x86::rax);
-  a.movzx(asmjit::x86::eax, gs(offsetof(Context, flags_image), 2));
-  a.add(asmjit::x86::al, 0x7f);  // OF comes back from the overflow of 1 + 7FH
-  a.sahf();
   a.mov(asmjit::x86::rax, ANYKVM_GS(spill));
 }
 

@@ -68,9 +68,6 @@ void make_enter(Assembler& a) {
   a.sub(rsp, 8);
   a.mov(ANYKVM_GS(host_rsp), rsp);
   a.mov(r11, rsi);
-  a.movzx(eax, host::gs(offsetof(Context, flags_image), 2));
-  a.add(al, 0x7f);
-  a.sahf();
   load_caller_saved(a);
   load_callee_saved(a);
   a.jmp(r11);

@@ -115,6 +115,7 @@ class Run {
   }
 
   unsigned used() const { return m_used; }
+  bool kills_flags() const { return !m_run[0].live_before; }
 
  private:
   void plan_invalid(Planned& p) {
@@ -195,18 +196,29 @@ class Run {
   std::array<Planned, kMaxInstructions> m_run;
 };
 
-// The entry is one five-byte instruction, eight-byte aligned, that a dead block replaces by a jump in one
-// store.
-void emit_entry(asmjit::x86::Assembler& a) {
+// An entry begins with one five-byte instruction, eight-byte aligned, that a dead block replaces by a jump in one store.
+void emit_patchable_nop(asmjit::x86::Assembler& a) {
   static constexpr u8 kNop5[] = {0x0f, 0x1f, 0x44, 0x00, 0x00};
   a.embed(kNop5, sizeof kNop5);
 }
 
-void emit_stale_stub(asmjit::x86::Assembler& a, const Thunks& thunks, u64 rip) {
+// Returns the offset of the entry with flags in the host; the other is at 0.
+std::size_t emit_entries(asmjit::x86::Assembler& a, const Block& block) {
+  emit_patchable_nop(a);
+  if (!block.kills_flags) host::restore_flags_by_scratch(a);
+  a.align(asmjit::AlignMode::kCode, 8);
+  std::size_t host_entry = a.offset();
+  emit_patchable_nop(a);
+  return host_entry;
+}
+
+std::size_t emit_stale_stub(asmjit::x86::Assembler& a, u64 rip, Link* left, const u8* thunk) {
+  std::size_t start = a.offset();
   a.mov(host::kAddress, rip);
   a.mov(ANYKVM_GS(state.rip), host::kAddress);
-  a.mov(host::kScratch, reinterpret_cast<u64>(kStaleBlock));
-  a.jmp(asmjit::Imm(reinterpret_cast<u64>(thunks.leave_flags_in_host)));
+  a.mov(host::kScratch, reinterpret_cast<u64>(left));
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(thunk)));
+  return start;
 }
 
 }  // namespace
@@ -219,11 +231,13 @@ std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, co
   code.init(asmjit::Environment::host(), reinterpret_cast<u64>(base));
   asmjit::x86::Assembler a(&code);
   Emitter emitter(a, thunks, block);
-  emit_entry(a);
+  u8* start = const_cast<u8*>(base);
+  block.kills_flags = run.kills_flags();
+  block.code_host = start + emit_entries(a, block);
   run.emit(emitter);
   emitter.finish();
-  block.stale_stub = const_cast<u8*>(base) + a.offset();
-  emit_stale_stub(a, thunks, block.rip);
+  block.stale_stub = start + emit_stale_stub(a, block.rip, kStaleBlock, thunks.leave_flags_in_image);
+  block.stale_stub_host = start + emit_stale_stub(a, block.rip, nullptr, thunks.leave_flags_in_host);
   code.flatten();
   code.resolveUnresolvedLinks();
   code.relocateToBase(reinterpret_cast<u64>(base));
