@@ -37,12 +37,13 @@ struct TranslationLimits {
   bool operator==(const TranslationLimits&) const = default;
 };
 
-// Reasons to leave translated code; bits of one byte that it polls.
+// Reasons to leave translated code; bits of one byte that it polls. Bit 0 stays clear: with an even sum, no
+// address plus attention has the jump-cache index of the address itself (see LinkStamp).
 enum Attention : u8 {
-  kAttentionKick = 1,   // the owner wants run() to return (Reason::kInterrupted)
-  kAttentionEvent = 2,  // an interrupt, NMI or other event may have become deliverable
-  kAttentionWorld = 4,  // the machine wants all CPUs out of guest code (Machine::stop_the_world)
-  kAttentionFlush = 8,  // flush the TLB before going on
+  kAttentionKick = 2,    // the owner wants run() to return (Reason::kInterrupted)
+  kAttentionEvent = 4,   // an interrupt, NMI or other event may have become deliverable
+  kAttentionWorld = 8,   // the machine wants all CPUs out of guest code (Machine::stop_the_world)
+  kAttentionFlush = 16,  // flush the TLB before going on
 };
 
 class Cpu {

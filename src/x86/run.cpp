@@ -335,7 +335,7 @@ class Dispatcher {
   const u8* next_code() {
     u64 rip = m_state.rip;
     if (!m_slow && !m_left && !m_private.mode.step) {
-      unsigned index = rip % kJumpCacheEntries;
+      unsigned index = jump_cache_index(rip);
       u64 stamp = m_context.stamp.word & ~u64{0xff};
       if (static_cast<u64>(m_context.jump_tag[index]) + rip + stamp == 0)
         return reinterpret_cast<const u8*>(m_context.jump_target[index]);
@@ -358,13 +358,13 @@ class Dispatcher {
   }
 
   void forget_jump(u64 rip) {
-    unsigned index = rip % kJumpCacheEntries;
+    unsigned index = jump_cache_index(rip);
     m_context.jump_tag[index] = -static_cast<i64>(index ^ 1);
   }
 
   void remember(const Block& block) {
     if (block.mode.step || block.mode.slow) return;
-    unsigned index = block.rip % kJumpCacheEntries;
+    unsigned index = jump_cache_index(block.rip);
     u64 stamp = m_context.stamp.word & ~u64{0xff};
     m_context.jump_tag[index] = static_cast<i64>(-(block.rip + stamp));
     m_context.jump_target[index] = reinterpret_cast<u64>(block.code);

@@ -35,7 +35,7 @@ struct Link {
   u8* displacement = nullptr;  // executable address of the jump's rel32
   u8* stub = nullptr;          // where it points while not linked
   Block* to = nullptr;
-  bool flags_in_host = true;   // at the jump
+  bool flags_in_host = true;  // at the jump
 };
 
 // A call of an instruction helper.
@@ -70,15 +70,15 @@ struct Block {
   Mode mode{};
   u32 guest_bytes = 0;
   bool kills_flags = false;  // overwrites the arithmetic flags before it reads them
-  bool straddles = false;  // its only instruction continues on another page, at gpa2
+  bool straddles = false;    // its only instruction continues on another page, at gpa2
   Gpa gpa2{};
   bool alive = true;
-  // Executable addresses. Whoever enters at `code` has the guest's flags in Context::flags_image, at `code_host` in the
-  // host's. A block that overwrites the flags before it reads them ignores both.
+  // Executable addresses. Whoever enters at `code` has the guest's flags in Context::flags_image, at
+  // `code_host` in the host's. A block that overwrites the flags before it reads them ignores both.
   u8* code = nullptr;
   u8* code_host = nullptr;
   u32 host_bytes = 0;
-// What the entries jump to once the block is dead.
+  // What the entries jump to once the block is dead.
   u8* stale_stub = nullptr;
   u8* stale_stub_host = nullptr;
 

@@ -174,7 +174,8 @@ void CodeCache::kill(Block* block) {
 }
 
 void CodeCache::divert(u8* entry, const u8* target) {
-  // SAFETY: an entry is 8-byte aligned and begins with a five-byte instruction (emit_entries); one store replaces it.
+  // SAFETY: an entry is 8-byte aligned and begins with a five-byte instruction (emit_entries); one store
+  // replaces it.
   u8 bytes[8];
   u8* writable = m_memory->writable(entry);
   std::memcpy(bytes, writable, 8);

@@ -14,6 +14,11 @@ class Cpu;
 
 inline constexpr unsigned kJumpCacheEntries = 4096;
 
+// Functions tend to begin at the same offsets of their pages, so the page number takes part.
+constexpr unsigned jump_cache_index(u64 rip) {
+  return static_cast<unsigned>((rip ^ rip >> 12) % kJumpCacheEntries);
+}
+
 // Why translated code went back to the dispatcher.
 enum class Leave : u64 {
   kLookup = 0,  // find the block at state.rip

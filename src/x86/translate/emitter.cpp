@@ -279,7 +279,8 @@ void Emitter::ensure_vector() {
 
 void Emitter::call_helper(const Insn& insn, Op op, bool ends_block) {
   protect_flags(kFlagsArithmetic);
-  m_block.helpers.push_back(std::make_unique<HelperSite>(HelperSite{insn, op, m_rip, next_rip(), ends_block || mode.step || mode.slow}));
+  m_block.helpers.push_back(std::make_unique<HelperSite>(
+      HelperSite{insn, op, m_rip, next_rip(), ends_block || mode.step || mode.slow}));
   a.mov(kAddress, reinterpret_cast<u64>(m_block.helpers.back().get()));
   a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.helper)));
   record_site(false, FlagsAt::kImage, nullptr);
@@ -295,7 +296,8 @@ bool Emitter::linkable(u64 target) const {
 }
 
 Emitter::Exit& Emitter::new_exit(u64 target) {
-  auto link = std::make_unique<Link>(Link{&m_block, target, nullptr, nullptr, nullptr, m_flags == FlagsAt::kHost});
+  auto link =
+      std::make_unique<Link>(Link{&m_block, target, nullptr, nullptr, nullptr, m_flags == FlagsAt::kHost});
   m_exits.push_back({a.newLabel(), link.get(), target, m_flags});
   m_block.links.push_back(std::move(link));
   return m_exits.back();
@@ -339,16 +341,17 @@ void Emitter::poll(u64 target, bool flags_dead) {
   a.mov(rcx, kScratch);
 }
 
-void Emitter::jump_to(u64 target) {
+void Emitter::jump_to(u64 target, bool next_straddles) {
   m_ended = true;
   FlagsAt before = m_flags;  // what follows is another path
   if (mode.step || mode.slow) {
     leave_to(target);
-  } else if (!linkable(target)) {
+  } else if (!linkable(target) || next_straddles) {
     protect_flags(kFlagsArithmetic);
     a.mov(kAddress, target);
-    std::size_t index = (target % kJumpCacheEntries) * 8;
-    jump_through_cache(host::gs(offsetof(Context, jump_tag) + index), host::gs(offsetof(Context, jump_target) + index));
+    std::size_t index = 8u * jump_cache_index(target);
+    jump_through_cache(host::gs(offsetof(Context, jump_tag) + index),
+                       host::gs(offsetof(Context, jump_target) + index));
   } else {
     if (target <= m_rip) poll(target, target == m_block.rip && m_block.kills_flags);
     Exit& exit = new_exit(target);
@@ -379,7 +382,9 @@ void Emitter::jump_to_address() {
   m_ended = true;
   if (mode.step || mode.slow) return leave_to_address();
   protect_flags(kFlagsArithmetic);
-  a.mov(kScratch.r32(), kAddress.r32());
+  a.mov(kScratch, kAddress);
+  a.shr(kScratch, 12);
+  a.xor_(kScratch.r32(), kAddress.r32());
   a.and_(kScratch.r32(), kJumpCacheEntries - 1);
   jump_through_cache(host::gs_indexed(offsetof(Context, jump_tag), kScratch),
                      host::gs_indexed(offsetof(Context, jump_target), kScratch));

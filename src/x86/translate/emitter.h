@@ -58,7 +58,9 @@ class Emitter {
 
   // --- Helpers and ends ---
   void call_helper(const Insn& insn, Op op, bool ends_block);
-  void jump_to(u64 target_rip);  // direct; target already wrapped
+  // Direct; target already wrapped. `next_straddles`: the target continues on another page, so it is never
+  // linked to.
+  void jump_to(u64 target_rip, bool next_straddles = false);
   void jump_if(asmjit::x86::CondCode condition, u64 target_rip);
   void jump_to_address();  // indirect: R10 holds the target, already wrapped
   bool ended() const { return m_ended; }

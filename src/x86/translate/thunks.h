@@ -12,7 +12,8 @@ namespace anykvm::x86 {
 inline Link* const kStaleBlock = reinterpret_cast<Link*>(1);
 
 struct Thunks {
-  // Runs translated code at `code` (Block::code) until it leaves; returns the Link that it left through, null, or kStaleBlock.
+  // Runs translated code at `code` (Block::code) until it leaves; returns the Link that it left through,
+  // null, or kStaleBlock.
   Link* (*enter)(Context* context, const u8* code) = nullptr;
 
   // Jumped to from blocks. R11 = Link* or 0; state.rip is set.

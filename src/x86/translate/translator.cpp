@@ -92,7 +92,8 @@ class Run {
       p.rip = rip;
       DecodeStatus status = decode(m_bytes + m_used, m_size - m_used, m_block.mode.code_bits,
                                    m_block.mode.stack_bytes, rip, &p.decoded);
-      if (status == DecodeStatus::kTruncated) break;
+      m_next_straddles = status == DecodeStatus::kTruncated;
+      if (m_next_straddles) break;
       if (status == DecodeStatus::kInvalid) plan_invalid(p);
       if (status == DecodeStatus::kOk) plan_valid(p);
       ++m_count;
@@ -111,7 +112,8 @@ class Run {
       emit_one(e, p);
     }
     if (!e.ended())
-      e.jump_to(advance_rip(m_block.mode, m_run[m_count - 1].rip, m_run[m_count - 1].decoded.insn.length));
+      e.jump_to(advance_rip(m_block.mode, m_run[m_count - 1].rip, m_run[m_count - 1].decoded.insn.length),
+                m_next_straddles);
   }
 
   unsigned used() const { return m_used; }
@@ -192,11 +194,13 @@ class Run {
   const u8* m_bytes;
   unsigned m_size;
   unsigned m_used = 0;
+  bool m_next_straddles = false;
   unsigned m_count = 0;
   std::array<Planned, kMaxInstructions> m_run;
 };
 
-// An entry begins with one five-byte instruction, eight-byte aligned, that a dead block replaces by a jump in one store.
+// An entry begins with one five-byte instruction, eight-byte aligned, that a dead block replaces by a jump in
+// one store.
 void emit_patchable_nop(asmjit::x86::Assembler& a) {
   static constexpr u8 kNop5[] = {0x0f, 0x1f, 0x44, 0x00, 0x00};
   a.embed(kNop5, sizeof kNop5);
