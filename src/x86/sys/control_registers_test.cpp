@@ -85,7 +85,9 @@ TEST(Cr4, bits_that_the_model_lacks_are_refused) {
   EXPECT_FALSE(accepts_cr4(protected_mode(), kCr4Vmxe));
   EXPECT_FALSE(accepts_cr4(protected_mode(), kCr4Cet));
   EXPECT_FALSE(accepts_cr4(protected_mode(), bit(32)));
-  EXPECT_FALSE(valid_cr4_change(CpuModel(), protected_mode(), kCr4Smep));
+  CpuModel plain;
+  plain.set_entries({{1, 0, 0, 0, 0, 0, 0}});
+  EXPECT_FALSE(valid_cr4_change(plain, protected_mode(), kCr4Smep));
 }
 
 // SEEDS X4. The constants of the masks stand in one header only; a second definition elsewhere would fail
