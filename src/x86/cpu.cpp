@@ -110,7 +110,10 @@ void Cpu::flush_tlb() {
   for (auto& range : m_private->large_pages) range = {};
 }
 
-void Cpu::flush_tlb_non_global() { flush_tlb(); }
+void Cpu::flush_tlb_non_global() {
+  m_context->flush_non_global();
+  m_private->fetch.flush_non_global();
+}
 
 void Cpu::flush_tlb_page(Gva address) {
   if (m_private->large_pages[address.value >> 63].contains(address.value)) return flush_tlb();

@@ -21,11 +21,17 @@ struct FetchCache {
     u64 tag = ~u64{0};  // linear page | MmuIndex
     Gpa page{};
     const u8* host = nullptr;
+    bool global = false;
   };
   Entry entries[kEntries];
 
   Entry& at(Gva address) { return entries[(address.value >> 12) % kEntries]; }
   static u64 tag_of(Gva address, MmuIndex mmu) { return address.page().value | mmu; }
+  void flush_non_global() {
+    for (Entry& e : entries) {
+      if (!e.global) e.tag = ~u64{0};
+    }
+  }
   void flush() {
     for (Entry& e : entries) e.tag = ~u64{0};
   }

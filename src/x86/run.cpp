@@ -345,7 +345,7 @@ class Dispatcher {
     m_swallows_trap = m_private.mode.step && swallows_step_trap(*block);
     if (m_left) m_code.link(m_left, block);
     m_left = nullptr;
-    remember(*block);
+    remember(*block, m_code_is_global);
     return block->code;
   }
 
@@ -362,12 +362,13 @@ class Dispatcher {
     m_context.jump_tag[index] = -static_cast<i64>(index ^ 1);
   }
 
-  void remember(const Block& block) {
+  void remember(const Block& block, bool global) {
     if (block.mode.step || block.mode.slow) return;
     unsigned index = jump_cache_index(block.rip);
     u64 stamp = m_context.stamp.word & ~u64{0xff};
     m_context.jump_tag[index] = static_cast<i64>(-(block.rip + stamp));
     m_context.jump_target[index] = reinterpret_cast<u64>(block.code);
+    m_context.jump_global[index] = global && !block.straddles;
   }
 
   Block* stop_with(const GuestStop& stop) {
@@ -385,6 +386,7 @@ class Dispatcher {
     if (!linear.ok()) return stop_with(linear.error());
     FetchCache::Entry* page = nullptr;
     if (auto fetched = fetch_page(linear.value(), &page); !fetched.ok()) return stop_with(fetched.error());
+    m_code_is_global = page->global;
     CodeSource source{.gpa = page->page + linear.value().page_offset(), .rip = m_state.rip, .mode = mode};
     Block* known = m_code.find(source.gpa, source.rip, mode);
     if (known && (!known->straddles || continues_on(*known, linear.value()))) return known;
@@ -434,7 +436,7 @@ class Dispatcher {
       return m_cpu.stop_for_client(exit);
     }
     if (t.page_size > kPageSize) m_cpu.note_large_page(linear, t.page_size);
-    entry = {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base)};
+    entry = {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base), t.global};
     return {};
   }
 
@@ -488,7 +490,8 @@ class Dispatcher {
   CodeCache& m_code;
   Link* m_left = nullptr;  // the link through which translated code left
   bool m_swallows_trap = false;
-  bool m_slow = false;  // the next instruction runs in its slow form
+  bool m_code_is_global = false;  // the page that find_block() fetched from
+  bool m_slow = false;            // the next instruction runs in its slow form
 };
 
 void Cpu::stop_the_world_aside() {

@@ -6,6 +6,12 @@ void TlbTable::flush() {
   for (unsigned i = 0; i < kTlbEntries; ++i) read_tag[i] = write_tag[i] = never(i);
 }
 
+void TlbTable::flush_non_global() {
+  for (unsigned i = 0; i < kTlbEntries; ++i) {
+    if (!global[i]) read_tag[i] = write_tag[i] = never(i);
+  }
+}
+
 void TlbTable::flush_page(Gva address) {
   unsigned i = index_of(address);
   read_tag[i] = write_tag[i] = never(i);

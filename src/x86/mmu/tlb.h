@@ -18,13 +18,15 @@ enum MmuIndex : u8 { kMmuSupervisor = 0, kMmuUser = 1, kMmuSupervisorAc = 2, kMm
 struct TlbTable {
   u64 read_tag[kTlbEntries];
   u64 write_tag[kTlbEntries];
-  u64 host[kTlbEntries];  // host address of the page
+  u64 host[kTlbEntries];     // host address of the page
+  bool global[kTlbEntries];  // kept by MOV to CR3 (SDM 3A 4.10.2.4)
 
   static constexpr unsigned index_of(Gva address) { return (address.value >> 12) % kTlbEntries; }
   // A page that can never be looked up at this index, so its tag never matches.
   static constexpr u64 never(unsigned index) { return u64{index ^ 1} << 12; }
 
   void flush();
+  void flush_non_global();
   void flush_page(Gva address);
   // Forbids writes through every entry that maps `host_page`.
   void forbid_writes(const u8* host_page);

@@ -19,12 +19,13 @@ u8* leave_fault(Context* context, const GuestStop& stop) {
   return nullptr;
 }
 
-void fill(Context* context, MmuIndex mmu, Gva address, u8* host_page, bool write) {
+void fill(Context* context, MmuIndex mmu, Gva address, u8* host_page, bool write, bool global) {
   TlbTable& table = context->tlb[mmu];
   unsigned index = TlbTable::index_of(address);
   u64 page = address.page().value;
   bool same = table.read_tag[index] == page && table.host[index] == reinterpret_cast<u64>(host_page);
   table.read_tag[index] = page;
+  table.global[index] = global;
   table.host[index] = reinterpret_cast<u64>(host_page);
   if (write) {
     table.write_tag[index] = page;
@@ -59,7 +60,7 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u32 info) {
   }
   if (t.page_size > kPageSize) cpu.note_large_page(address, t.page_size);
   u8* host = slot->host + (t.gpa - slot->base);
-  fill(context, MissInfo::mmu(info), address, host - address.page_offset(), write);
+  fill(context, MissInfo::mmu(info), address, host - address.page_offset(), write, t.global);
   return host;
 }
 

@@ -73,12 +73,20 @@ struct Context {
 
   i64 jump_tag[kJumpCacheEntries];
   u64 jump_target[kJumpCacheEntries];
+  bool jump_global[kJumpCacheEntries];  // the code's page is global
 
   TlbTable tlb[kMmuIndexCount];
 
   void flush_jump_cache() {
     for (unsigned i = 0; i < kJumpCacheEntries; ++i)
       jump_tag[i] = -i64(i ^ 1);  // an address of another index
+  }
+  // MOV to CR3: what global pages gave stays.
+  void flush_non_global() {
+    for (auto& table : tlb) table.flush_non_global();
+    for (unsigned i = 0; i < kJumpCacheEntries; ++i) {
+      if (!jump_global[i]) jump_tag[i] = -i64(i ^ 1);
+    }
   }
   void flush_tlb() {
     for (auto& table : tlb) table.flush();
