@@ -142,6 +142,7 @@ Guest<void> op_bit_string(Cpu& cpu, const Insn& insn) {
   if (host) {
     before = update_locked(action, host, size, mask);
   } else {
+    if (write) TRY(probe_write(cpu, address, size));  // one fault, and that of a write
     TRY(read_linear(cpu, address, &before, size));
     u64 after = apply(action, before, mask);
     if (write) TRY(write_linear(cpu, address, &after, size));

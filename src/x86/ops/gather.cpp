@@ -148,15 +148,13 @@ class Run {
 
   Guest<void> run() {
     for (unsigned i = 0; i < m_form.count; ++i) {
-      if (!has_bit(m_active, i)) continue;
-      auto done = element(i);
+      auto done = has_bit(m_active, i) ? element(i) : Guest<void>();
       if (!done.ok()) {
         // The client's answers come again when the instruction starts over, from its first element: leave no
         // trace.
         if (done.error().kind == GuestStop::Kind::kFault) commit();
         return done;
       }
-      m_active &= ~bit(i);
       m_opmask &= ~bit(i);
       if (m_form.vector_mask) m_mask.set_element(i, m_form.data_size, 0);
     }

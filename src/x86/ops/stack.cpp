@@ -4,6 +4,7 @@
 
 #include "x86/mmu/access.h"
 #include "x86/ops/ops.h"
+#include "x86/ops/string_common.h"
 #include "x86/sys/segments.h"
 #include "x86/sys/stack_frame.h"
 
@@ -40,37 +41,6 @@ Guest<void> check_final_stack(Cpu& cpu, u64 pointer, unsigned size) {
   u64 offset = pointer & low_bits(stack_width(cpu.state()) * 8);
   Gva address = TRY(linear_address(cpu.state(), kSs, offset, size, Access::kWrite));
   return probe_write(cpu, address, size);
-}
-
-// XLAT's memory operand is implicit, so the decoder leaves its segment to us: the last override prefix
-// counts, in 64-bit mode only FS and GS (SDM 2A 2.1.1).
-SegmentIndex xlat_segment(const Insn& insn) {
-  SegmentIndex segment = kDs;
-  for (unsigned i = 0; i + 1 < insn.length; ++i) {
-    switch (insn.bytes[i]) {
-      case 0x26:
-        segment = kEs;
-        break;
-      case 0x2e:
-        segment = kCs;
-        break;
-      case 0x36:
-        segment = kSs;
-        break;
-      case 0x3e:
-        segment = kDs;
-        break;
-      case 0x64:
-        segment = kFs;
-        break;
-      case 0x65:
-        segment = kGs;
-        break;
-      default:
-        break;
-    }
-  }
-  return segment;
 }
 
 Guest<i64> load_bound(Cpu& cpu, Gva address, unsigned size) {
@@ -135,7 +105,7 @@ Guest<void> op_bound(Cpu& cpu, const Insn& insn) {
 Guest<void> op_xlat(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
   u64 offset = (state.gpr[kRbx] + (state.gpr[kRax] & 0xff)) & low_bits(insn.address_size * 8);
-  Gva address = TRY(linear_address(state, xlat_segment(insn), offset, 1, Access::kRead));
+  Gva address = TRY(linear_address(state, string_source_segment(insn), offset, 1, Access::kRead));
   u8 value = TRY(load<u8>(cpu, address));
   state.gpr[kRax] = (state.gpr[kRax] & ~u64{0xff}) | value;
   return {};

@@ -4,19 +4,21 @@ namespace anykvm::x86 {
 
 SegmentIndex string_source_segment(const Insn& insn) {
   SegmentIndex segment = kDs;
+  // 64-bit mode ignores all overrides but FS and GS, also behind those (SDM 1 3.3.7.1).
+  auto old_override = [&](SegmentIndex which) { segment = insn.code_bits == 64 ? segment : which; };
   for (unsigned i = 0; i < insn.length; ++i) {
     switch (insn.bytes[i]) {
       case 0x26:
-        segment = kEs;
+        old_override(kEs);
         break;
       case 0x2e:
-        segment = kCs;
+        old_override(kCs);
         break;
       case 0x36:
-        segment = kSs;
+        old_override(kSs);
         break;
       case 0x3e:
-        segment = kDs;
+        old_override(kDs);
         break;
       case 0x64:
         segment = kFs;
@@ -31,8 +33,7 @@ SegmentIndex string_source_segment(const Insn& insn) {
       case 0xf3:
         break;
       default:
-        // The first byte that is no prefix. 64-bit mode ignores all overrides but FS and GS (SDM 1 3.3.7.1).
-        return insn.code_bits == 64 && segment < kFs ? kDs : segment;
+        return segment;  // the first byte that is no prefix
     }
   }
   return segment;

@@ -11,7 +11,7 @@ namespace anykvm::x86 {
 // Work after which a REP returns with RIP at itself, so that interrupts do not wait.
 inline constexpr u64 kStringBurstBytes = 64 * 1024;
 
-// The segment of the source operand: DS or the last override. The destination is always in ES.
+// The segment of the source operand, and of XLAT's: DS or the last override. The destination is always in ES.
 SegmentIndex string_source_segment(const Insn& insn);
 
 // One string instruction in progress. Registers in CpuState are exact after every advance().

@@ -351,6 +351,7 @@ bool no_fault_suppression(ZydisExceptionClass exception_class) {
 // three combine several memory elements into one of the destination).
 bool reads_all(const ZydisDecodedInstruction& z) {
   switch (z.mnemonic) {
+    case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
     case ZYDIS_MNEMONIC_VDBPSADBW:
     case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
     case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
@@ -391,7 +392,10 @@ void take_mask(const ZydisDecodedInstruction& z, const ZydisDecodedOperand* oper
   bool opmask = z.avx.mask.reg > ZYDIS_REGISTER_K0 && z.avx.mask.reg <= ZYDIS_REGISTER_K7;
   bool vector = avx_mask_move(z.mnemonic);
   if (!memory || (!opmask && !vector)) return;
-  if (opmask && reads_all(z)) return;
+  if (opmask && reads_all(z)) {
+    out->memory_read = true;  // a masked store keeps what is there
+    return;
+  }
   out->masked_memory = true;
   out->mask_is_vector = vector;
   out->mask_register =

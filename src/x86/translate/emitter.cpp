@@ -160,7 +160,8 @@ void Emitter::open_access(SegmentIndex segment, unsigned size, bool read, bool w
   bool based = segment == kFs || segment == kGs;
   if (mode.code64() && based) add_segment_base(segment);
   protect_flags();
-  bool direct = mode.direct_memory() && (mode.code64() || !based);
+  bool forbidden = segment == kCs && write;  // outside 64-bit mode; the slow path raises the fault
+  bool direct = mode.direct_memory() && (mode.code64() || (!based && !forbidden));
   if (direct) {
     fast_access(size, write, false);
   } else {

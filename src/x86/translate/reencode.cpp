@@ -1,5 +1,7 @@
 #include "x86/translate/reencode.h"
 
+#include <Zydis/Zydis.h>
+
 #include <cstring>
 
 namespace anykvm::x86 {
@@ -82,12 +84,40 @@ unsigned put_legacy(const Decoded& d, const HostFields& f, Bytes* out) {
   if (d.insn.opcode_map == 3) out->put(0x3a);
   if (d.opcode_is_gpr) {
     out->put((d.insn.bytes[d.opcode_at] & 0xf8) | (n.rm & 7));
+  } else if (d.insn.opcode_map == 0 && d.insn.opcode == 0x82) {
+    out->put(0x80);  // what 82 is outside 64-bit mode
   } else {
     out->put(d.insn.bytes[d.opcode_at]);
   }
   if (d.insn.has_modrm) out->put(modrm_byte(d, n));
   put_immediates(d, out);
   return out->size();
+}
+
+// Outside 64-bit mode W does not make general operands 64 bits wide (SDM 2A 2.3.5.1, 2.7.9), for the host it
+// does.
+bool ignores_w(const Decoded& d) {
+  if (d.insn.code_bits == 64) return false;
+  switch (d.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_VMOVD:
+    case ZYDIS_MNEMONIC_VPEXTRD:
+    case ZYDIS_MNEMONIC_VPINSRD:
+    case ZYDIS_MNEMONIC_VCVTSI2SD:
+    case ZYDIS_MNEMONIC_VCVTSI2SS:
+    case ZYDIS_MNEMONIC_VCVTSI2SH:
+    case ZYDIS_MNEMONIC_VCVTUSI2SD:
+    case ZYDIS_MNEMONIC_VCVTUSI2SS:
+    case ZYDIS_MNEMONIC_VCVTUSI2SH:
+      return true;
+    default:
+      return d.reg_is_gpr || d.rm_is_gpr || d.vvvv_is_gpr;
+  }
+}
+
+// The fourth register of VBLENDVPS, VBLENDVPD and VPBLENDVB is bits 7:4 of the immediate, 6:4 outside 64-bit
+// mode.
+bool names_register_in_immediate(const Decoded& d) {
+  return d.insn.opcode_map == 3 && d.insn.opcode >= 0x4a && d.insn.opcode <= 0x4c;
 }
 
 //  VEX: C4 | ~R ~X ~B mmmmm | W ~vvvv L pp      (C5 | ~R ~vvvv L pp means mmmmm = 1, W = 0, ~X = ~B = 1)
@@ -97,13 +127,19 @@ unsigned put_vex(const Decoded& d, const HostFields& f, Bytes* out) {
   bool two_bytes = prefix[0] == 0xc5;
   unsigned map = two_bytes ? 1 : prefix[1] & 0x1f;
   unsigned last = two_bytes ? prefix[1] & 0x7f : prefix[2];
+  if (ignores_w(d)) last &= 0x7f;
+  if (d.insn.code_bits != 64) last |= 0x40;  // vvvv names eight registers there
   if (d.vvvv_is_gpr) last = (last & 0x87) | (~n.vvvv & 0xf) << 3;
   out->put(0xc4);
   out->put((n.reg & 8 ? 0 : 0x80) | 0x40 | (n.rm & 8 ? 0 : 0x20) | map);
   out->put(last);
   out->put(d.insn.bytes[d.opcode_at]);
   if (d.insn.has_modrm) out->put(modrm_byte(d, n));
-  put_immediates(d, out);
+  if (d.insn.code_bits != 64 && names_register_in_immediate(d)) {
+    out->put(d.insn.bytes[d.immediate_at] & 0x7fu);
+  } else {
+    put_immediates(d, out);
+  }
   return out->size();
 }
 
@@ -116,7 +152,7 @@ unsigned put_evex(const Decoded& d, const HostFields& f, Bytes* out) {
   if (d.insn.has_memory || d.rm_is_gpr) p0 = (p0 & ~0x60u) | 0x40 | (n.rm & 8 ? 0 : 0x20);
   out->put(0x62);
   out->put(p0);
-  out->put(prefix[2]);
+  out->put(ignores_w(d) ? prefix[2] & 0x7fu : prefix[2]);
   out->put(prefix[3]);
   out->put(d.insn.bytes[d.opcode_at]);
   out->put(modrm_byte(d, n));
