@@ -1,0 +1,238 @@
+// Jumps, calls, returns and loops: small programs, natively and translated.
+#include <asmjit/x86.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "differential.h"
+
+namespace anykvm::isa {
+namespace {
+
+using namespace asmjit::x86;  // register names
+using Body = std::function<void(Assembler&)>;
+
+std::vector<u8> assemble(u64 rip, unsigned code_bits, const Body& body) {
+  asmjit::CodeHolder code;
+  code.init(asmjit::Environment(code_bits == 64 ? asmjit::Arch::kX64 : asmjit::Arch::kX86), rip);
+  Assembler a(&code);
+  body(a);
+  code.flatten();
+  code.resolveUnresolvedLinks();
+  code.relocateToBase(rip);
+  std::vector<u8> bytes(code.codeSize());
+  code.copyFlattenedData(bytes.data(), bytes.size());
+  return bytes;
+}
+
+class Control : public testing::Test {
+ protected:
+  // Runs `body` from random states, which `prepare` may change.
+  void agree(const Body& body, u64 seed, const std::function<void(Random&, UserState&)>& prepare = {},
+             unsigned code_bits = 64) {
+    for (u64 i = 0; i < 60; ++i) {
+      Case test;
+      test.seed = seed_or(seed) + i;
+      test.code_bits = code_bits;
+      Random random(test.seed);
+      test.start = random_state(random, code_bits);
+      test.start.gpr[4] = kDataBase + 0x1000 + 8 * random.below(64);
+      random_memory(random, &test.memory);
+      test.start.rip = differential.place();
+      test.bytes = assemble(test.start.rip, code_bits, body);
+      if (prepare) prepare(random, test.start);
+      std::string report = differential.check(test);
+      ASSERT_TRUE(report.empty()) << report;
+    }
+  }
+
+  Differential differential;
+};
+
+using Condition = asmjit::x86::CondCode;
+
+// Every condition, taken or not by random flags, forwards.
+void conditions(Assembler& a) {
+  static constexpr Condition kAll[] = {Condition::kO, Condition::kNO, Condition::kB,  Condition::kAE,
+                                       Condition::kE, Condition::kNE, Condition::kBE, Condition::kA,
+                                       Condition::kS, Condition::kNS, Condition::kP,  Condition::kNP,
+                                       Condition::kL, Condition::kGE, Condition::kLE, Condition::kG};
+  for (Condition condition : kAll) {
+    asmjit::Label over = a.newLabel();
+    a.lea(eax, ptr(eax, 1));
+    a.j(condition, over);
+    a.lea(ebx, ptr(ebx, eax, 1));
+    a.bind(over);
+  }
+}
+
+TEST_F(Control, every_condition_jumps_or_not) { agree(conditions, 1); }
+
+TEST_F(Control, counted_loop_with_memory_and_carry) {
+  agree(
+      [](Assembler& a) {
+        asmjit::Label again = a.newLabel();
+        a.bind(again);
+        a.adc(ptr(rsi, rcx, 3, 0, 8), rax);
+        a.lea(rcx, ptr(rcx, -1));
+        a.inc(rdx);
+        a.jecxz(rcx, again);
+        a.jnz(again);
+      },
+      2,
+      [](Random& random, UserState& s) {
+        s.gpr[1] = random.below(20);
+        s.gpr[2] = ~u64{0} - random.below(20);
+        s.gpr[6] = kDataBase + 0x300;
+      });
+}
+
+TEST_F(Control, loop_instructions) {
+  agree(
+      [](Assembler& a) {
+        asmjit::Label first = a.newLabel(), second = a.newLabel(), third = a.newLabel();
+        a.bind(first);
+        a.add(rax, rcx);
+        a.loop(first);
+        a.mov(ecx, 9);
+        a.bind(second);
+        a.sub(rbx, rcx);
+        a.test(bl, 6);
+        a.loopne(second);
+        a.mov(ecx, 7);
+        a.bind(third);
+        a.cmp(ecx, ecx);
+        a.loope(third);
+      },
+      3, [](Random& random, UserState& s) { s.gpr[1] = 1 + random.below(30); });
+}
+
+TEST_F(Control, calls_and_returns_nest) {
+  agree(
+      [](Assembler& a) {
+        asmjit::Label outer = a.newLabel(), inner = a.newLabel(), taker = a.newLabel(), end = a.newLabel();
+        a.call(outer);
+        a.call(inner);
+        a.jmp(end);
+        a.bind(outer);
+        a.push(rbx);
+        a.call(inner);
+        a.call(inner);
+        a.pop(rbx);
+        a.ret();
+        a.bind(inner);
+        a.push(rax);
+        a.push(rdx);
+        a.call(taker);
+        a.pop(rax);
+        a.ret();
+        a.bind(taker);
+        a.add(rax, r10);
+        a.ret(8);
+        a.bind(end);
+      },
+      4);
+}
+
+TEST_F(Control, recursion_through_one_return_site) {
+  agree(
+      [](Assembler& a) {
+        asmjit::Label self = a.newLabel(), leaf = a.newLabel(), end = a.newLabel();
+        a.mov(ecx, 12);
+        a.call(self);
+        a.jmp(end);
+        a.bind(self);
+        a.sub(ecx, 1);
+        a.js(leaf);
+        a.call(self);
+        a.adc(rax, rcx);
+        a.bind(leaf);
+        a.add(rdx, 3);
+        a.ret();
+        a.bind(end);
+      },
+      5);
+}
+
+class ControlByRegister : public Control, public testing::WithParamInterface<unsigned> {};
+
+// Jump and call through each register, and through memory addressed by it.
+TEST_P(ControlByRegister, indirect_jumps_and_calls) {
+  Gp target = gpq(GetParam());
+  bool is_rsp = GetParam() == 4;
+  agree(
+      [&](Assembler& a) {
+        asmjit::Label over = a.newLabel(), function = a.newLabel(), end = a.newLabel(),
+                      through = a.newLabel();
+        a.lea(target, ptr(over));
+        a.jmp(target);
+        a.int3();
+        a.bind(over);
+        if (is_rsp) a.mov(target, kDataBase + 0x800);
+        if (!is_rsp) {
+          a.lea(target, ptr(function));
+          a.call(target);
+          a.lea(target, ptr(through));
+          a.push(target);
+          a.mov(target, rsp);
+          a.jmp(ptr(target, 0, 8));
+        }
+        a.int3();
+        a.bind(function);
+        a.lea(target, ptr(target, 5));
+        a.ret();
+        a.bind(through);
+        a.nop();
+        a.bind(end);
+      },
+      100 + GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, ControlByRegister, testing::Range(0u, 16u));
+
+TEST_F(Control, return_to_an_unmapped_page_faults_there) {
+  agree(
+      [](Assembler& a) {
+        a.push(rax);
+        a.ret();
+      },
+      7, [](Random&, UserState& s) { s.gpr[0] = kDataEnd + 0x123; });
+}
+
+TEST_F(Control, interrupts_by_instruction) {
+  agree(
+      [](Assembler& a) {
+        a.inc(eax);
+        a.int3();
+      },
+      8);
+  agree(
+      [](Assembler& a) {
+        a.inc(eax);
+        a.ud2();
+      },
+      9);
+}
+
+TEST_F(Control, compatibility_mode_calls_and_loops) {
+  agree(
+      [](Assembler& a) {
+        asmjit::Label function = a.newLabel(), again = a.newLabel(), end = a.newLabel();
+        a.mov(ecx, 5);
+        a.bind(again);
+        a.call(function);
+        a.loop(again);
+        a.jmp(end);
+        a.bind(function);
+        a.inc(eax);
+        a.dec(edi);
+        a.push(esi);
+        a.pop(edx);
+        a.ret();
+        a.bind(end);
+      },
+      10, {}, 32);
+}
+
+}  // namespace
+}  // namespace anykvm::isa

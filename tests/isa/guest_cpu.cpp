@@ -1,0 +1,218 @@
+#include "guest_cpu.h"
+
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "x86/state/xsave.h"
+
+namespace anykvm::isa {
+namespace {
+
+using namespace x86;
+
+// Guest-physical layout. The supervisor sees the first 2 MiB at kSystem.
+constexpr u64 kSystem = 0xffff800000000000;
+constexpr u64 kRamSize = 32u << 20;
+constexpr u64 kPml4 = 0x1000, kPdpt = 0x2000, kDirectory = 0x3000, kDataTable = 0x4000;
+constexpr u64 kSystemPdpt = 0x9000, kSystemDirectory = 0xa000;
+constexpr u64 kGdt = 0x5000, kIdt = 0x6000, kTss = 0x7000;
+constexpr u64 kHandlers = 0x10000;  // a HLT for each vector, 16 bytes apart
+constexpr u64 kHandlerStackTop = 0x20000;
+constexpr u64 kDataRam = 0x200000, kCodeRam = 0x800000;
+constexpr u16 kKernelCs = 0x10, kUserCs32 = 0x23, kUserDs = 0x2b, kUserCs64 = 0x33, kTaskSelector = 0x40;
+
+constexpr u64 kUserPage = 7, kReadOnlyPage = 5, kLarge = 0x80;
+constexpr u64 kEntriesPerGib = 512;
+
+Segment user_data() {
+  Segment s;
+  s.limit = 0xffffffff;
+  s.present = s.s = s.g = s.db = 1;
+  s.type = 3;
+  s.dpl = 3;
+  s.selector = kUserDs;
+  return s;
+}
+
+Segment user_code(unsigned code_bits) {
+  Segment s = user_data();
+  s.type = 11;
+  s.selector = code_bits == 64 ? kUserCs64 : kUserCs32;
+  s.l = code_bits == 64;
+  s.db = code_bits == 32;
+  return s;
+}
+
+bool has_error_code(unsigned vector) {
+  switch (vector) {
+    case kVectorDf:
+    case kVectorTs:
+    case kVectorNp:
+    case kVectorSs:
+    case kVectorGp:
+    case kVectorPf:
+    case kVectorAc:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+const char* name_of(Translation translation) {
+  switch (translation) {
+    case Translation::kBlocks:
+      return "blocks";
+    case Translation::kSteps:
+      return "single instructions";
+    case Translation::kSlowMemory:
+      return "slow memory accesses";
+  }
+  return "";
+}
+
+template <class T>
+void GuestCpu::write(u64 at, T value) {
+  std::memcpy(m_ram + at, &value, sizeof value);
+}
+template <class T>
+T GuestCpu::read(u64 at) const {
+  T value;
+  std::memcpy(&value, m_ram + at, sizeof value);
+  return value;
+}
+
+GuestCpu::GuestCpu() {
+  m_ram =
+      static_cast<u8*>(mmap(nullptr, kRamSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  m_machine = std::move(Machine::create()).value();
+  m_cpu = std::make_unique<Cpu>(*m_machine, m_platform);
+  MemorySlot slot;
+  slot.size = kRamSize;
+  slot.host = m_ram;
+  m_machine->set_slots({slot});
+  m_cpu->model().set_entries(supported_cpuid());
+  build_tables();
+  build_descriptors();
+  fill_read_only_page(m_ram + kDataRam + kWritableSize);
+  CpuState& s = m_cpu->state();
+  s.cr0 = kCr0Pe | kCr0Pg | kCr0Wp | kCr0Ne | kCr0Et | kCr0Mp;
+  s.cr4 = kCr4Pae | kCr4Osfxsr | kCr4Osxmmexcpt | kCr4Osxsave | kCr4Fsgsbase;
+  s.cr3 = kPml4;
+  s.efer = kEferLme | kEferLma | kEferNx | kEferSce;
+  s.xcr0 = host_xcr0_usable();
+}
+
+GuestCpu::~GuestCpu() {
+  m_cpu.reset();
+  m_machine.reset();
+  munmap(m_ram, kRamSize);
+}
+
+void GuestCpu::build_tables() {
+  write<u64>(kPml4, kPdpt | kUserPage);
+  write<u64>(kPdpt, kDirectory | kUserPage);
+  constexpr u64 kSupervisorPage = 3;
+  write<u64>(kPml4 + 8 * 256, kSystemPdpt | kSupervisorPage);
+  write<u64>(kSystemPdpt, kSystemDirectory | kSupervisorPage);
+  write<u64>(kSystemDirectory, kSupervisorPage | kLarge);
+  for (u64 at = 0; at < kCodeSize; at += 2u << 20)
+    write<u64>(kDirectory + 8 * ((kCodeBase + at) >> 21 & (kEntriesPerGib - 1)),
+               (kCodeRam + at) | kReadOnlyPage | kLarge);
+  write<u64>(kDirectory + 8 * (kDataBase >> 21 & (kEntriesPerGib - 1)), kDataTable | kUserPage);
+  for (u64 at = 0; at < kDataSize; at += 0x1000)
+    write<u64>(kDataTable + 8 * (at >> 12),
+               (kDataRam + at) | (at < kWritableSize ? kUserPage : kReadOnlyPage));
+}
+
+void GuestCpu::build_descriptors() {
+  write<u64>(kGdt + kKernelCs, 0x00af9b000000ffff);
+  write<u64>(kGdt + (kUserCs32 & ~7), 0x00cffb000000ffff);
+  write<u64>(kGdt + (kUserDs & ~7), 0x00cff3000000ffff);
+  write<u64>(kGdt + (kUserCs64 & ~7), 0x00affb000000ffff);
+  for (u64 vector = 0; vector < 256; ++vector) {
+    u64 handler = kSystem + kHandlers + 16 * vector;
+    m_ram[handler - kSystem] = 0xf4;
+    constexpr u64 kUserInterruptGate = 0xee00, kStack1 = 1;
+    u64 gate = (handler & 0xffff) | u64{kKernelCs} << 16 | kStack1 << 32 | kUserInterruptGate << 32 |
+               (handler >> 16 & 0xffff) << 48;
+    write<u64>(kIdt + 16 * vector, gate);
+    write<u64>(kIdt + 16 * vector + 8, handler >> 32);
+  }
+  constexpr u64 kIst1 = 0x24;
+  write<u64>(kTss + kIst1, kSystem + kHandlerStackTop);
+  CpuState& s = m_cpu->state();
+  s.gdtr = {kSystem + kGdt, 0x4f};
+  s.idtr = {kSystem + kIdt, 0xfff};
+  s.tr = Segment{};
+  s.tr.base = kSystem + kTss;
+  s.tr.limit = 0x67;
+  s.tr.selector = kTaskSelector;
+  s.tr.type = 11;
+  s.tr.present = 1;
+}
+
+u8* GuestCpu::code(u64 address) { return m_ram + kCodeRam + (address - kCodeBase); }
+
+void GuestCpu::discard_code() {
+  m_machine->discard_code();
+  m_cpu->state_replaced();
+}
+
+void GuestCpu::flush_tlb() { m_cpu->flush_tlb(); }
+
+void GuestCpu::enter_user_mode(unsigned code_bits) {
+  CpuState& s = m_cpu->state();
+  for (auto& segment : s.segments) segment = user_data();
+  s.segments[kCs] = user_code(code_bits);
+  s.cpl = 3;
+  s.mp_state = MpState::kRunnable;
+}
+
+Outcome GuestCpu::run(const UserState& state, const Memory& memory, unsigned code_bits,
+                      Translation translation) {
+  std::memcpy(m_ram + kDataRam, memory.data(), kWritableSize);
+  enter_user_mode(code_bits);
+  CpuState& s = m_cpu->state();
+  s.gpr = state.gpr;
+  s.rip = state.rip;
+  s.rflags = state.rflags;
+  s.segments[kFs].base = state.fs_base;
+  s.segments[kGs].base = state.gs_base;
+  state.to_xsave(s.xsave.data());
+  m_cpu->set_translation_limits(
+      {translation == Translation::kSteps, translation == Translation::kSlowMemory});
+  m_cpu->mode_changed();
+
+  Exit exit = m_cpu->run();
+  Outcome outcome;
+  u64 handler = s.rip - kSystem - kHandlers;
+  bool handled = exit.reason == Exit::Reason::kHalt && handler < 16 * 256;
+  if (!handled) {
+    std::fprintf(stderr, "the guest left with reason %u at rip %llx\n", static_cast<unsigned>(exit.reason),
+                 static_cast<unsigned long long>(s.rip));
+    outcome.vector = 0xff;
+    outcome.state.rip = s.rip;
+    return outcome;
+  }
+  outcome.vector = static_cast<u8>(handler / 16);
+  outcome.cr2 = s.cr2;
+  u64 frame = s.gpr[kRsp] - kSystem;
+  if (has_error_code(outcome.vector)) {
+    outcome.error = read<u32>(frame);
+    frame += 8;
+  }
+  outcome.state.gpr = s.gpr;
+  outcome.state.rip = read<u64>(frame);
+  outcome.state.rflags = read<u64>(frame + 16);
+  outcome.state.gpr[kRsp] = read<u64>(frame + 24);
+  outcome.state.from_xsave(s.xsave.data());
+  std::memcpy(outcome.memory.data(), m_ram + kDataRam, kDataSize);
+  return outcome;
+}
+
+}  // namespace anykvm::isa

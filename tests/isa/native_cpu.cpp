@@ -1,0 +1,187 @@
+#include "native_cpu.h"
+
+#include <asm/prctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "x86/translate/host_signals.h"
+
+namespace anykvm::isa {
+namespace {
+
+enum class Phase : u8 { kIdle, kEntering, kRunning };
+
+// What the signal handler works on. It must not touch thread-local storage while FS is the test's.
+struct Run {
+  Phase phase = Phase::kIdle;
+  UserState start;
+  unsigned code_bits = 64;
+  Outcome* outcome = nullptr;
+  greg_t own_registers[NGREG];
+  u8 own_vectors[16384];
+  u64 own_fs = 0, own_gs = 0;
+};
+Run g_run;
+
+constexpr u64 kUser32Cs = 0x23, kUserDs = 0x2b;
+
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+struct sigaction g_previous[NSIG];
+
+constexpr int kGregOfGpr[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+
+void raw_arch_prctl(long what, u64 value) {
+  long result;
+  asm volatile("syscall"
+               : "=a"(result)
+               : "a"(SYS_arch_prctl), "D"(what), "S"(value)
+               : "rcx", "r11", "memory");
+}
+
+// Bytes of the XSAVE image in a signal frame: struct _fpx_sw_bytes at the end of its legacy part.
+u32 image_size(const u8* image) {
+  u32 magic, size;
+  std::memcpy(&magic, image + 464, sizeof magic);
+  std::memcpy(&size, image + 464 + 16, sizeof size);
+  constexpr u32 kMagic1 = 0x46505853;
+  return magic == kMagic1 && size <= sizeof g_run.own_vectors ? size : 512;
+}
+
+void enter(ucontext_t* context) {
+  auto& registers = context->uc_mcontext.gregs;
+  auto* image = reinterpret_cast<u8*>(context->uc_mcontext.fpregs);
+  std::memcpy(g_run.own_registers, registers, sizeof g_run.own_registers);
+  std::memcpy(g_run.own_vectors, image, image_size(image));
+  const UserState& s = g_run.start;
+  for (unsigned i = 0; i < 16; ++i) registers[kGregOfGpr[i]] = static_cast<greg_t>(s.gpr[i]);
+  registers[REG_RIP] = static_cast<greg_t>(s.rip);
+  registers[REG_EFL] = static_cast<greg_t>(s.rflags);
+  if (g_run.code_bits == 32) {
+    // The kernel's flat 32-bit code segment and the data segment that goes with it.
+    u64 segments = static_cast<u64>(registers[REG_CSGSFS]) & 0x0000ffffffff0000;
+    registers[REG_CSGSFS] = static_cast<greg_t>(segments | kUser32Cs | kUserDs << 48);
+  }
+  s.to_xsave(image);
+  g_run.phase = Phase::kRunning;
+  if (s.gs_base) raw_arch_prctl(ARCH_SET_GS, s.gs_base);
+  if (s.fs_base) raw_arch_prctl(ARCH_SET_FS, s.fs_base);
+}
+
+void leave(ucontext_t* context) {
+  auto& registers = context->uc_mcontext.gregs;
+  auto* image = reinterpret_cast<u8*>(context->uc_mcontext.fpregs);
+  Outcome& outcome = *g_run.outcome;
+  for (unsigned i = 0; i < 16; ++i) outcome.state.gpr[i] = static_cast<u64>(registers[kGregOfGpr[i]]);
+  outcome.state.rip = static_cast<u64>(registers[REG_RIP]);
+  outcome.state.rflags = static_cast<u64>(registers[REG_EFL]);
+  outcome.vector = static_cast<u8>(registers[REG_TRAPNO]);
+  outcome.error = static_cast<u32>(registers[REG_ERR]);
+  outcome.cr2 = static_cast<u64>(registers[REG_CR2]);
+  outcome.state.from_xsave(image);
+  std::memcpy(registers, g_run.own_registers, sizeof g_run.own_registers);
+  std::memcpy(image, g_run.own_vectors, image_size(image));
+  registers[REG_RIP] += 2;  // over the UD2 that began it
+  g_run.phase = Phase::kIdle;
+}
+
+[[gnu::no_stack_protector, gnu::no_sanitize("address", "undefined")]] void handle(int signal, siginfo_t* info,
+                                                                                  void* raw) {
+  auto* context = static_cast<ucontext_t*>(raw);
+  switch (g_run.phase) {
+    case Phase::kEntering:
+      enter(context);
+      return;
+    case Phase::kRunning:
+      if (g_run.start.fs_base) raw_arch_prctl(ARCH_SET_FS, g_run.own_fs);
+      if (g_run.start.gs_base) raw_arch_prctl(ARCH_SET_GS, g_run.own_gs);
+      leave(context);
+      return;
+    case Phase::kIdle:
+      break;
+  }
+  const struct sigaction& previous = g_previous[signal];
+  if (previous.sa_flags & SA_SIGINFO) return previous.sa_sigaction(signal, info, raw);
+  struct sigaction dfl {};
+  dfl.sa_handler = SIG_DFL;
+  sigaction(signal, &dfl, nullptr);
+}
+
+[[noreturn]] void give_up(const char* what) {
+  std::perror(what);
+  std::abort();
+}
+
+void map(u64 address, u64 size, int protection, int flags, int fd) {
+  void* wanted = reinterpret_cast<void*>(address);
+  if (mmap(wanted, size, protection, flags | MAP_FIXED_NOREPLACE | MAP_POPULATE, fd, 0) != wanted)
+    give_up("mapping memory");
+}
+
+// 64-bit mode does not look at them, compatibility mode does.
+void load_data_segments() {
+  u16 selector = kUserDs;
+  asm volatile("mov %0, %%ds; mov %0, %%es" : : "r"(selector));
+}
+
+}  // namespace
+
+NativeCpu& NativeCpu::instance() {
+  static NativeCpu cpu;
+  return cpu;
+}
+
+void NativeCpu::map_code() {
+  int fd = memfd_create("isa_code", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, kCodeSize) != 0) give_up("memory for code");
+  void* writable = mmap(nullptr, kCodeSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (writable == MAP_FAILED) give_up("mapping code");
+  m_code = static_cast<u8*>(writable);
+  map(kCodeBase, kCodeSize, PROT_READ | PROT_EXEC, MAP_SHARED, fd);
+  close(fd);
+}
+
+NativeCpu::NativeCpu() {
+  map_code();
+  map(kDataBase, kDataSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+  load_data_segments();
+  fill_read_only_page(reinterpret_cast<u8*>(kReadOnlyBase));
+  mprotect(reinterpret_cast<void*>(kReadOnlyBase), kDataSize - kWritableSize, PROT_READ);
+  // In front of the translator's handlers, which look into thread-local storage.
+  x86::install_host_signal_handlers();
+  static u8 stack[128 << 10];
+  stack_t alternate{};
+  alternate.ss_sp = stack;
+  alternate.ss_size = sizeof stack;
+  sigaltstack(&alternate, nullptr);
+  for (int signal : kSignals) {
+    struct sigaction action {};
+    action.sa_sigaction = handle;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigemptyset(&action.sa_mask);
+    sigaction(signal, &action, &g_previous[signal]);
+  }
+  syscall(SYS_arch_prctl, ARCH_GET_FS, &g_run.own_fs);
+  syscall(SYS_arch_prctl, ARCH_GET_GS, &g_run.own_gs);
+}
+
+Outcome NativeCpu::run(const UserState& state, const Memory& memory, unsigned code_bits) {
+  Outcome outcome;
+  std::memcpy(reinterpret_cast<void*>(kDataBase), memory.data(), kWritableSize);
+  g_run.start = state;
+  g_run.code_bits = code_bits;
+  g_run.outcome = &outcome;
+  g_run.phase = Phase::kEntering;
+  asm volatile("ud2" : : : "memory");
+  std::memcpy(outcome.memory.data(), reinterpret_cast<void*>(kDataBase), kDataSize);
+  return outcome;
+}
+
+}  // namespace anykvm::isa

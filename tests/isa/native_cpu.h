@@ -1,0 +1,29 @@
+#pragma once
+// Runs a few bytes of user code on the host CPU, from a given state until an instruction raises an exception.
+// Owner: one per process, since it owns the signal handlers. One thread.
+//
+// The kernel does the work: a signal handler puts the start state into the signal frame and returns into the
+// code; the exception that ends it makes a second frame, which holds the end state.
+
+#include "user_state.h"
+
+namespace anykvm::isa {
+
+class NativeCpu {
+ public:
+  static NativeCpu& instance();
+
+  // Code lies in [kCodeBase, kCodeBase + kCodeSize), data at kDataBase; both are mapped here.
+  // code() gives where to write what is executed at `address`: programs cannot.
+  u8* code(u64 address) { return m_code + (address - kCodeBase); }
+  // Runs from state.rip. `code_bits` is 64 or 32 (compatibility mode).
+  Outcome run(const UserState& state, const Memory& memory, unsigned code_bits);
+
+ private:
+  NativeCpu();
+  void map_code();
+
+  u8* m_code = nullptr;
+};
+
+}  // namespace anykvm::isa
