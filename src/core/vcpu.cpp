@@ -225,7 +225,6 @@ void Vcpu::interrupt_posted() {
 
 void Vcpu::nmi() {
   m_cpu->queue_nmi();
-  m_nmi_came = true;
   m_cpu->request(x86::kAttentionEvent);
   m_waiter.wake();
 }

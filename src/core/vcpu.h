@@ -162,7 +162,6 @@ class Vcpu final : private x86::Platform,
   SingleWaiter m_waiter;
   std::atomic<u8> m_requests{0};  // bits of Request
   std::atomic<u8> m_sipi_vector{0};
-  std::atomic<bool> m_nmi_came{false};  // since the vCPU last halted
   std::atomic<bool> m_signalled{false};
   std::atomic<bool> m_in_guest{false};  // inside Cpu::run(): deadlines are the timer thread's
   TimerThread::Timer* m_timer = nullptr;

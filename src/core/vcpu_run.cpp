@@ -82,10 +82,8 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
   for (;;) {
     if (take_signal()) return interrupted();
     handle_apic_requests();
-    if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
-      m_nmi_came = false;
+    if (state().mp_state == x86::MpState::kHalted && runnable_after_halt())
       state().mp_state = x86::MpState::kRunnable;
-    }
     if (state().mp_state != x86::MpState::kRunnable) {
       wait(signals);
       continue;

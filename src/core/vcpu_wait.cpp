@@ -31,7 +31,7 @@ void Vcpu::expire_timers() {
 // HLT ends with an interrupt that can be taken or an NMI (SDM 2A, HLT).
 bool Vcpu::runnable_after_halt() {
   const x86::Events& events = state().events;
-  if (m_nmi_came.load() && !events.nmi.masked) return true;
+  if (m_cpu->nmi_queued() && !events.nmi.masked) return true;
   if (events.nmi.injected || events.exception.injected || events.interrupt.injected) return true;
   if (events.nmi.pending && !events.nmi.masked) return true;
   return (state().rflags & x86::kFlagIf) && interrupt_ready();

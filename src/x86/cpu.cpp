@@ -48,6 +48,8 @@ void Cpu::queue_nmi() {
   request(kAttentionEvent);
 }
 
+bool Cpu::nmi_queued() const { return m_private->queued_nmis.load() != 0; }
+
 void Cpu::set_interrupt_window_request(bool wanted) {
   m_private->window_requested = wanted;
   if (wanted) request(kAttentionEvent);

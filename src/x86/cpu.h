@@ -66,6 +66,8 @@ class Cpu {
   void request(u8 attention_bits);
   // Any thread. Queues an NMI; at most two are kept (KVM API 4.64).
   void queue_nmi();
+  // Any thread. One of those is not delivered yet.
+  bool nmi_queued() const;
   // The client wants Reason::kInterruptWindow as soon as an external interrupt could be taken.
   void set_interrupt_window_request(bool wanted);
   // External interrupt `vector` from a client that has the interrupt controller (KVM_INTERRUPT).
