@@ -284,9 +284,11 @@ namespace {
 
 constexpr u8 kUd = 6, kSs = 12, kGp = 13, kPf = 14, kMf = 16;
 
-// The kernel hides which of its own addresses are mapped: for them it always says present.
+// The kernel hides what is mapped beyond the programs' part of the address space: there it always says
+// present.
 u32 visible_error(const Outcome& outcome) {
-  bool hidden = outcome.vector == kPf && outcome.cr2 >> 63;
+  constexpr u64 kEndOfPrograms = 0x7ffffffff000;
+  bool hidden = outcome.vector == kPf && outcome.cr2 >= kEndOfPrograms;
   return hidden ? outcome.error & ~1u : outcome.error;
 }
 
