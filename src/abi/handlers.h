@@ -70,6 +70,21 @@ using Target = core::Vcpu;
 #include "abi/ioctls.def"
 #undef ANYKVM_IOCTL
 
+#define ANYKVM_ENABLED_CAPABILITY(klass, number, handler)                \
+  namespace ANYKVM_NAMESPACE_##klass {                                   \
+    Result<long> handler(Target& object, const kvm_enable_cap& request); \
+  }
+#include "abi/enabled_capabilities.def"
+#undef ANYKVM_ENABLED_CAPABILITY
+
+// The deviations from hardware that exist here and that a client can switch off.
+inline constexpr u64 kQuirks = KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
+
+// What KVM_SET_GUEST_DEBUG understands.
+inline constexpr u32 kGuestDebugFlags =
+    KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_USE_HW_BP |
+    KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP | KVM_GUESTDBG_BLOCKIRQ;
+
 // What KVM_CHECK_EXTENSION answers, on either descriptor.
 long capability(u64 number);
 

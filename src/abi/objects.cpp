@@ -2,10 +2,14 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <map>
 #include <mutex>
@@ -83,6 +87,18 @@ void remember_descriptor(Map& all, int fd, const FileId& file) {
   all.files[file].descriptors.insert(fd);
 }
 
+// After `fd` is closed: does the file still have a descriptor anywhere? A lock on the open file description,
+// taken when the handle was made, lives as long as there is a duplicate; `probe` is another description of
+// the same file.
+bool has_duplicates(const Fd& probe) { return !probe.valid() || flock(probe.get(), LOCK_EX | LOCK_NB) != 0; }
+
+Fd open_again(int fd) {
+  char path[32];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  return Fd(
+      static_cast<int>(raw_syscall(SYS_openat, AT_FDCWD, reinterpret_cast<long>(path), O_RDWR | O_CLOEXEC)));
+}
+
 // Duplicates made behind our back keep an object alive too.
 void adopt_duplicates(Map& all, const FileId& file, int except) {
   DIR* directory = opendir("/proc/self/fd");
@@ -107,6 +123,7 @@ Result<Fd> make_handle(const char* name) {
 int add_object(Fd fd, Object object) {
   const int number = fd.release();
   const FileId file = file_of(number).value_or(FileId{});
+  flock(number, LOCK_EX | LOCK_NB);
   Map& all = map();
   std::shared_ptr<const Object> stale;  // its number was closed without us and is used again
   std::unique_lock lock(all.mutex);
@@ -137,14 +154,17 @@ std::shared_ptr<const Object> find_object(int fd) {
 std::optional<Result<int>> close_object(int fd) {
   if (!find_object(fd)) return std::nullopt;
   Map& all = map();
-  std::shared_ptr<const Object> last;  // destroyed after the lock is released
+  std::shared_ptr<const Object> last;  // both are destroyed after the lock is released
+  Fd probe;
   std::unique_lock lock(all.mutex);
   auto known = all.descriptors.find(fd);
   if (known == all.descriptors.end()) return Error{EBADF, "closed meanwhile"};
   const FileId file = known->second;
-  if (all.files[file].descriptors.size() == 1) adopt_duplicates(all, file, fd);
-  last = forget_descriptor(all, fd);
+  const bool last_known = all.files[file].descriptors.size() == 1;
+  if (last_known) probe = open_again(fd);
   const long result = raw_syscall(SYS_close, fd);
+  if (last_known && has_duplicates(probe)) adopt_duplicates(all, file, probe.valid() ? probe.get() : -1);
+  last = forget_descriptor(all, fd);
   lock.unlock();
   if (result < 0) return Error{static_cast<int>(-result), "close failed"};
   return 0;

@@ -45,6 +45,7 @@ Result<> KvmClock::set(const kvm_clock_data& data) {
   std::lock_guard lock(m_mutex);
   m_anchor_tsc = host_tsc();
   m_anchor_ns = data.clock + elapsed;
+  m_generation.fetch_add(1, std::memory_order_release);
   return {};
 }
 

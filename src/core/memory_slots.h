@@ -12,8 +12,8 @@
 
 namespace anykvm::core {
 
-// As the kernel's: 15 bits of slots less those it keeps for itself. There is one address space (no SMM).
-inline constexpr u32 kMaxMemorySlots = 32764;
+// Each change copies the whole layout, so not the kernel's 32764. There is one address space (no SMM).
+inline constexpr u32 kMaxMemorySlots = 4096;
 // Guest physical addresses end here (52 bits, the architecture's limit).
 inline constexpr u64 kGuestPhysicalEnd = u64{1} << 52;
 

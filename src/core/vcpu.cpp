@@ -1,6 +1,8 @@
 #include "core/vcpu.h"
 
 #include <errno.h>
+#include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -8,6 +10,7 @@
 #include "core/host_tsc.h"
 #include "core/vm.h"
 #include "irqchip/apic_registers.h"
+#include "x86/sys/kvmclock.h"
 
 namespace anykvm::core {
 namespace {
@@ -30,8 +33,9 @@ Vcpu::Vcpu(Vm& vm, u32 id, SharedPage shared)
   m_cpu->reset(false);
   x86::CpuState& cpu_state = state();
   cpu_state.tsc_ratio = tsc_ratio(m_tsc_khz);
-  // All vCPUs count from the VM's creation, so their TSCs agree however late one is made.
-  cpu_state.tsc_offset = 0 - scaled(vm.creation_tsc(), cpu_state.tsc_ratio);
+  // All vCPUs count from the VM's creation or from what the client wrote since, so their TSCs agree however
+  // late one is made.
+  cpu_state.tsc_offset = vm.tsc_sync().join(0 - scaled(vm.creation_tsc(), cpu_state.tsc_ratio), m_tsc_khz);
   const bool boot = id == vm.boot_cpu();
   m_client_apic_base =
       irqchip::kApicBaseDefault | irqchip::kApicBaseEnable | (boot ? irqchip::kApicBaseBsp : 0);
@@ -56,6 +60,7 @@ Result<> Vcpu::join_irqchip() {
   auto lapic =
       std::make_unique<irqchip::Lapic>(m_vm.irqchip()->bus(), clock, host, m_id, m_id == m_vm.boot_cpu());
   if (!m_vm.irqchip()->add_lapic(*lapic)) return Error{EINVAL, "too many local APICs"};
+  lapic->set_bus_cycle(m_vm.apic_bus_cycle_ns());
   m_lapic = std::move(lapic);
   m_timer = m_vm.timers().add([this] {
     m_lapic->expire(monotonic_ns());
@@ -147,6 +152,10 @@ Result<> Vcpu::set_cpuid(std::vector<x86::CpuidEntry> entries) {
   return {};
 }
 
+Result<Fd> Vcpu::stats_descriptor() {
+  return m_stats.descriptor(fmt::format("kvm-{}/vcpu-{}", getpid(), m_id));
+}
+
 // --- x86::Platform ---
 
 bool Vcpu::pio_read(u16 port, void* data, unsigned size) {
@@ -212,6 +221,20 @@ bool Vcpu::apic_msr_write(u32 index, u64 value) {
   if (m_lapic) return m_lapic->msr_write(index, value);
   if (index == irqchip::kMsrApicBase) return m_client_apic_base = value, true;
   return index == irqchip::kMsrTscDeadline;
+}
+
+bool Vcpu::msr_filtered(u32 index, bool write) { return m_vm.msr_filter().denies(index, write); }
+bool Vcpu::msr_exit_wanted(u32 reason) { return m_vm.msr_exits() & reason; }
+bool Vcpu::fixes_hypercalls() { return !(m_vm.disabled_quirks() & KVM_X86_QUIRK_FIX_HYPERCALL_INSN); }
+bool Vcpu::platform_info_readable() { return m_vm.platform_info_readable(); }
+
+u64 Vcpu::client_tsc_offset(u64 value, u64 offset) { return m_vm.tsc_sync().write(value, offset, m_tsc_khz); }
+
+void Vcpu::set_tsc_offset(u64 offset) {
+  m_vm.tsc_sync().set(offset, m_tsc_khz);
+  state().tsc_offset = offset;
+  x86::refresh_kvmclock(*m_cpu);
+  if (m_lapic) m_lapic->tsc_changed();
 }
 
 u64 Vcpu::kvmclock_ns(u64 tsc) { return m_vm.clock().ns_at(tsc); }

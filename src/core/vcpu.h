@@ -14,6 +14,7 @@
 #include "core/run_signals.h"
 #include "core/shared_page.h"
 #include "core/single_waiter.h"
+#include "core/stats.h"
 #include "core/timer_thread.h"
 #include "irqchip/clock.h"
 #include "irqchip/lapic.h"
@@ -65,8 +66,13 @@ class Vcpu final : private x86::Platform,
 
   u32 guest_tsc_khz() const { return m_tsc_khz.load(); }
   Result<> set_guest_tsc_khz(u64 khz);
+  // KVM_VCPU_TSC_OFFSET: guest TSC = scaled host TSC + offset.
+  u64 tsc_offset() { return state().tsc_offset; }
+  void set_tsc_offset(u64 offset);
 
   bool has_run() const { return m_has_run; }
+  // KVM_GET_STATS_FD.
+  Result<Fd> stats_descriptor();
   // KVM_SET_CPUID2, and its consequences outside the Cpu.
   Result<> set_cpuid(std::vector<x86::CpuidEntry> entries);
 
@@ -95,6 +101,7 @@ class Vcpu final : private x86::Platform,
   bool handle_exit(const x86::Exit& exit);
   void report_pio(const x86::Exit& exit);
   void report_mmio(const x86::Exit& exit);
+  void report_msr(const x86::Exit& exit);
   void report_debug(const x86::Exit& exit);
   void report_internal_error(const x86::Exit& exit);
   void answer_hypercall();
@@ -127,6 +134,11 @@ class Vcpu final : private x86::Platform,
   u32 apic_id() override { return m_id; }
   u64 kvmclock_ns(u64 tsc) override;
   u32 tsc_khz() override { return guest_tsc_khz(); }
+  bool msr_filtered(u32 index, bool write) override;
+  bool msr_exit_wanted(u32 reason) override;
+  bool platform_info_readable() override;
+  bool fixes_hypercalls() override;
+  u64 client_tsc_offset(u64 value, u64 offset) override;
 
   // --- irqchip::LapicHost: any thread, must not block ---
   void interrupt_posted() override;
@@ -158,6 +170,8 @@ class Vcpu final : private x86::Platform,
   std::atomic<u32> m_tsc_khz;
   x86::Exit m_io_exit;  // what the client is answering
   bool m_has_run = false;
+  Stats m_stats{Stats::Kind::kVcpu};
+  u32 m_clock_generation = 0;  // of the time that the guest was shown last
 
   SingleWaiter m_waiter;
   std::atomic<u8> m_requests{0};  // bits of Request

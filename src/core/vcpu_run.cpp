@@ -10,6 +10,7 @@
 #include "core/client_registers.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
+#include "x86/sys/kvmclock.h"
 
 namespace anykvm::core {
 namespace {
@@ -45,6 +46,7 @@ Result<> Vcpu::run() {
       result = run_until_exit(signals);
   }
   save_run_state();
+  m_stats.count(VcpuStat::exits);
   ANYKVM_TRACE(exit, "vcpu {} exit {} rip {:#x} result {}", m_id, m_shared.run().exit_reason, state().rip,
                result.ok() ? 0 : result.error().code);
   return result;
@@ -82,8 +84,10 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
   for (;;) {
     if (take_signal()) return interrupted();
     handle_apic_requests();
-    if (state().mp_state == x86::MpState::kHalted && runnable_after_halt())
+    if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
+      m_stats.count(VcpuStat::halt_wakeup);
       state().mp_state = x86::MpState::kRunnable;
+    }
     if (state().mp_state != x86::MpState::kRunnable) {
       wait(signals);
       continue;
@@ -94,6 +98,11 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
 }
 
 x86::Exit Vcpu::run_guest() {
+  const u32 clock_generation = m_vm.clock().generation();
+  if (m_clock_generation != clock_generation) {
+    m_clock_generation = clock_generation;
+    x86::refresh_kvmclock(*m_cpu);
+  }
   if (!m_lapic) return m_cpu->run();
   m_in_guest.store(true);
   expire_timers();
@@ -106,6 +115,7 @@ x86::Exit Vcpu::run_guest() {
 
 Error Vcpu::interrupted() {
   ANYKVM_COUNT(exits_signal);
+  m_stats.count(VcpuStat::signal_exits);
   ANYKVM_TRACE(signal, "vcpu {} leaves KVM_RUN", m_id);
   m_shared.run().exit_reason = KVM_EXIT_INTR;
   return Error{EINTR, "a signal came"};
@@ -115,12 +125,17 @@ Error Vcpu::interrupted() {
 // and look at that access again.
 Error Vcpu::left_at_once() {
   ANYKVM_COUNT(exits_signal);
+  m_stats.count(VcpuStat::signal_exits);
   return Error{EINTR, "immediate_exit"};
 }
 
 // --- The client's answers ---
 
 void Vcpu::complete_client_io() {
+  if (m_io_exit.reason == Reason::kMsr) {
+    const u64 data = read_once(m_shared.run().msr.data);
+    return m_cpu->complete_io(&data, read_once(m_shared.run().msr.error) != 0);
+  }
   if (m_io_exit.write) return m_cpu->complete_io(nullptr);
   std::array<u8, kPageSize> data;
   if (m_io_exit.reason == Reason::kPio)
@@ -173,6 +188,7 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
     case Reason::kInterrupted:
       return false;
     case Reason::kHalt:
+      m_stats.count(VcpuStat::halt_exits);
       if (m_lapic) return state().mp_state = x86::MpState::kHalted, false;
       state().mp_state = x86::MpState::kRunnable;
       run.exit_reason = KVM_EXIT_HLT;
@@ -192,13 +208,17 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
     case Reason::kTprAccess:
       return run.exit_reason = KVM_EXIT_SET_TPR, true;
     case Reason::kInterruptWindow:
+      m_stats.count(VcpuStat::irq_window_exits);
       return run.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN, true;
+    case Reason::kMsr:
+      return report_msr(exit), true;
   }
   return false;
 }
 
 void Vcpu::report_pio(const x86::Exit& exit) {
   ANYKVM_COUNT(exits_io);
+  m_stats.count(VcpuStat::io_exits);
   m_io_exit = exit;
   kvm_run& run = m_shared.run();
   run.exit_reason = KVM_EXIT_IO;
@@ -214,6 +234,7 @@ void Vcpu::report_pio(const x86::Exit& exit) {
 
 void Vcpu::report_mmio(const x86::Exit& exit) {
   ANYKVM_COUNT(exits_mmio);
+  m_stats.count(VcpuStat::mmio_exits);
   m_io_exit = exit;
   kvm_run& run = m_shared.run();
   run.exit_reason = KVM_EXIT_MMIO;
@@ -221,6 +242,17 @@ void Vcpu::report_mmio(const x86::Exit& exit) {
   run.mmio.len = exit.size;
   run.mmio.is_write = exit.write;
   memcpy(run.mmio.data, exit.data.data(), sizeof run.mmio.data);
+}
+
+void Vcpu::report_msr(const x86::Exit& exit) {
+  m_io_exit = exit;
+  kvm_run& run = m_shared.run();
+  run.exit_reason = exit.write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
+  run.msr.error = 0;
+  memset(run.msr.pad, 0, sizeof run.msr.pad);
+  run.msr.reason = exit.code;
+  run.msr.index = static_cast<u32>(exit.gpa);
+  memcpy(&run.msr.data, exit.data.data(), sizeof run.msr.data);
 }
 
 void Vcpu::report_debug(const x86::Exit& exit) {

@@ -1,7 +1,12 @@
 #include "core/vm.h"
 
 #include <errno.h>
+#include <fmt/format.h>
 #include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 
 #include "base/client_memory.h"
 #include "base/counters.h"
@@ -41,8 +46,9 @@ Result<std::shared_ptr<Vm>> Vm::create(u64 type) {
 // --- vCPUs ---
 
 Result<std::shared_ptr<Vcpu>> Vm::create_vcpu(u64 id) {
-  if (id >= kMaxVcpus) return Error{EINVAL, "vCPU id is too large"};
   std::lock_guard lock(m_mutex);
+  if (id >= (m_max_vcpu_ids ? m_max_vcpu_ids : kMaxVcpuIds)) return Error{EINVAL, "vCPU id is too large"};
+  if (m_vcpus.size() >= kMaxVcpus) return Error{EINVAL, "too many vCPUs"};
   if (m_vcpus.contains(static_cast<u32>(id))) return Error{EEXIST, "there is a vCPU with this id"};
   auto vcpu = TRY(Vcpu::create(*this, static_cast<u32>(id)));
   if (m_vcpus.empty()) m_coalesced_io.set_ring(vcpu->shared_page().ring());
@@ -52,8 +58,19 @@ Result<std::shared_ptr<Vcpu>> Vm::create_vcpu(u64 id) {
 
 Result<> Vm::set_boot_cpu(u64 id) {
   std::lock_guard lock(m_mutex);
+  if (id > (m_max_vcpu_ids ? m_max_vcpu_ids : kMaxVcpuIds)) return Error{EINVAL, "vCPU id is too large"};
   if (!m_vcpus.empty()) return Error{EBUSY, "vCPUs exist already"};
   m_boot_cpu = static_cast<u32>(id);
+  return {};
+}
+
+Result<> Vm::set_max_vcpu_ids(u64 limit) {
+  std::lock_guard lock(m_mutex);
+  if (limit == 0 || limit > kMaxVcpuIds) return Error{EINVAL, "limit is 0 or too large"};
+  if (m_max_vcpu_ids == limit) return {};
+  if (m_max_vcpu_ids) return Error{EINVAL, "the limit is set already"};
+  if (m_boot_cpu.load() > limit) return Error{EINVAL, "the boot CPU is above the limit"};
+  m_max_vcpu_ids = static_cast<u32>(limit);
   return {};
 }
 
@@ -70,7 +87,9 @@ Result<> Vm::set_user_memory_region(const kvm_userspace_memory_region& region) {
   ANYKVM_TRACE(memory, "slot {} gpa {:#x} size {:#x} host {:#x} flags {:#x}: change {}", region.slot,
                region.guest_phys_addr, region.memory_size, region.userspace_addr, region.flags,
                static_cast<int>(change));
-  if (change != MemorySlots::Change::kNothing) m_machine->set_slots(m_slots.layout());
+  if (change == MemorySlots::Change::kNothing) return {};
+  m_stats.count(VmStat::memory_layout_changes);
+  m_machine->set_slots(m_slots.layout());
   return {};
 }
 
@@ -96,6 +115,35 @@ bool Vm::is_guest_memory(Gpa address, u64 size) {
   return m_machine->memory().host(address, size) != nullptr;
 }
 
+Result<u64> Vm::pre_fault(u64 gpa, u64 size) {
+  std::lock_guard lock(m_slots_mutex);
+  const x86::MemorySlot* slot = m_machine->memory().find(Gpa(gpa));
+  if (!slot) return Error{ENOENT, "no memory slot there"};
+  const u64 offset = gpa - slot->base.value;
+  const u64 length = std::min(size, slot->size - offset);
+  if (madvise(slot->host + offset, length, slot->read_only ? MADV_POPULATE_READ : MADV_POPULATE_WRITE) == 0)
+    return length;
+  return Error{errno == ENOMEM || errno == EINVAL ? EFAULT : errno, "the slot's memory cannot be populated"};
+}
+
+Result<Fd> Vm::stats_descriptor() {
+  std::lock_guard lock(m_slots_mutex);
+  return m_stats.descriptor(fmt::format("kvm-{}", getpid()));
+}
+
+// --- settings ---
+
+Result<> Vm::set_apic_bus_cycle_ns(u64 ns) {
+  TRY(require_irqchip(ENXIO));
+  std::lock_guard lock(m_mutex);
+  // The longest count (32 bits, divided by 128) must fit in 64 bits of nanoseconds.
+  constexpr u64 kLongest = u64{1} << 25;
+  if (ns == 0 || ns > kLongest) return Error{EINVAL, "no such bus frequency"};
+  if (!m_vcpus.empty()) return Error{EINVAL, "vCPUs exist already"};
+  m_apic_bus_cycle_ns = ns;
+  return {};
+}
+
 // --- interrupts ---
 
 Result<> Vm::create_irqchip() {
@@ -103,9 +151,22 @@ Result<> Vm::create_irqchip() {
   if (m_irqchip_storage) return Error{EEXIST, "there is an irqchip"};
   if (!m_vcpus.empty()) return Error{EINVAL, "vCPUs exist already"};
   m_irqchip_storage = std::make_unique<irqchip::IrqChip>();
+  apply_x2apic_api();
   m_irq_fds = std::make_unique<IrqFds>(*m_irqchip_storage);
   m_irqchip.store(m_irqchip_storage.get(), std::memory_order_release);
   return {};
+}
+
+void Vm::enable_x2apic_api(u64 flags) {
+  std::lock_guard lock(m_mutex);
+  m_x2apic_api |= flags;
+  apply_x2apic_api();
+}
+
+void Vm::apply_x2apic_api() {
+  if (!m_irqchip_storage) return;
+  m_irqchip_storage->set_x2apic_api(m_x2apic_api & KVM_X2APIC_API_USE_32BIT_IDS,
+                                    m_x2apic_api & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
 }
 
 Result<irqchip::IrqChip*> Vm::require_irqchip(int error) const {
@@ -149,6 +210,13 @@ Result<> Vm::irqfd(const kvm_irqfd& request) {
 }
 
 // --- time ---
+
+Result<> Vm::set_clock(const kvm_clock_data& data) {
+  TRY(m_clock.set(data));
+  std::lock_guard lock(m_mutex);
+  for (auto& [id, vcpu] : m_vcpus) vcpu->cpu().request(x86::kAttentionKick);
+  return {};
+}
 
 Result<> Vm::set_default_tsc_khz(u64 khz) {
   if (khz > ~u32{0}) return Error{EINVAL, "TSC rate is too large"};

@@ -22,7 +22,10 @@
 #include "core/irq_fds.h"
 #include "core/kvm_clock.h"
 #include "core/memory_slots.h"
+#include "core/msr_filter.h"
+#include "core/stats.h"
 #include "core/timer_thread.h"
+#include "core/tsc_sync.h"
 #include "irqchip/clock.h"
 #include "irqchip/irqchip.h"
 #include "x86/machine.h"
@@ -31,8 +34,9 @@ namespace anykvm::core {
 
 class Vcpu;
 
-// vCPU numbers are below this, and a VM has no more of them.
-inline constexpr u32 kMaxVcpus = 255;
+inline constexpr u32 kMaxVcpus = 1024;
+// vCPU numbers are below this.
+inline constexpr u32 kMaxVcpuIds = 4 * kMaxVcpus;
 
 class Vm final : public std::enable_shared_from_this<Vm> {
  public:
@@ -48,6 +52,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   Result<std::shared_ptr<Vcpu>> create_vcpu(u64 id);
   Result<> set_boot_cpu(u64 id);
   u32 boot_cpu() const { return m_boot_cpu.load(); }
+  // KVM_CAP_MAX_VCPU_ID: numbers of vCPUs will be below `limit`. It can be set once.
+  Result<> set_max_vcpu_ids(u64 limit);
   bool has_vcpus() const;
 
   // --- memory ---
@@ -57,10 +63,14 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   // All in one slot. Not from inside Cpu::run().
   bool is_guest_memory(Gpa address, u64 size);
   x86::Machine& machine() { return *m_machine; }
+  u64 mmu_pages() const { return m_mmu_pages.load(); }
+  void set_mmu_pages(u64 pages) { m_mmu_pages = pages; }
 
   // --- interrupts ---
   Result<> create_irqchip();
   Result<> create_pit(u32 flags);
+  // KVM_CAP_X2APIC_API: flags once set stay set.
+  void enable_x2apic_api(u64 flags);
   irqchip::IrqChip* irqchip() const {
     return m_irqchip.load(std::memory_order_acquire);
   }  // null: the client has it
@@ -74,11 +84,35 @@ class Vm final : public std::enable_shared_from_this<Vm> {
 
   // --- time ---
   KvmClock& clock() { return m_clock; }
+  // KVM_SET_CLOCK. Running vCPUs show their guests the new time before they go on.
+  Result<> set_clock(const kvm_clock_data& data);
   TimerThread& timers() { return m_timers; }
   // What new vCPUs start with.
   u32 default_tsc_khz() const { return m_default_tsc_khz.load(); }
   Result<> set_default_tsc_khz(u64 khz);
   u64 creation_tsc() const { return m_creation_tsc; }
+  TscSync& tsc_sync() { return m_tsc_sync; }
+
+  // --- settings of KVM_ENABLE_CAP ---
+  // EINVAL once there are vCPUs or where the APIC's timer would overflow, ENXIO without local APICs.
+  Result<> set_apic_bus_cycle_ns(u64 ns);
+  u64 apic_bus_cycle_ns() const { return m_apic_bus_cycle_ns.load(); }
+  void set_platform_info_readable(bool readable) { m_platform_info_readable = readable; }
+  bool platform_info_readable() const { return m_platform_info_readable.load(); }
+  // KVM_CAP_DISABLE_QUIRKS2: bits of KVM_X86_QUIRK_*.
+  void set_disabled_quirks(u64 quirks) { m_disabled_quirks = quirks; }
+  u64 disabled_quirks() const { return m_disabled_quirks.load(std::memory_order_relaxed); }
+  // KVM_CAP_X86_USER_SPACE_MSR: bits of KVM_MSR_EXIT_REASON_*.
+  void set_msr_exits(u32 reasons) { m_msr_exits = reasons; }
+  u32 msr_exits() const { return m_msr_exits.load(std::memory_order_relaxed); }
+  MsrFilter& msr_filter() { return m_msr_filter; }
+
+  // Populates guest memory from `gpa` on, at most `size` bytes; returns how many bytes it was. ENOENT: no
+  // slot at `gpa`.
+  Result<u64> pre_fault(u64 gpa, u64 size);
+
+  // KVM_GET_STATS_FD.
+  Result<Fd> stats_descriptor();
 
   // True in the process that made the VM; a forked child has a copy that nothing drives (the kernel says
   // EIO).
@@ -93,6 +127,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   };
 
   explicit Vm(std::unique_ptr<x86::Machine> machine);
+  void apply_x2apic_api();  // m_mutex
   void pit_expired();
   void rearm_pit();
 
@@ -100,19 +135,29 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   const unsigned m_fork_generation;
   std::atomic<u32> m_default_tsc_khz;
   std::atomic<u32> m_boot_cpu{0};
+  std::atomic<u64> m_mmu_pages{0};
+  std::atomic<u64> m_apic_bus_cycle_ns{1};
+  std::atomic<bool> m_platform_info_readable{true};
+  std::atomic<u32> m_msr_exits{0};
+  std::atomic<u64> m_disabled_quirks{0};
+  MsrFilter m_msr_filter;
   KvmClock m_clock;
+  TscSync m_tsc_sync;
   PitClock m_pit_clock;
   IoEvents m_io_events;
   CoalescedIo m_coalesced_io;
   const std::unique_ptr<x86::Machine> m_machine;
 
   std::mutex m_slots_mutex;
-  MemorySlots m_slots;  // m_slots_mutex
+  MemorySlots m_slots;              // m_slots_mutex
+  Stats m_stats{Stats::Kind::kVm};  // m_slots_mutex
 
   // The order matters for destruction: irqfd thread, vCPUs, timer thread, chips.
   mutable std::mutex m_mutex;
   std::unique_ptr<irqchip::IrqChip> m_irqchip_storage;  // m_mutex; set once
   std::atomic<irqchip::IrqChip*> m_irqchip{nullptr};
+  u64 m_x2apic_api = 0;    // m_mutex
+  u32 m_max_vcpu_ids = 0;  // m_mutex; 0: kMaxVcpuIds
   TimerThread m_timers;
   TimerThread::Timer* m_pit_timer = nullptr;
   std::map<u32, std::unique_ptr<Vcpu>> m_vcpus;  // m_mutex

@@ -99,6 +99,11 @@ class Lapic {
   // the guest.
   bool set_apic_base(u64 value, bool from_client);
   u64 tsc_deadline() { return m_timer.tsc_deadline(); }
+  // KVM_CAP_X86_APIC_BUS_CYCLES_NS. Before the vCPU runs.
+  void set_bus_cycle(u64 ns) {
+    m_timer.set_bus_cycle(ns);
+    m_timer.reset();
+  }
   void set_tsc_deadline(u64 tsc);
   void tsc_changed();
 

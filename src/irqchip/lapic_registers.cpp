@@ -9,7 +9,7 @@ namespace anykvm::irqchip {
 namespace {
 
 constexpr u32 kSvrBits = 0x3ff;
-constexpr u32 kIcrBits = 0xccfff;  // delivery status (12) reads 0: sending is immediate
+constexpr u32 kIcrBusy = 1u << 12;  // delivery status reads 0: sending is immediate
 constexpr u32 kIcrX2apicReserved = 0xfff32000;
 constexpr u32 kIcrLevelAssert = 1u << 14;
 constexpr u32 kIcrTriggerLevel = 1u << 15;
@@ -80,7 +80,7 @@ void Lapic::write_xapic(u32 offset, u32 value) {
     case kApicIcr2:
       return set_reg(kApicIcr2, value & 0xff000000);
     case kApicIcr:
-      set_reg(kApicIcr, value & kIcrBits);
+      set_reg(kApicIcr, value & ~kIcrBusy);  // reserved bits are kept, as in KVM
       return send_ipi(value, reg(kApicIcr2) >> 24);
     case kApicTpr:
       return write_register(offset, value & 0xff);
@@ -253,7 +253,7 @@ bool Lapic::write_x2apic(u32 offset, u64 value) {
   u32 low = static_cast<u32>(value), high = static_cast<u32>(value >> 32);
   if (!allowed || (low & ~*allowed) || (high && offset != kApicIcr)) return false;
   if (offset == kApicIcr) {
-    set_reg(kApicIcr, low & kIcrBits);
+    set_reg(kApicIcr, low & ~kIcrBusy);
     set_reg(kApicIcr2, high);
     send_ipi(low, high);
   } else if (offset == kApicSelfIpi) {

@@ -30,7 +30,7 @@ void LapicTimer::disarm_locked() {
 void LapicTimer::reset() {
   std::lock_guard lock(m_mutex);
   m_mode = Mode::kOneShot;
-  m_divisor = divisor_of(0);
+  m_divisor = divisor_of(0) * m_bus_cycle_ns;
   disarm_locked();
 }
 
@@ -42,7 +42,7 @@ void LapicTimer::set_mode(Mode mode) {
 
 void LapicTimer::set_divide(u32 divide_register) {
   std::lock_guard lock(m_mutex);
-  u32 divisor = divisor_of(divide_register);
+  u64 divisor = divisor_of(divide_register) * m_bus_cycle_ns;
   if (divisor == m_divisor) return;
   u64 deadline = deadline_ns();
   u64 ticks_to_go = 0;

@@ -21,6 +21,8 @@ class LapicTimer {
   // A change to or from TSC-deadline mode disarms (SDM 3A 10.5.4.1).
   void set_mode(Mode mode);
   void set_divide(u32 divide_register);
+  // Length of a bus cycle; before anything else is asked of the timer.
+  void set_bus_cycle(u64 ns) { m_bus_cycle_ns = ns; }
   // Writes the initial count and starts; 0 stops. Ignored in TSC-deadline mode.
   void start(u32 initial_count);
   // As start(), but the count down has come to `current` already (KVM_SET_LAPIC).
@@ -45,7 +47,8 @@ class LapicTimer {
   Clock& m_clock;
   std::mutex m_mutex;  // guards everything below; m_deadline is written under it
   Mode m_mode = Mode::kOneShot;
-  u32 m_divisor = 2;  // ns per count: one bus cycle is 1 ns, the rate that KVM has
+  u64 m_bus_cycle_ns = 1;  // the rate that KVM has
+  u64 m_divisor = 2;       // ns per count
   u32 m_initial = 0;
   u64 m_period_ns = 0;
   u64 m_tsc_deadline = 0;

@@ -78,10 +78,13 @@ Outcome<> wire_local_apic(const Vcpu& vcpu) {
 Outcome<> set_msrs(const Vcpu& vcpu) {
   constexpr u32 kMiscEnable = 0x1a0, kMtrrDefaultType = 0x2ff;
   constexpr u64 kFastStrings = 1, kMtrrEnabledWriteBack = 0x806;
-  MsrList list(2);
-  list.get()->nmsrs = 2;
+  constexpr u32 kHwcr = 0xc0010015;
+  constexpr u64 kTscFreqSel = 1 << 24;  // the TSC counts at a constant rate (AMD)
+  MsrList list(3);
+  list.get()->nmsrs = 3;
   list.elements()[0] = {kMtrrDefaultType, 0, kMtrrEnabledWriteBack};
   list.elements()[1] = {kMiscEnable, 0, kFastStrings};
+  list.elements()[2] = {kHwcr, 0, kTscFreqSel};
   if (vcpu.fd().ioctl(KVM_SET_MSRS, list.get()) >= 0) return {};
   return failure("cannot set the MSRs of vCPU {}: {}", vcpu.index(), strerror(errno));
 }

@@ -162,9 +162,13 @@ GuestStop Cpu::stop_for_client(const Exit& exit) {
 
 bool Cpu::exit_is_due() const { return m_private->exit_after; }
 
-void Cpu::complete_io(const void* data) { m_private->replay.complete(data); }
+void Cpu::complete_io(const void* data, bool refused) { m_private->replay.complete(data, refused); }
+Guest<bool> Cpu::client_msr(u32 index, bool write, u32 reason, u64* value) {
+  return m_private->replay.msr(index, write, reason, value, m_private->exit);
+}
 bool Cpu::io_pending() const { return m_private->replay.pending(); }
 void Cpu::io_done() { m_private->replay.done(); }
+void Cpu::io_element_done() { m_private->replay.element_done(); }
 void Cpu::io_begin(u64 rip) { m_private->replay.begin_instruction(rip); }
 
 Guest<void> Cpu::mmio_read(Gpa address, void* data, unsigned size) {
@@ -176,6 +180,9 @@ Guest<void> Cpu::mmio_write(Gpa address, const void* data, unsigned size) {
 Guest<void> Cpu::pio_read(u16 port, void* data, unsigned size) {
   if (m_watching) watch_port(port, size);
   return m_private->replay.read(BusAddress::io_port(port), data, size, m_platform, m_private->exit);
+}
+Guest<void> Cpu::pio_read_ahead(u16 port, void* data, unsigned size, unsigned count) {
+  return m_private->replay.read(BusAddress::io_port(port), data, size, m_platform, m_private->exit, count);
 }
 Guest<void> Cpu::pio_write(u16 port, const void* data, unsigned size) {
   if (m_watching) watch_port(port, size);

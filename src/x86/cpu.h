@@ -25,6 +25,7 @@ struct Context;
 struct GuestDebug {
   bool single_step = false;           // exit after each instruction
   bool software_breakpoints = false;  // INT3 exits instead of raising #BP
+  bool block_interrupts = false;      // none is delivered while single-stepping
   bool hardware_breakpoints = false;  // `breakpoints` stand in for the guest's
   Breakpoints breakpoints{};
 };
@@ -58,7 +59,8 @@ class Cpu {
 
   // After kMmio or kPio: the data that a read returned (`size` bytes; `count` items for ports). For writes
   // and after the client consumed them, call it with null. The next run() finishes the instruction.
-  void complete_io(const void* data);
+  // `refused`: the client says that there is no such MSR.
+  void complete_io(const void* data, bool refused = false);
   // An instruction waits for complete_io(); its answers so far are kept.
   bool io_pending() const;
 
@@ -117,8 +119,14 @@ class Cpu {
   Guest<void> mmio_write(Gpa address, const void* data, unsigned size);
   Guest<void> pio_read(u16 port, void* data, unsigned size);
   Guest<void> pio_write(u16 port, const void* data, unsigned size);
-  // The current instruction, or one element of a repeated one, is complete: forget its answers.
+  // As pio_read, for a repeated instruction that will read `count` items, if the client has to be asked.
+  Guest<void> pio_read_ahead(u16 port, void* data, unsigned size, unsigned count);
+  // RDMSR or WRMSR by the client (KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR). False: it refused.
+  Guest<bool> client_msr(u32 index, bool write, u32 reason, u64* value);
+  // The current instruction is complete: forget its answers.
   void io_done();
+  // One element of a repeated instruction is complete: forget its answers, but not what was read ahead.
+  void io_element_done();
   // A new attempt at the current instruction begins: its accesses come again from the first.
   void io_begin(u64 rip);
 

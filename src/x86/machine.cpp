@@ -35,8 +35,8 @@ void Machine::set_slots(std::vector<MemorySlot> slots) {
     if (!slot.pages) slot.pages = std::make_shared<std::vector<PageMeta>>(slot.size / kPageSize);
   }
   stop_the_world([&] {
-    m_memory.set_slots(std::move(slots));
     forget_code();
+    m_memory.set_slots(std::move(slots));
   });
 }
 
@@ -44,11 +44,13 @@ void Machine::discard_code() {
   stop_the_world([&] { forget_code(); });
 }
 
+// Only the pages that have code are visited: layouts change often, and guests are large.
 void Machine::forget_code() {
-  m_code->clear();
-  for (const MemorySlot& slot : m_memory.slots()) {
-    for (PageMeta& page : *slot.pages) page.has_code.store(0, std::memory_order_relaxed);
+  for (Gpa page : m_code->pages()) {
+    if (const MemorySlot* slot = m_memory.find(page))
+      slot->meta(page).has_code.store(0, std::memory_order_relaxed);
   }
+  m_code->clear();
 }
 
 u8 Machine::add_cpu(Cpu* cpu) {

@@ -1,7 +1,7 @@
 #pragma once
-// What a guest CPU needs from the machine around it: buses, interrupt controller, timers. core::Vcpu implements it, so
-// that nothing in x86/ depends on core/ or irqchip/.
-// Owner: the implementer, which outlives the Cpu. Every call comes from the vCPU's own thread, inside Cpu::run().
+// What a guest CPU needs from the machine around it: buses, interrupt controller, timers. core::Vcpu
+// implements it, so that nothing in x86/ depends on core/ or irqchip/. Owner: the implementer, which outlives
+// the Cpu. Every call comes from the vCPU's own thread, inside Cpu::run().
 
 #include <optional>
 
@@ -20,7 +20,8 @@ class Platform {
   virtual bool mmio_read(Gpa address, void* data, unsigned size) = 0;
   virtual bool mmio_write(Gpa address, const void* data, unsigned size) = 0;
 
-  // Is there an external interrupt that would be taken if RFLAGS.IF allowed it? (LAPIC: above the PPR; or PIC INTR.)
+  // Is there an external interrupt that would be taken if RFLAGS.IF allowed it? (LAPIC: above the PPR; or PIC
+  // INTR.)
   virtual bool interrupt_ready() = 0;
   // Interrupt acknowledge cycle: the vector now being serviced, or nothing if the request went away.
   virtual std::optional<u8> acknowledge_interrupt() = 0;
@@ -37,6 +38,26 @@ class Platform {
   virtual u32 apic_id() = 0;
   // Nanoseconds of the VM's kvmclock (KVM_GET_CLOCK) at host TSC value `tsc`.
   virtual u64 kvmclock_ns(u64 tsc) = 0;
+  // May the guest access this MSR by itself? (KVM_X86_SET_MSR_FILTER)
+  virtual bool msr_filtered(u32 index, bool write) {
+    (void)index, (void)write;
+    return false;
+  }
+  // Does the client want to answer accesses that fail for `reason` (KVM_MSR_EXIT_REASON_*)?
+  virtual bool msr_exit_wanted(u32 reason) {
+    (void)reason;
+    return false;
+  }
+  // Is the other vendor's hypercall instruction replaced where the guest uses it? Otherwise it is #UD.
+  virtual bool fixes_hypercalls() { return true; }
+  // KVM_CAP_MSR_PLATFORM_INFO.
+  virtual bool platform_info_readable() { return true; }
+  // The client sets the TSC to `value`, which `offset` gives: the offset to use, so that the TSCs of several
+  // CPUs agree.
+  virtual u64 client_tsc_offset(u64 value, u64 offset) {
+    (void)value;
+    return offset;
+  }
   // The guest's TSC frequency in kHz.
   virtual u32 tsc_khz() = 0;
 };

@@ -153,7 +153,8 @@ class Dispatcher {
       m_private.recheck_events = true;
       return delivered(deliver_injected(m_cpu));
     }
-    if (events.shadow) return after_one_instruction();
+    const bool blocked = m_private.guest_debug.single_step && m_private.guest_debug.block_interrupts;
+    if (events.shadow || blocked) return after_one_instruction();
     events.nmi.pending = static_cast<u8>(events.nmi.pending + m_private.queued_nmis.exchange(0));
     if (events.nmi.pending && !events.nmi.masked) {
       --events.nmi.pending;

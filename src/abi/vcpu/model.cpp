@@ -27,6 +27,13 @@ Result<MsrList> read_msr_list(ClientPtr<kvm_msrs> list) {
   return msrs;
 }
 
+// The client may go from any mode of the local APIC to any other, unlike the guest.
+bool set_msr(core::Vcpu& vcpu, u32 index, u64 value) {
+  constexpr u32 kApicBase = 0x1b;
+  if (index == kApicBase) return vcpu.set_apic_base(value).ok();
+  return x86::write_msr(vcpu.cpu(), index, value, x86::MsrAccess::kClient);
+}
+
 bool same_entries(const std::vector<x86::CpuidEntry>& a, const std::vector<x86::CpuidEntry>& b) {
   return a.size() == b.size() &&
          (a.empty() || memcmp(a.data(), b.data(), a.size() * sizeof(x86::CpuidEntry)) == 0);
@@ -52,7 +59,7 @@ Result<long> set_msrs(core::Vcpu& vcpu, ClientPtr<kvm_msrs> list) {
   const MsrList msrs = TRY(read_msr_list(list));
   long done = 0;
   for (const kvm_msr_entry& entry : msrs.entries) {
-    if (!x86::write_msr(vcpu.cpu(), entry.index, entry.data, x86::MsrAccess::kClient)) break;
+    if (!set_msr(vcpu, entry.index, entry.data)) break;
     ++done;
   }
   vcpu.cpu().state_replaced();
@@ -62,8 +69,8 @@ Result<long> set_msrs(core::Vcpu& vcpu, ClientPtr<kvm_msrs> list) {
 Result<long> set_cpuid2(core::Vcpu& vcpu, ClientPtr<kvm_cpuid2> list) {
   const u32 count = TRY(ClientPtr<u32>(list.address()).read());
   if (count > kMaxCpuidEntries) return Error{E2BIG, "too many CPUID entries"};
-  auto entries = guest_cpuid(
-      TRY(read_items(items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)), count)));
+  auto entries =
+      guest_cpuid(TRY(read_items(items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)), count)));
   // A guest that has run may have cached what it saw; only the same again is accepted (KVM API 4.20).
   if (vcpu.has_run() && !same_entries(entries, vcpu.cpu().model().entries()))
     return Error{EINVAL, "CPUID cannot change after KVM_RUN"};

@@ -18,6 +18,16 @@ Result<long> set_user_memory_region2(core::Vm& vm, const kvm_userspace_memory_re
   return 0;
 }
 
+// How many pages the kernel may spend on shadow page tables. There are none here; the number is kept.
+Result<long> set_nr_mmu_pages(core::Vm& vm, u64 pages) {
+  constexpr u64 kLeast = 64;
+  if (pages < kLeast) return Error{EINVAL, "too few pages"};
+  vm.set_mmu_pages(pages);
+  return 0;
+}
+
+Result<long> get_nr_mmu_pages(core::Vm& vm, u64) { return static_cast<long>(vm.mmu_pages()); }
+
 Result<long> get_dirty_log(core::Vm& vm, const kvm_dirty_log& log) {
   TRY(vm.get_dirty_log(log.slot, reinterpret_cast<u64>(log.dirty_bitmap)));
   return 0;

@@ -10,7 +10,7 @@ Result<long> get_clock(core::Vm& vm, kvm_clock_data& data) {
 }
 
 Result<long> set_clock(core::Vm& vm, const kvm_clock_data& data) {
-  TRY(vm.clock().set(data));
+  TRY(vm.set_clock(data));
   return 0;
 }
 

@@ -43,13 +43,30 @@ GuestStop IoReplay::leave(const Fragment& fragment, Exit& exit) {
   return GuestStop::exit();
 }
 
-Guest<void> IoReplay::read(BusAddress where, void* data, unsigned size, Platform& platform, Exit& exit) {
+// The client's answers are kept backwards, so that the next one is taken off the end.
+bool IoReplay::take_ahead(BusAddress where, void* data, unsigned size) {
+  if (m_ahead.empty()) return false;
+  const bool same = where == m_ahead_where && size == m_ahead_size;
+  if (!same) return m_ahead.clear(), false;
+  std::memcpy(data, m_ahead.data() + m_ahead.size() - size, size);
+  m_ahead.resize(m_ahead.size() - size);
+  return true;
+}
+
+Guest<void> IoReplay::read(BusAddress where, void* data, unsigned size, Platform& platform, Exit& exit,
+                           unsigned ahead) {
   Fragment* fragment = replayed(where, false, size);
   if (!fragment) {
     fragment = &m_log.emplace_back(Fragment{.where = where, .size = static_cast<u8>(size)});
-    fragment->answered = ask(platform, where, fragment->data.data(), size);
+    fragment->answered =
+        take_ahead(where, fragment->data.data(), size) || ask(platform, where, fragment->data.data(), size);
+    if (!fragment->answered) m_asked = ahead;
   }
-  if (!fragment->answered) return leave(*fragment, exit);
+  if (!fragment->answered) {
+    GuestStop stop = leave(*fragment, exit);
+    exit.count = m_asked;
+    return stop;
+  }
   std::memcpy(data, fragment->data.data(), size);
   ++m_cursor;
   return {};
@@ -68,16 +85,51 @@ Guest<void> IoReplay::write(BusAddress where, const void* data, unsigned size, P
   return {};
 }
 
-void IoReplay::complete(const void* data) {
+Guest<bool> IoReplay::msr(u32 index, bool write, u32 reason, u64* value, Exit& exit) {
+  const BusAddress where{.address = index, .msr = true};
+  Fragment* fragment = replayed(where, write, sizeof *value);
+  if (!fragment) {
+    fragment = &m_log.emplace_back(Fragment{.where = where, .write = write, .size = sizeof *value});
+    if (write) std::memcpy(fragment->data.data(), value, sizeof *value);
+    m_asked = 1;
+  }
+  if (!fragment->answered) {
+    exit = Exit{};
+    exit.reason = Exit::Reason::kMsr;
+    exit.write = write;
+    exit.gpa = index;
+    exit.code = reason;
+    exit.data = fragment->data;
+    return GuestStop::exit();
+  }
+  if (!write) std::memcpy(value, fragment->data.data(), sizeof *value);
+  ++m_cursor;
+  return !fragment->refused;
+}
+
+void IoReplay::complete(const void* data, bool refused) {
   if (!pending()) return;
   Fragment& fragment = m_log.back();
-  if (!fragment.write && data) std::memcpy(fragment.data.data(), data, fragment.size);
   fragment.answered = true;
+  fragment.refused = refused;
+  if (fragment.write || !data) return;
+  const u8* items = static_cast<const u8*>(data);
+  std::memcpy(fragment.data.data(), items, fragment.size);
+  m_ahead_where = fragment.where;
+  m_ahead_size = fragment.size;
+  m_ahead.clear();
+  for (unsigned i = m_asked - 1; i >= 1; --i)
+    m_ahead.insert(m_ahead.end(), items + i * fragment.size, items + (i + 1) * fragment.size);
+}
+
+void IoReplay::element_done() {
+  m_log.clear();
+  m_cursor = 0;
 }
 
 void IoReplay::done() {
-  m_log.clear();
-  m_cursor = 0;
+  element_done();
+  m_ahead.clear();
 }
 
 }  // namespace anykvm::x86

@@ -14,11 +14,12 @@ namespace anykvm::x86 {
 
 struct BusAddress {
   bool port = false;
-  u64 address = 0;  // port number, or guest physical address
+  u64 address = 0;  // port number, guest physical address, or MSR
+  bool msr = false;
 
   bool operator==(const BusAddress&) const = default;
-  static BusAddress memory(Gpa gpa) { return {false, gpa.value}; }
-  static BusAddress io_port(u16 number) { return {true, number}; }
+  static BusAddress memory(Gpa gpa) { return {false, gpa.value, false}; }
+  static BusAddress io_port(u16 number) { return {true, number, false}; }
 };
 
 class IoReplay {
@@ -27,41 +28,56 @@ class IoReplay {
   // Where `rip` is not the last attempt's, the client moved the CPU elsewhere meanwhile: the log is
   // dropped.
   void begin_instruction(u64 rip = 0) {
-    if (rip != m_rip) m_log.clear();
+    if (rip != m_rip) done();
     m_rip = rip;
     m_cursor = 0;
   }
 
   // One access, in program order: from the log; else by the platform; else `exit` is filled and the result is
   // the stop for the client. `size` is 1 to 8 for memory; 1, 2 or 4 for ports.
-  Guest<void> read(BusAddress where, void* data, unsigned size, Platform& platform, Exit& exit);
+  // Where `ahead` is above 1, the client is asked for so many items at once (KVM_EXIT_IO with a count): the
+  // next reads of the same kind get them.
+  Guest<void> read(BusAddress where, void* data, unsigned size, Platform& platform, Exit& exit,
+                   unsigned ahead = 1);
   Guest<void> write(BusAddress where, const void* data, unsigned size, Platform& platform, Exit& exit);
 
+  // The client carries out an access to an MSR: the value to write, or where the one read goes. False: it
+  // refused.
+  Guest<bool> msr(u32 index, bool write, u32 reason, u64* value, Exit& exit);
+
   // The client's answer to the exit: what a read returned; null for writes. Without an open exit nothing
-  // happens.
-  void complete(const void* data);
+  // happens. `data` has as many items as the exit asked for.
+  void complete(const void* data, bool refused = false);
   // An exit waits for complete().
   bool pending() const { return !m_log.empty() && !m_log.back().answered; }
   // The instruction has begun to act on the outside world: it must be finished (its next attempt started)
   // before any event is delivered to the guest, or its accesses would happen twice.
-  bool in_progress() const { return !m_log.empty(); }
+  bool in_progress() const { return !m_log.empty() || !m_ahead.empty(); }
 
-  // The instruction (or the element) completed, or its fault was delivered: forget.
+  // The instruction completed, or its fault was delivered: forget.
   void done();
+  // One element of a repeated instruction completed: what was read ahead is kept for the next.
+  void element_done();
 
  private:
   struct Fragment {
     BusAddress where;
     bool write = false;
     bool answered = false;
+    bool refused = false;
     u8 size = 0;
     std::array<u8, 8> data{};
   };
 
   Fragment* replayed(BusAddress where, bool write, unsigned size);
   GuestStop leave(const Fragment& fragment, Exit& exit);
+  bool take_ahead(BusAddress where, void* data, unsigned size);
 
   std::vector<Fragment> m_log;  // only the last one may be unanswered
+  std::vector<u8> m_ahead;      // items that the client answered ahead, the next one last
+  BusAddress m_ahead_where;
+  u8 m_ahead_size = 0;
+  unsigned m_asked = 1;  // items that the open exit asks for
   u64 m_rip = 0;
   std::size_t m_cursor = 0;  // the next access of this attempt
 };

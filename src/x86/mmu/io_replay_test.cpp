@@ -221,5 +221,37 @@ TEST_F(IoReplayTest, read_with_null_answer_gives_zero) {
   EXPECT_EQ(read(kDevice), 0u);
 }
 
+TEST_F(IoReplayTest, items_read_ahead_answer_the_next_elements) {
+  EXPECT_CALL(m_platform, pio_read).WillOnce(Return(false));
+  u16 value = 0;
+  EXPECT_FALSE(m_replay.read(kPort, &value, 2, m_platform, m_exit, 3).ok());
+  EXPECT_EQ(m_exit.count, 3u);
+  const u16 answers[] = {0x1111, 0x2222, 0x3333};
+  m_replay.complete(answers);
+  m_replay.begin_instruction();
+  ASSERT_TRUE(m_replay.read(kPort, &value, 2, m_platform, m_exit, 3).ok());
+  EXPECT_EQ(value, 0x1111);
+  m_replay.element_done();
+  ASSERT_TRUE(m_replay.read(kPort, &value, 2, m_platform, m_exit, 2).ok());
+  EXPECT_EQ(value, 0x2222);
+  m_replay.element_done();
+  EXPECT_TRUE(m_replay.in_progress());
+  ASSERT_TRUE(m_replay.read(kPort, &value, 2, m_platform, m_exit, 1).ok());
+  EXPECT_EQ(value, 0x3333);
+  m_replay.element_done();
+  EXPECT_FALSE(m_replay.in_progress());
+}
+
+TEST_F(IoReplayTest, items_read_ahead_are_dropped_by_a_read_elsewhere_and_at_the_end) {
+  EXPECT_CALL(m_platform, pio_read).WillRepeatedly(Return(false));
+  u16 value = 0;
+  EXPECT_FALSE(m_replay.read(kPort, &value, 2, m_platform, m_exit, 2).ok());
+  const u16 answers[] = {0x1111, 0x2222};
+  m_replay.complete(answers);
+  m_replay.done();
+  EXPECT_FALSE(m_replay.in_progress());
+  EXPECT_FALSE(m_replay.read(kPort, &value, 2, m_platform, m_exit).ok());
+}
+
 }  // namespace
 }  // namespace anykvm::x86

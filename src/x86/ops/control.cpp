@@ -3,6 +3,8 @@
 
 #include "x86/sys/control_registers.h"
 
+#include <linux/kvm.h>
+
 #include "x86/mmu/access.h"
 #include "x86/ops/ops.h"
 #include "x86/sys/msr.h"
@@ -96,16 +98,37 @@ Guest<void> op_mov_to_cr(Cpu& cpu, const Insn& insn) {
   }
 }
 
+namespace {
+
+// An access that is filtered or that failed: #GP, unless the client wants to answer it.
+Guest<void> msr_failed(Cpu& cpu, u32 index, bool write, bool filtered, u64* value) {
+  u32 reason = filtered            ? KVM_MSR_EXIT_REASON_FILTER
+               : msr_exists(index) ? KVM_MSR_EXIT_REASON_INVAL
+                                   : KVM_MSR_EXIT_REASON_UNKNOWN;
+  if (!cpu.platform().msr_exit_wanted(reason)) return GuestStop::gp(0);
+  if (!TRY(cpu.client_msr(index, write, reason, value))) return GuestStop::gp(0);
+  return {};
+}
+
+}  // namespace
+
 Guest<void> op_rdmsr(Cpu& cpu, const Insn&) {
-  std::optional<u64> value = read_msr(cpu, ecx(cpu.state()), MsrAccess::kGuest);
-  if (!value) return GuestStop::gp(0);
-  set_edx_eax(cpu.state(), *value);
+  u32 index = ecx(cpu.state());
+  bool filtered = cpu.platform().msr_filtered(index, false);
+  std::optional<u64> value;
+  if (!filtered) value = read_msr(cpu, index, MsrAccess::kGuest);
+  u64 answer = value.value_or(0);
+  if (!value) TRY(msr_failed(cpu, index, false, filtered, &answer));
+  set_edx_eax(cpu.state(), answer);
   return {};
 }
 
 Guest<void> op_wrmsr(Cpu& cpu, const Insn&) {
-  if (!write_msr(cpu, ecx(cpu.state()), edx_eax(cpu.state()), MsrAccess::kGuest)) return GuestStop::gp(0);
-  return {};
+  u32 index = ecx(cpu.state());
+  u64 value = edx_eax(cpu.state());
+  bool filtered = cpu.platform().msr_filtered(index, true);
+  if (!filtered && write_msr(cpu, index, value, MsrAccess::kGuest)) return {};
+  return msr_failed(cpu, index, true, filtered, &value);
 }
 
 Guest<void> op_rdtsc(Cpu& cpu, const Insn&) {

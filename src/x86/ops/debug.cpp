@@ -20,6 +20,19 @@ Guest<unsigned> debug_register(const CpuState& state, const Insn& insn) {
   return alias ? number + 2 : number;
 }
 
+// DR7.GD of the client's debugger: the access is its to see, before it happens.
+std::optional<GuestStop> general_detect_for_client(Cpu& cpu, const Insn& insn) {
+  const GuestDebug& client = cpu.guest_debug();
+  if (!client.hardware_breakpoints || !(client.breakpoints.control & kDr7Gd)) return {};
+  const CpuState& state = cpu.state();
+  Exit exit;
+  exit.reason = Exit::Reason::kDebug;
+  exit.debug_vector = kVectorDb;
+  exit.debug_dr6 = kDr6Bd | kDr6Fixed1;
+  exit.debug_pc = state.rip - insn.length + (state.code64() ? 0 : state.segments[kCs].base);
+  return cpu.stop_for_client(exit);
+}
+
 unsigned operand_size(const CpuState& state) { return state.code64() ? 8 : 4; }
 
 }  // namespace
@@ -27,6 +40,7 @@ unsigned operand_size(const CpuState& state) { return state.code64() ? 8 : 4; }
 Guest<void> op_mov_from_dr(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
   unsigned number = TRY(debug_register(state, insn));
+  if (auto stop = general_detect_for_client(cpu, insn)) return *stop;
   u64 value = number == 6 ? state.dr6 : number == 7 ? state.dr7 : state.dr[number];
   write_gpr(state, insn, insn.rm, operand_size(state), value);
   return {};
@@ -35,6 +49,7 @@ Guest<void> op_mov_from_dr(Cpu& cpu, const Insn& insn) {
 Guest<void> op_mov_to_dr(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
   unsigned number = TRY(debug_register(state, insn));
+  if (auto stop = general_detect_for_client(cpu, insn)) return *stop;
   u64 value = read_gpr(state, insn, insn.rm, operand_size(state));
   if (number >= 6 && value >> 32) return GuestStop::gp(0);
   if (number == 6) {

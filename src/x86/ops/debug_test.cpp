@@ -64,5 +64,18 @@ TEST_F(DebugOpsTest, general_detect_raises_debug_exception_with_bd) {
   EXPECT_EQ(result.error().fault.payload, u64{kDr6Bd});
 }
 
+TEST_F(DebugOpsTest, general_detect_of_the_client_stops_for_it_before_the_move) {
+  start_long();
+  GuestDebug debug;
+  debug.hardware_breakpoints = true;
+  debug.breakpoints.control = kDr7Gd;
+  cpu.set_guest_debug(debug);
+  state.gpr[kRax] = 5;
+  Guest<void> result = op_mov_from_dr(cpu, mov(0));
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().kind, GuestStop::Kind::kExit);
+  EXPECT_EQ(state.gpr[kRax], 5u);
+}
+
 }  // namespace
 }  // namespace anykvm::x86

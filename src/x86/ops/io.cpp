@@ -22,8 +22,13 @@ Guest<void> ins_element(Cpu& cpu, const StringRun& run, u16 port, unsigned size)
   Gva address = TRY(linear_address(cpu.state(), kEs, run.rdi(), size, Access::kWrite));
   // Reading a port may have effects, so a fault of the store must come first.
   TRY(probe_write(cpu, address, size));
+  // A client is asked for as many items as fit the page, at most 1024 bytes of them.
+  constexpr u64 kMostBytes = 1024;
+  u64 ahead = std::min(run.left(), std::max<u64>(kMostBytes / size, 1));
+  if (run.backward()) ahead = 1;
+  ahead = std::min(ahead, std::max<u64>(run.elements_in_page(run.rdi(), address), 1));
   u32 value = 0;
-  TRY(cpu.pio_read(port, &value, size));
+  TRY(cpu.pio_read_ahead(port, &value, size, static_cast<unsigned>(ahead)));
   return write_linear(cpu, address, &value, size);
 }
 

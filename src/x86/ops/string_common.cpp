@@ -54,11 +54,11 @@ void StringRun::advance(u64 elements, bool source, bool destination) {
   if (m_repeated) move(kRcx, -elements);
   m_budget -= std::min(m_budget, elements);
   if (!m_repeated) m_done = m_finished = true;
-  m_cpu.io_done();
+  m_cpu.io_element_done();
 }
 
 void StringRun::finish() {
-  if (m_finished || count() == 0) return;
+  if (m_finished || count() == 0) return m_cpu.io_done();
   m_state.rip = (m_state.rip - m_insn.length) & low_bits(m_insn.code_bits == 64 ? 64 : 32);
 }
 

@@ -35,7 +35,8 @@ struct MsrState {
   u64 microcode_revision = u64{1} << 32;
   u64 arch_capabilities = default_arch_capabilities();
   u64 spec_ctrl = 0;
-  u64 hwcr = u64{1} << 24;  // TscFreqSel: the TSC counts at P0 frequency
+  u64 hwcr = 0;
+  u64 platform_info = 0;
   u64 mcg_status = 0;
   u64 mtrr_def_type = 0;
   std::array<u64, 2 * kMtrrVariableRanges> mtrr_variable{};  // base, mask, base, mask ...

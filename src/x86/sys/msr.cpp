@@ -123,6 +123,8 @@ bool write_msr(Cpu& cpu, u32 index, u64 value, MsrAccess access) {
   return row && visible(cpu, *row, access) && row->set(cpu, index, value, access);
 }
 
+bool msr_exists(u32 index) { return find_row(index); }
+
 std::vector<u32> msr_index_list() { return indices_in(Lists::kSaved, Lists::kFeature); }
 std::vector<u32> feature_msr_index_list() { return indices_in(Lists::kFeature, Lists::kFeature); }
 

@@ -135,6 +135,17 @@ bool set_hwcr(Cpu& cpu, u32, u64 value, MsrAccess) {
   return true;
 }
 
+// Turbo ratios and the like: the client says. Bit 31 would say that CPUID faulting exists.
+std::optional<u64> get_platform_info(Cpu& cpu, u32, MsrAccess access) {
+  if (access == MsrAccess::kGuest && !cpu.platform().platform_info_readable()) return std::nullopt;
+  return cpu.state().msrs.platform_info;
+}
+bool set_platform_info(Cpu& cpu, u32, u64 value, MsrAccess access) {
+  if (access == MsrAccess::kGuest || (value & bit(31))) return false;
+  cpu.state().msrs.platform_info = value;
+  return true;
+}
+
 // --- Machine check ---
 
 std::optional<u64> get_mcg_status(Cpu& cpu, u32, MsrAccess) { return cpu.state().msrs.mcg_status; }

@@ -16,6 +16,10 @@ void move_tsc(Cpu& cpu, u64 delta) {
 std::optional<u64> get_tsc(Cpu& cpu, u32, MsrAccess) { return cpu.read_tsc(); }
 bool set_tsc(Cpu& cpu, u32, u64 value, MsrAccess access) {
   u64 delta = value - cpu.read_tsc();
+  if (access == MsrAccess::kClient) {
+    u64 offset = cpu.state().tsc_offset;
+    delta = cpu.platform().client_tsc_offset(value, offset + delta) - offset;
+  }
   // SDM 3B 18.17.3: a write to the TSC moves TSC_ADJUST by as much. The client restores both one by one.
   if (access == MsrAccess::kGuest) cpu.state().msrs.tsc_adjust += delta;
   move_tsc(cpu, delta);

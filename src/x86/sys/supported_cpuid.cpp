@@ -120,11 +120,12 @@ void add_leaf_7(std::vector<CpuidEntry>& entries) {
 
 void add_leaf_0d(std::vector<CpuidEntry>& entries) {
   u64 components = guest_xcr0_offered();
-  u32 size = xsave_standard_size(components);
-  entries.push_back(
-      indexed_entry(0xd, 0, {static_cast<u32>(components), size, size, static_cast<u32>(components >> 32)}));
+  // EBX is the size for what XCR0 enables: here, as after reset.
+  entries.push_back(indexed_entry(0xd, 0,
+                                  {static_cast<u32>(components), xsave_standard_size(kXcr0X87),
+                                   xsave_standard_size(components), static_cast<u32>(components >> 32)}));
   CpuidResult extensions = offered_features(0xd, 1);
-  extensions.ebx = xsave_compacted_size(components);
+  extensions.ebx = xsave_compacted_size(kXcr0X87);
   entries.push_back(indexed_entry(0xd, 1, extensions));
   for (unsigned index = 2; index < 63; ++index) {
     if (!has_bit(components, index)) continue;

@@ -196,6 +196,12 @@ Block* CodeCache::block_at(const u8* pc) {
   return pc <= block->code + block->host_bytes ? block : nullptr;
 }
 
+std::vector<Gpa> CodeCache::pages() const {
+  std::vector<Gpa> pages;
+  for (const auto& [number, code] : m_pages) pages.push_back(Gpa(number * kPageSize));
+  return pages;
+}
+
 void CodeCache::clear() {
   std::lock_guard lock(m_mutex);
   m_blocks.clear();

@@ -64,6 +64,8 @@ class CodeCache {
   // The address range of all host code.
   const CodeMemory& memory() const { return *m_memory; }
 
+  // The pages that hold translated code. World stopped.
+  std::vector<Gpa> pages() const;
   // Forgets everything. World stopped.
   void clear();
 

@@ -1,6 +1,6 @@
 #pragma once
-// The kernel's <linux/kvm.h>, usable from C++: up to Linux 6.6 its flexible arrays drag in an empty struct, which takes
-// a byte in C++ and none in C, so that sizes, offsets and with them ioctl numbers come out wrong.
+// The kernel's <linux/kvm.h>, usable from C++: up to Linux 6.6 its flexible arrays drag in an empty struct,
+// which takes a byte in C++ and none in C, so that sizes, offsets and with them ioctl numbers come out wrong.
 // Owner: nobody; this folder stands before the system's in the include path. Any thread.
 
 #include <linux/stddef.h>
@@ -31,3 +31,15 @@ struct kvm_userspace_memory_region2 {
 #endif
 
 static_assert(KVM_SET_USER_MEMORY_REGION2 == 0x40a0ae49, "not the number of the C ABI");
+
+#ifndef KVM_PRE_FAULT_MEMORY
+struct kvm_pre_fault_memory {
+  __u64 gpa;
+  __u64 size;
+  __u64 flags;
+  __u64 padding[5];
+};
+#define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
+#define KVM_CAP_PRE_FAULT_MEMORY 236
+#define KVM_CAP_X86_APIC_BUS_CYCLES_NS 237
+#endif

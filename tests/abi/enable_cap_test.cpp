@@ -1,0 +1,211 @@
+// KVM_ENABLE_CAP and what it switches on; debugging, statistics, MSR filters, pre-faulting.
+#include <unistd.h>
+
+#include "kvm.h"
+
+namespace anykvm::test {
+namespace {
+
+long enable(int fd, std::uint32_t cap, std::uint64_t argument, std::uint32_t flags = 0) {
+  kvm_enable_cap request{};
+  request.cap = cap;
+  request.flags = flags;
+  request.args[0] = argument;
+  return call(fd, KVM_ENABLE_CAP, &request);
+}
+
+TEST(EnableCap, flags_unknown_capabilities_and_bad_pointers_fail) {
+  Vm vm;
+  EXPECT_EQ(enable(vm.vm, KVM_CAP_MAX_VCPU_ID, 2, 1), -EINVAL);
+  EXPECT_EQ(enable(vm.vm, KVM_CAP_USER_MEMORY, 0), -EINVAL);
+  EXPECT_EQ(call(vm.vm, KVM_ENABLE_CAP, kBadPointer), -EFAULT);
+}
+
+TEST(EnableCap, max_vcpu_id_limits_ids_and_is_set_once) {
+  Vm vm;
+  const long most = call(vm.vm, KVM_CHECK_EXTENSION, static_cast<unsigned long>(KVM_CAP_MAX_VCPU_ID));
+  EXPECT_EQ(enable(vm.vm, KVM_CAP_MAX_VCPU_ID, static_cast<std::uint64_t>(most) + 1), -EINVAL);
+  EXPECT_EQ(enable(vm.vm, KVM_CAP_MAX_VCPU_ID, 2), 0);
+  EXPECT_EQ(enable(vm.vm, KVM_CAP_MAX_VCPU_ID, 3), -EINVAL);
+  EXPECT_EQ(call(vm.vm, KVM_CREATE_VCPU, 2ul), -EINVAL);
+}
+
+TEST(EnableCap, unknown_bits_are_einval) {
+  Vm vm;
+  EXPECT_EQ(enable(vm.vm, KVM_CAP_X2APIC_API, 1u << 30), -EINVAL);
+  EXPECT_EQ(enable(vm.vm, KVM_CAP_X86_USER_SPACE_MSR, 1u << 30), -EINVAL);
+  EXPECT_EQ(enable(vm.vm, KVM_CAP_DISABLE_QUIRKS2, 1u << 30), -EINVAL);
+}
+
+TEST(EnableCap, apic_bus_cycle_needs_an_apic_and_comes_before_vcpus) {
+  constexpr std::uint32_t kCapability = 237;  // KVM_CAP_X86_APIC_BUS_CYCLES_NS
+  Vm without, with;
+  EXPECT_EQ(enable(without.vm, kCapability, 40), -ENXIO);
+  ASSERT_EQ(call(with.vm, KVM_CREATE_IRQCHIP), 0);
+  EXPECT_EQ(enable(with.vm, kCapability, 0), -EINVAL);
+  EXPECT_EQ(enable(with.vm, kCapability, 40), 0);
+  Handle vcpu(call(with.vm, KVM_CREATE_VCPU));
+  EXPECT_EQ(enable(with.vm, kCapability, 40), -EINVAL);
+}
+
+TEST(Quirks, foreign_hypercall_is_replaced) {
+  Guest guest({0x0f, 0x01, 0xc1, 0x0f, 0x01, 0xd9, 0xf4});  // vmcall; vmmcall; hlt
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+// --- MSR exits ---
+
+constexpr std::uint32_t kUnknownMsr = 0x12345678;
+
+TEST(MsrExits, unknown_msr_read_is_the_clients_to_answer) {
+  Guest guest({0x66, 0xb9, 0x78, 0x56, 0x34, 0x12, 0x0f, 0x32, 0xf4});  // mov ecx,12345678h; rdmsr; hlt
+  ASSERT_EQ(enable(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_X86_RDMSR));
+  EXPECT_EQ(guest.shared->msr.index, kUnknownMsr);
+  EXPECT_EQ(guest.shared->msr.reason, static_cast<unsigned>(KVM_MSR_EXIT_REASON_UNKNOWN));
+  guest.shared->msr.data = 0x1122334455667788;
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  EXPECT_EQ(guest.regs().rax, 0x55667788u);
+  EXPECT_EQ(guest.regs().rdx, 0x11223344u);
+}
+
+TEST(MsrExits, filtered_write_is_the_clients_to_see) {
+  Guest guest({0x66, 0xb9, 0x82, 0x00, 0x00, 0xc0, 0x0f, 0x30, 0xf4});  // mov ecx,c0000082h; wrmsr; hlt
+  std::uint8_t deny[8] = {};
+  kvm_msr_filter filter{};
+  filter.ranges[0] = {KVM_MSR_FILTER_WRITE, 1, 0xc0000082, deny};
+  ASSERT_EQ(call(guest.vm, KVM_X86_SET_MSR_FILTER, &filter), 0);
+  ASSERT_EQ(enable(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_X86_WRMSR));
+  EXPECT_EQ(guest.shared->msr.reason, static_cast<unsigned>(KVM_MSR_EXIT_REASON_FILTER));
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+TEST(MsrExits, bad_filters_are_refused) {
+  Vm vm;
+  kvm_msr_filter flags{}, all{}, bitmap{};
+  flags.flags = 1u << 31;
+  all.flags = KVM_MSR_FILTER_DEFAULT_DENY;
+  bitmap.ranges[0] = {KVM_MSR_FILTER_READ, 8, 0, static_cast<std::uint8_t*>(kBadPointer)};
+  EXPECT_EQ(call(vm.vm, KVM_X86_SET_MSR_FILTER, &flags), -EINVAL);
+  EXPECT_EQ(call(vm.vm, KVM_X86_SET_MSR_FILTER, &all), -EINVAL);
+  EXPECT_EQ(call(vm.vm, KVM_X86_SET_MSR_FILTER, &bitmap), -EFAULT);
+}
+
+// --- KVM_SET_GUEST_DEBUG ---
+
+TEST(GuestDebug, single_step_exits_after_one_instruction) {
+  Guest guest({0x90, 0x90, 0xf4});
+  kvm_guest_debug debug{};
+  debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_GUEST_DEBUG, &debug), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_DEBUG));
+  EXPECT_EQ(guest.shared->debug.arch.exception, 1u);
+  EXPECT_EQ(guest.shared->debug.arch.pc, Guest::kCode + 1);
+}
+
+TEST(GuestDebug, software_breakpoint_exits_at_the_int3) {
+  Guest guest({0x90, 0xcc, 0xf4});
+  kvm_guest_debug debug{};
+  debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_GUEST_DEBUG, &debug), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_DEBUG));
+  EXPECT_EQ(guest.shared->debug.arch.exception, 3u);
+  EXPECT_EQ(guest.shared->debug.arch.pc, Guest::kCode + 1);
+}
+
+TEST(GuestDebug, second_injected_exception_is_ebusy) {
+  Guest guest;
+  kvm_guest_debug debug{};
+  debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_INJECT_DB;
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_GUEST_DEBUG, &debug), 0);
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_GUEST_DEBUG, &debug), -EBUSY);
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_GUEST_DEBUG, kBadPointer), -EFAULT);
+}
+
+// --- Port strings ---
+
+TEST(PortStrings, repeated_ins_asks_for_all_items_at_once) {
+  // mov di,2000h; mov cx,4; mov dx,80h; cld; rep insb; hlt
+  Guest guest({0xbf, 0x00, 0x20, 0xb9, 0x04, 0x00, 0xba, 0x80, 0x00, 0xfc, 0xf3, 0x6c, 0xf4});
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.shared->io.count, 4u);
+  std::memcpy(reinterpret_cast<char*>(guest.shared) + guest.shared->io.data_offset, "abcd", 4);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  EXPECT_EQ(std::memcmp(guest.memory.data() + 0x2000, "abcd", 4), 0);
+}
+
+// --- Attributes, statistics, pre-faulting ---
+
+TEST(VcpuAttributes, tsc_offset_is_kept) {
+  Guest guest;
+  std::uint64_t offset = 0x123456789abc;
+  kvm_device_attr attribute{};
+  attribute.group = KVM_VCPU_TSC_CTRL;
+  attribute.attr = KVM_VCPU_TSC_OFFSET;
+  attribute.addr = reinterpret_cast<std::uint64_t>(&offset);
+  EXPECT_EQ(call(guest.vcpu, KVM_HAS_DEVICE_ATTR, &attribute), 0);
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_DEVICE_ATTR, &attribute), 0);
+  offset = 0;
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_DEVICE_ATTR, &attribute), 0);
+  EXPECT_EQ(offset, 0x123456789abcu);
+}
+
+TEST(VcpuAttributes, unknown_attribute_is_enxio_and_a_bad_address_efault) {
+  Guest guest;
+  kvm_device_attr attribute{};
+  attribute.attr = KVM_VCPU_TSC_OFFSET;
+  attribute.addr = 8;
+  EXPECT_EQ(call(guest.vcpu, KVM_GET_DEVICE_ATTR, &attribute), -EFAULT);
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_DEVICE_ATTR, &attribute), -EFAULT);
+  attribute.group = 77;
+  EXPECT_EQ(call(guest.vcpu, KVM_HAS_DEVICE_ATTR, &attribute), -ENXIO);
+}
+
+TEST(Statistics, counts_grow_in_a_descriptor_that_was_opened_before) {
+  Guest guest({0xe4, 0x60, 0xe4, 0x60, 0xf4});  // in al,60h, twice; hlt
+  Handle stats(call(guest.vcpu, KVM_GET_STATS_FD));
+  ASSERT_GE(static_cast<int>(stats), 0);
+  kvm_stats_header header{};
+  ASSERT_EQ(pread(stats, &header, sizeof header, 0), static_cast<ssize_t>(sizeof header));
+  std::uint64_t before = 0, after = 0;
+  ASSERT_EQ(pread(stats, &before, sizeof before, header.data_offset), 8);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(pread(stats, &after, sizeof after, header.data_offset), 8);
+  EXPECT_GT(after, before);
+}
+
+struct PreFault {
+  std::uint64_t gpa, size, flags, padding[5];
+};
+constexpr unsigned long kPreFault = _IOWR(KVMIO, 0xd5, PreFault);
+
+TEST(PreFault, part_in_a_slot_is_done_and_the_rest_is_left) {
+  Guest guest;
+  PreFault range{0xf000, 0x2000, 0, {}};
+  EXPECT_EQ(call(guest.vcpu, kPreFault, &range), 0);
+  EXPECT_EQ(range.gpa, 0x10000u);
+  EXPECT_EQ(range.size, 0x1000u);
+  EXPECT_EQ(call(guest.vcpu, kPreFault, &range), -ENOENT);
+  EXPECT_EQ(range.size, 0x1000u);
+}
+
+TEST(PreFault, bad_ranges_and_flags_are_einval) {
+  Guest guest;
+  PreFault odd{0x1001, 0x1000, 0, {}}, empty{0x1000, 0, 0, {}}, flags{0x1000, 0x1000, 1, {}};
+  EXPECT_EQ(call(guest.vcpu, kPreFault, &odd), -EINVAL);
+  EXPECT_EQ(call(guest.vcpu, kPreFault, &empty), -EINVAL);
+  EXPECT_EQ(call(guest.vcpu, kPreFault, &flags), -EINVAL);
+}
+
+}  // namespace
+}  // namespace anykvm::test
