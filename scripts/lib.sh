@@ -7,6 +7,7 @@ started=$SECONDS
 
 build_packages=(g++ cmake ninja-build libzydis-dev libasmjit-dev libcli11-dev libfmt-dev libgtest-dev libgmock-dev
   libzstd-dev)
+client_packages=(qemu-system-x86 seabios)
 guest_packages=(busybox-static cpio gzip)
 
 say() { printf '==> [%3d s] %s\n' $((SECONDS - started)) "$*" >&2; }
