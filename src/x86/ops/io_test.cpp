@@ -51,17 +51,17 @@ TEST_F(Io, out_gives_the_client_the_value) {
   EXPECT_EQ(m_cpu.run().reason, Exit::Reason::kHalt);
 }
 
-TEST_F(Io, rep_ins_leaves_once_per_element_with_exact_registers) {
+TEST_F(Io, rep_ins_asks_for_all_elements_at_once) {
   code({0xf3, 0x66, 0x6d});  // rep insw
   m_state.gpr[kRcx] = 2, m_state.gpr[kRdx] = 0x1f0, m_state.gpr[kRdi] = Guest64::kData;
-  u16 first = 0x1111, second = 0x2222;
-  EXPECT_EQ(m_cpu.run().size, 2);
-  m_cpu.complete_io(&first);
-  EXPECT_EQ(m_cpu.run().reason, Exit::Reason::kPio);
-  EXPECT_EQ(m_state.gpr[kRcx], 1u);
-  EXPECT_EQ(m_state.gpr[kRdi], Guest64::kData + 2);
-  m_cpu.complete_io(&second);
+  u16 elements[] = {0x1111, 0x2222};
+  Exit exit = m_cpu.run();
+  EXPECT_EQ(exit.size, 2);
+  EXPECT_EQ(exit.count, 2u);
+  m_cpu.complete_io(elements);
   EXPECT_EQ(m_cpu.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(m_state.gpr[kRcx], 0u);
+  EXPECT_EQ(m_state.gpr[kRdi], Guest64::kData + 4);
   EXPECT_EQ(m_guest.read<u32>(Guest64::kData), 0x22221111u);
 }
 
