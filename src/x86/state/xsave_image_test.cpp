@@ -162,7 +162,8 @@ TEST(XsaveImage, fxsave_writes_what_the_host_writes) {
   host_fxsave(image, 0, &expected);
   Area ours = filled(0xcc);
   XsaveWrites writes;
-  plan_fxsave(state_of(image), true, true, &writes);
+  CpuState state = state_of(image);  // `writes` points into it
+  plan_fxsave(state, true, true, &writes);
   carry_out(writes, &ours);
   EXPECT_EQ(first_difference(ours, expected), "");
 }
