@@ -8,6 +8,7 @@
 #include "abi/handlers.h"
 #include "abi/objects.h"
 #include "base/raw_syscall.h"
+#include "core/cancellation.h"
 #include "core/run_signals.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
@@ -26,6 +27,16 @@ Result<int> open_system() {
   Object object;
   object.system = std::make_shared<System>();
   return add_object(std::move(fd), std::move(object));
+}
+
+int object_ioctl(int fd, u32 request, u64 argument) {
+  const int saved_errno = errno;
+  auto object = find_object(fd);
+  if (!object) return fail(fcntl(fd, F_GETFD) < 0 ? EBADF : ENOTTY);
+  auto result = dispatch(*object, request, argument);
+  if (!result.ok()) return fail(result.error().code);
+  errno = saved_errno;
+  return static_cast<int>(result.value());
 }
 
 // The VM has one coalesced ring, in the first vCPU's file: the mappings of other vCPUs get that page in place
@@ -60,14 +71,14 @@ int anykvm_ioctl(int fd, unsigned long request, ...) {
   va_start(arguments, request);
   const u64 argument = va_arg(arguments, unsigned long);
   va_end(arguments);
-  const int saved_errno = errno;
-  auto object = abi::find_object(fd);
-  if (!object) return abi::fail(fcntl(fd, F_GETFD) < 0 ? EBADF : ENOTTY);
   // The kernel's requests have 32 bits; clients that keep them in an int sign-extend them.
-  auto result = abi::dispatch(*object, static_cast<u32>(request), argument);
-  if (!result.ok()) return abi::fail(result.error().code);
-  errno = saved_errno;
-  return static_cast<int>(result.value());
+  const u32 number = static_cast<u32>(request);
+  if (number != KVM_RUN) return abi::object_ioctl(fd, number, argument);
+  core::prepare_for_cancellation();
+  const int result = abi::object_ioctl(fd, number, argument);
+  // SAFETY: the stack is unwound from here, so nothing in this function needs a destructor.
+  core::cancel_if_postponed();
+  return result;
 }
 
 void* anykvm_mmap(void* address, size_t length, int protection, int flags, int fd, off_t offset) {

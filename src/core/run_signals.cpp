@@ -155,7 +155,8 @@ SignalSet change_mask(int how, SignalSet set) {
 
 }  // namespace
 
-RunSignals::RunSignals(SignalListener& listener, std::optional<SignalSet> mask) : m_listener(listener) {
+RunSignals::RunSignals(SignalListener& listener, std::optional<SignalSet> mask)
+    : m_listener(listener), m_cancellation(listener) {
   if (scan_due()) {
     scan();
     m_scanned = true;

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "base/types.h"
+#include "core/cancellation.h"
 
 namespace anykvm::core {
 
@@ -43,6 +44,7 @@ class RunSignals {
 
  private:
   SignalListener& m_listener;
+  PostponedCancellation m_cancellation;
   SignalSet m_saved_mask = 0;
   bool m_mask_changed = false;
   bool m_scanned = false;

@@ -457,6 +457,36 @@ TEST(Run, uninitialized_cpu_waits_until_a_signal) {
   EXPECT_EQ(call(second, KVM_RUN), -EINTR);
 }
 
+// --- Asynchronous cancellation ---
+
+void* run_until_cancelled(void* argument) {
+  pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, nullptr);
+  for (;;) static_cast<Guest*>(argument)->run();
+}
+
+void cancel_a_runner(Guest& guest) {
+  pthread_t thread;
+  ASSERT_EQ(pthread_create(&thread, nullptr, run_until_cancelled, &guest), 0);
+  usleep(20'000);
+  ASSERT_EQ(pthread_cancel(thread), 0);
+  void* result = nullptr;
+  ASSERT_EQ(pthread_join(thread, &result), 0);
+  EXPECT_EQ(result, PTHREAD_CANCELED);
+}
+
+TEST(Cancel, runner_in_guest_code_is_cancelled_and_the_vcpu_is_usable) {
+  Guest guest({0xeb, 0xfe});  // jmp $
+  cancel_a_runner(guest);
+  EXPECT_EQ(guest.regs().rip, Guest::kCode);
+  cancel_a_runner(guest);
+}
+
+TEST(Cancel, halted_runner_is_cancelled_and_the_vcpu_is_usable) {
+  Guest guest({0xf4}, Guest::Chips::kIrqchip);
+  cancel_a_runner(guest);
+  cancel_a_runner(guest);
+}
+
 // --- Synced registers ---
 
 TEST(SyncRegs, valid_fields_are_stored_and_dirty_ones_loaded) {

@@ -18,9 +18,9 @@ static const struct {
     {"/sys/module/kvm/parameters/force_emulation_prefix", "0\n"},
     {"/sys/module/kvm/parameters/eager_page_split", "N\n"},
     {"/sys/module/kvm/parameters/tdp_mmu", "N\n"},
-    {"/sys/module/kvm_intel/parameters/ept", "Y\n"},
+    {"/sys/module/kvm_intel/parameters/ept", "N\n"},
     {"/sys/module/kvm_intel/parameters/unrestricted_guest", "Y\n"},
-    {"/sys/module/kvm_amd/parameters/npt", "Y\n"},
+    {"/sys/module/kvm_amd/parameters/npt", "N\n"},
     {"/sys/module/kvm_amd/parameters/avic", "N\n"},
 };
 
