@@ -68,14 +68,6 @@ def plan(workloads, wants_boot):
     return runs
 
 
-def be_served_first():
-    """Other work on the machine disturbs less then; all engines inherit it. Not everybody may."""
-    try:
-        os.nice(-15)
-    except PermissionError:
-        pass
-
-
 class Results:
     def __init__(self, engines):
         self.times = {e.label: {} for e in engines}
@@ -147,7 +139,7 @@ def main():
     except ValueError as error:
         parser.error(f"--engines {error}")
     files = engine_module.Files(arguments.guest_bench, arguments.kernel, arguments.initrd)
-    be_served_first()
+    report.be_served_first()
     results = run_all(arguments, files, engines, plan(workloads, wants_boot))
 
     labels = [e.label for e in engines]

@@ -9,7 +9,7 @@ build_packages=(g++ cmake ninja-build libzydis-dev libasmjit-dev libcli11-dev li
   libzstd-dev)
 client_packages=(qemu-system-x86 seabios)
 guest_packages=(busybox-static cpio gzip)
-bench_packages=(python3)
+bench_packages=(python3 libbenchmark-dev)
 
 say() { printf '==> [%3d s] %s\n' $((SECONDS - started)) "$*" >&2; }
 die() { printf '==> %s\n' "$*" >&2; exit 1; }
