@@ -53,25 +53,42 @@ void host_rep_stos(u8* to, u64 value, u64 elements, unsigned size) {
   }
 }
 
+// MOVS with DF set; the pointers are to the first elements, which are the highest.
+void move_downwards(u8* to, const u8* from, u64 elements, unsigned size) {
+  u64 below = (elements - 1) * size;
+  u64 bytes = below + size;
+  // Copied from the top, only a target that lies lower is read again after it was written.
+  bool pattern = to < from && static_cast<u64>(from - to) < bytes;
+  if (!pattern) {
+    std::memmove(to - below, from - below, bytes);
+    return;
+  }
+  for (u64 done = 0; done < bytes; done += size) {
+    u64 value = read_element(from - done, size);
+    std::memcpy(to - done, &value, size);
+  }
+}
+
 // Up to a page of consecutive elements of one operand, in RAM; `elements` is 0 where the slow way must be
 // taken (also for faults, so that they are raised for the right element).
 struct Chunk {
-  u8* host = nullptr;
+  u8* host = nullptr;  // the first element in the direction of the run
   u64 elements = 0;
 };
 
 Chunk chunk_at(Cpu& cpu, const StringRun& run, SegmentIndex segment, u64 offset, u64 limit, Access access) {
-  if (run.backward() || limit < 2) return {};
+  if (limit < 2) return {};
   Guest<Gva> first = linear_address(cpu.state(), segment, offset, run.size(), access);
   if (!first) return {};
   u64 elements = std::min(run.elements_in_page(offset, first.value()), limit);
   if (elements < 2) return {};
   auto bytes = static_cast<unsigned>(elements * run.size());
-  Guest<Gva> whole = linear_address(cpu.state(), segment, offset, bytes, access);
+  u64 below = run.backward() ? bytes - run.size() : 0;
+  Guest<Gva> whole = linear_address(cpu.state(), segment, offset - below, bytes, access);
   if (!whole) return {};
   Guest<u8*> host = host_pointer(cpu, whole.value(), bytes, access);
   if (!host || !host.value()) return {};
-  return {host.value(), elements};
+  return {host.value() + below, elements};
 }
 
 Guest<u64> load_element(Cpu& cpu, const StringRun& run, SegmentIndex segment, u64 offset) {
@@ -100,14 +117,14 @@ void finish_comparison(Cpu& cpu, const Insn& insn, StringRun& run, u64 left, u64
 
 // Compares elements of `right` with those of `left` until the condition ends the run; returns how many were
 // compared. `left_step` is 0 where all are compared with one value (SCAS).
-u64 compare_chunk(const Insn& insn, const u8* left, unsigned left_step, const u8* right, u64 elements,
-                  unsigned size, u64* last_left, u64* last_right) {
-  for (u64 i = 0; i < elements; ++i) {
-    *last_left = read_element(left + i * left_step, size);
-    *last_right = read_element(right + i * size, size);
+u64 compare_chunk(const Insn& insn, const StringRun& run, const u8* left, i64 left_step, Chunk right,
+                  u64* last_left, u64* last_right) {
+  for (u64 i = 0; i < right.elements; ++i) {
+    *last_left = read_element(left + static_cast<i64>(i) * left_step, run.size());
+    *last_right = read_element(right.host + static_cast<i64>(i) * run.step(), run.size());
     if (!goes_on(insn, *last_left, *last_right)) return i + 1;
   }
-  return elements;
+  return right.elements;
 }
 
 }  // namespace
@@ -120,7 +137,10 @@ Guest<void> op_movs(Cpu& cpu, const Insn& insn) {
     Chunk target =
         source.elements ? chunk_at(cpu, run, kEs, run.rdi(), source.elements, Access::kWrite) : Chunk{};
     if (target.elements) {
-      host_rep_movs(target.host, source.host, target.elements, run.size());
+      if (run.backward())
+        move_downwards(target.host, source.host, target.elements, run.size());
+      else
+        host_rep_movs(target.host, source.host, target.elements, run.size());
       run.advance(target.elements, true, true);
       continue;
     }
@@ -138,7 +158,8 @@ Guest<void> op_stos(Cpu& cpu, const Insn& insn) {
   while (u64 left = run.left()) {
     Chunk target = chunk_at(cpu, run, kEs, run.rdi(), left, Access::kWrite);
     if (target.elements) {
-      host_rep_stos(target.host, value, target.elements, run.size());
+      u64 below = run.backward() ? (target.elements - 1) * run.size() : 0;
+      host_rep_stos(target.host - below, value, target.elements, run.size());
       run.advance(target.elements, false, true);
       continue;
     }
@@ -155,8 +176,9 @@ Guest<void> op_lods(Cpu& cpu, const Insn& insn) {
   while (u64 left = run.left()) {
     Chunk source = chunk_at(cpu, run, segment, run.rsi(), left, Access::kRead);
     u64 elements = std::max<u64>(source.elements, 1);
-    u64 value = source.elements ? read_element(source.host + (elements - 1) * run.size(), run.size())
-                                : TRY(load_element(cpu, run, segment, run.rsi()));
+    u64 value = source.elements
+                    ? read_element(source.host + static_cast<i64>(elements - 1) * run.step(), run.size())
+                    : TRY(load_element(cpu, run, segment, run.rsi()));
     write_gpr(cpu.state(), insn, kRax, run.size(), value);
     run.advance(elements, true, false);
   }
@@ -172,8 +194,7 @@ Guest<void> op_scas(Cpu& cpu, const Insn& insn) {
     u64 last_left = wanted, last_right = 0, elements = 1;
     if (chunk.elements) {
       const u8* value = reinterpret_cast<const u8*>(&wanted);
-      elements =
-          compare_chunk(insn, value, 0, chunk.host, chunk.elements, run.size(), &last_left, &last_right);
+      elements = compare_chunk(insn, run, value, 0, chunk, &last_left, &last_right);
     } else {
       last_right = TRY(load_element(cpu, run, kEs, run.rdi()));
     }
@@ -193,8 +214,7 @@ Guest<void> op_cmps(Cpu& cpu, const Insn& insn) {
         first.elements ? chunk_at(cpu, run, kEs, run.rdi(), first.elements, Access::kRead) : Chunk{};
     u64 last_left = 0, last_right = 0, elements = 1;
     if (second.elements) {
-      elements = compare_chunk(insn, first.host, run.size(), second.host, second.elements, run.size(),
-                               &last_left, &last_right);
+      elements = compare_chunk(insn, run, first.host, run.step(), second, &last_left, &last_right);
     } else {
       last_left = TRY(load_element(cpu, run, segment, run.rsi()));
       last_right = TRY(load_element(cpu, run, kEs, run.rdi()));

@@ -46,6 +46,14 @@ void StringRun::move(Gpr reg, u64 delta) {
   m_state.gpr[reg] = kept | value;
 }
 
+u64 StringRun::elements_in_page(u64 offset, Gva address) const {
+  u64 to_page_end = kPageSize - address.page_offset();
+  u64 to_wrap = m_mask - offset;  // one byte short of the truth, so that it fits 64 bits
+  if (!m_backward) return std::min(to_wrap, to_page_end) / size();
+  if (to_page_end < size() || to_wrap < size()) return 0;
+  return std::min(offset, u64{address.page_offset()}) / size() + 1;
+}
+
 void StringRun::advance(u64 elements, bool source, bool destination) {
   u64 bytes = elements * size();
   u64 delta = m_backward ? -bytes : bytes;

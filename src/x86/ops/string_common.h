@@ -36,11 +36,11 @@ class StringRun {
   u64 left() const { return m_done ? 0 : std::min(count(), m_budget); }
   u64 rsi() const { return m_state.gpr[kRsi] & m_mask; }
   u64 rdi() const { return m_state.gpr[kRdi] & m_mask; }
-  // Elements from `offset` upwards before the address wraps or a page of linear address `address` ends.
-  u64 elements_in_page(u64 offset, Gva address) const {
-    u64 before_wrap = m_mask - offset;  // one byte short of the truth, so that it fits 64 bits
-    return std::min(before_wrap, kPageSize - address.page_offset()) / size();
-  }
+  // From one element in host memory to the next.
+  i64 step() const { return backward() ? -i64{size()} : i64{size()}; }
+  // Elements from `offset` on, in the direction of the run, that lie within the page of `address` (which is
+  // offset's linear address) and before the address wraps.
+  u64 elements_in_page(u64 offset, Gva address) const;
 
   // `elements` are complete; `source` and `destination` say which pointers move.
   void advance(u64 elements, bool source, bool destination);

@@ -91,7 +91,8 @@ class StringOracle : public testing::TestWithParam<StringCase> {
     CpuState& state = s_guest->state();
     state.gpr[kRax] = c.rax, state.gpr[kRcx] = c.count;
     state.gpr[kRsi] = Guest64::kData + c.source, state.gpr[kRdi] = Guest64::kData + c.target;
-    state.rflags = kFlagFixed1 | (c.backward ? u64{kFlagDf} : 0) | kFlagZf | kFlagPf;  // XOR on the host set these
+    state.rflags =
+        kFlagFixed1 | (c.backward ? u64{kFlagDf} : 0) | kFlagZf | kFlagPf;  // XOR on the host set these
     constexpr u64 kStart = 0x1000;
     state.rip = kStart;
     while (state.rip == kStart) {
@@ -134,7 +135,13 @@ INSTANTIATE_TEST_SUITE_P(
                     StringCase{"overlap_up_by_20", kRepMovsq, op_movs, 600, 0, 20},
                     StringCase{"overlap_down", kRepMovsb, op_movs, 6000, 7, 0},
                     StringCase{"backward", kRepMovsb, op_movs, 5000, 6000, 12000, true},
-                    StringCase{"backward_overlap", kRepMovsd, op_movs, 1000, 6000, 6006, true}),
+                    StringCase{"backward_overlap", kRepMovsd, op_movs, 1000, 6000, 6006, true},
+                    StringCase{"backward_overlap_down_by_1", kRepMovsb, op_movs, 6000, 7001, 7000, true},
+                    StringCase{"backward_overlap_down_by_3_of_8", kRepMovsq, op_movs, 600, 6003, 6000, true},
+                    StringCase{"backward_overlap_down_by_20", kRepMovsw, op_movs, 2500, 6020, 6000, true},
+                    StringCase{"backward_quadwords_across_pages", kRepMovsq, op_movs, 900, 7997, 16381 - 8,
+                               true},
+                    StringCase{"backward_from_page_end", kRepMovsd, op_movs, 1500, 8188, 16380, true}),
     [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(Stos, StringOracle,
                          testing::Values(StringCase{"once", {0xaa}, op_stos, 9, 0, 5000},
@@ -142,17 +149,20 @@ INSTANTIATE_TEST_SUITE_P(Stos, StringOracle,
                                          StringCase{"words", kRepStosw, op_stos, 4000, 0, 77},
                                          StringCase{"doublewords", kRepStosd, op_stos, 3000, 0, 4090},
                                          StringCase{"quadwords", kRepStosq, op_stos, 2048, 0, 0},
-                                         StringCase{"backward", kRepStosq, op_stos, 700, 0, 9003, true}),
+                                         StringCase{"backward", kRepStosq, op_stos, 700, 0, 9003, true},
+                                         StringCase{"backward_words", kRepStosw, op_stos, 2700, 0, 8190,
+                                                    true}),
                          [](const auto& info) { return info.param.name; });
-INSTANTIATE_TEST_SUITE_P(Lods, StringOracle,
-                         testing::Values(StringCase{"once", {0xac}, op_lods, 9, 33, 0},
-                                         StringCase{
-                                             "doubleword_clears_upper_half", {0xad}, op_lods, 9, 33, 0},
-                                         StringCase{"bytes", kRepLodsb, op_lods, 5001, 33, 0},
-                                         StringCase{"doublewords", kRepLodsd, op_lods, 1500, 33, 0},
-                                         StringCase{"quadwords", kRepLodsq, op_lods, 1500, 1, 0},
-                                         StringCase{"backward", kRepLodsb, op_lods, 5000, 6000, 0, true}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Lods, StringOracle,
+    testing::Values(StringCase{"once", {0xac}, op_lods, 9, 33, 0},
+                    StringCase{"doubleword_clears_upper_half", {0xad}, op_lods, 9, 33, 0},
+                    StringCase{"bytes", kRepLodsb, op_lods, 5001, 33, 0},
+                    StringCase{"doublewords", kRepLodsd, op_lods, 1500, 33, 0},
+                    StringCase{"quadwords", kRepLodsq, op_lods, 1500, 1, 0},
+                    StringCase{"backward", kRepLodsb, op_lods, 5000, 6000, 0, true},
+                    StringCase{"backward_quadwords", kRepLodsq, op_lods, 1000, 8189, 0, true}),
+    [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(
     Scas, StringOracle,
     testing::Values(StringCase{"once", {0xae}, op_scas, 9, 0, 33},
@@ -256,6 +266,34 @@ TEST_F(Strings, address_size_16_wraps_and_keeps_upper_bits) {
   EXPECT_EQ(m_guest.read<u16>(0x20000), 0x5555);
   EXPECT_EQ(m_state.gpr[kRdi], 0x12340002u);
   EXPECT_EQ(m_state.gpr[kRcx], 0xabcd0000u);
+}
+
+// Downwards past offset 0 the next element is at the top of the segment.
+TEST_F(Strings, address_size_16_wraps_downwards) {
+  m_state.efer = 0, m_state.cr0 = kCr0Et, m_state.cr4 = 0;  // real mode
+  for (Segment& segment : m_state.segments)
+    segment = Segment{.base = 0x20000, .type = 3, .present = 1, .s = 1};
+  m_guest.cpu->state_replaced();
+  m_state.rflags |= kFlagDf;
+  m_state.gpr[kRcx] = 5, m_state.gpr[kRdi] = 4, m_state.gpr[kRax] = 0x6655;
+  ASSERT_TRUE(op_stos(*m_guest.cpu, decoded({0xf3, 0xab}, 16)).ok());
+  EXPECT_EQ(m_guest.read<u64>(0x20000), 0x0000'6655'6655'6655u);
+  EXPECT_EQ(m_guest.read<u32>(0x2fffc), 0x6655'6655u);
+  EXPECT_EQ(m_state.gpr[kRdi], 0xfffau);
+}
+
+TEST_F(Strings, rep_movs_downwards_fault_in_the_middle_keeps_exact_registers) {
+  constexpr u64 kHoleEnd = 0x400000;  // the second 2 MiB page goes
+  m_guest.write<u64>(Guest64::kTables + 0x2000 + 8, 0);
+  m_guest.cpu->state_replaced();
+  m_state.rflags |= kFlagDf;
+  m_state.gpr[kRcx] = 1000, m_state.gpr[kRsi] = 0x8000, m_state.gpr[kRdi] = kHoleEnd + 99 * 8 - 5;
+  Guest<void> result = op_movs(*m_guest.cpu, decoded(kRepMovsq));
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().fault.vector, kVectorPf);
+  EXPECT_EQ(result.error().fault.payload, kHoleEnd - 5);
+  EXPECT_EQ(m_state.gpr[kRcx], 901u);
+  EXPECT_EQ(m_state.gpr[kRdi], kHoleEnd - 5);
 }
 
 TEST_F(Strings, source_segment_is_the_last_override) {
