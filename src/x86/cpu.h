@@ -45,6 +45,7 @@ enum Attention : u8 {
   kAttentionEvent = 4,   // an interrupt, NMI or other event may have become deliverable
   kAttentionWorld = 8,   // the machine wants all CPUs out of guest code (Machine::stop_the_world)
   kAttentionFlush = 16,  // flush the TLB before going on
+  kAttentionCode = 32,   // this CPU overwrote code: what follows in its block may be out of date
 };
 
 class Cpu {

@@ -125,6 +125,10 @@ class Dispatcher {
       clear(kAttentionWorld);
       m_cpu.stop_the_world_aside();
     }
+    if (bits & kAttentionCode) {
+      clear(kAttentionCode);
+      m_left = nullptr;
+    }
     if (bits & kAttentionFlush) {
       clear(kAttentionFlush);
       m_left = nullptr;

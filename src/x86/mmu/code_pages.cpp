@@ -6,8 +6,11 @@ namespace anykvm::x86::code_pages {
 
 void before_write(Cpu& cpu, const MemorySlot& slot, Gpa address, unsigned size) {
   if (!announce_write(slot, address, cpu.number())) return;
-  if (cpu.machine().code().before_write(address, size))
-    slot.meta(address).has_code.store(0, std::memory_order_seq_cst);
+  if (!cpu.machine().code().before_write(address, size)) return;
+  slot.meta(address).has_code.store(0, std::memory_order_seq_cst);
+  // CPUs see even the next instruction as it was rewritten (firmware patches its INT n so), and the writer
+  // may stand in a block of this page.
+  cpu.request(kAttentionCode);
 }
 
 void claim_for_code(Cpu& cpu, const MemorySlot& slot, Gpa address) {

@@ -225,6 +225,12 @@ void Emitter::close_access(bool last) {
   record_site(false, FlagsAt::kImage, nullptr);
   m_vector_live = false;
   m_open_slow = nullptr;
+  m_wrote_slowly = true;
+}
+
+void Emitter::end_instruction() {
+  if (m_wrote_slowly && !m_ended) poll(next_rip(), false);
+  m_wrote_slowly = false;
 }
 
 void Emitter::stack_offset(i32 displacement) {

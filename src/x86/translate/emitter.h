@@ -22,6 +22,8 @@ class Emitter {
   // Starts guest instruction `decoded` at `rip`. `live_before` and `live_after` are the RFLAGS bits that
   // later code may still read (DESIGN D5).
   void begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after);
+  // Ends it: one that wrote by the slow path may have rewritten the next.
+  void end_instruction();
   u64 rip() const { return m_rip; }
   u64 next_rip() const;
   // `value` cut to the width of RIP in this mode and for this operand size.
@@ -112,6 +114,7 @@ class Emitter {
   FlagsAt m_flags = FlagsAt::kHost;
   bool m_vector_live = false;
   bool m_ended = false;
+  bool m_wrote_slowly = false;  // the current instruction
   SlowSite* m_open_slow = nullptr;
   asmjit::Label m_cache_miss;
   std::vector<Miss> m_misses;

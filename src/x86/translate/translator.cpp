@@ -110,6 +110,7 @@ class Run {
       Planned& p = m_run[i];
       e.begin(p.decoded, p.rip, p.live_before, p.live_after);
       emit_one(e, p);
+      e.end_instruction();
     }
     if (!e.ended())
       e.jump_to(advance_rip(m_block.mode, m_run[m_count - 1].rip, m_run[m_count - 1].decoded.insn.length),

@@ -117,6 +117,41 @@ TEST(Translator, code_that_rewrites_itself_runs_the_new_bytes) {
   EXPECT_EQ(guest.state().gpr[kRax], 42u);
 }
 
+// The next instruction, in the same block. 64-bit code finds the page closed and runs the store alone;
+// segments that are not flat take the slow path inside the block, and string instructions are helpers.
+TEST(Translator, code_that_rewrites_its_next_instruction_runs_the_new_bytes) {
+  Guest64 guest;
+  // mov byte [rip + 1], 7; mov al, 0; hlt
+  guest.code({0xc6, 0x05, 0x01, 0x00, 0x00, 0x00, 0x07, 0xb0, 0x00, 0xf4});
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax] & 0xff, 7u);
+}
+
+TEST(Translator, string_store_into_its_next_instruction_runs_the_new_bytes) {
+  Guest64 guest;
+  guest.state().gpr[kRdi] = Guest64::kCode + 2;
+  guest.state().gpr[kRax] = 9;
+  guest.code({0xaa, 0xb3, 0x00, 0xf4});  // stosb; mov bl, 0; hlt
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRbx] & 0xff, 9u);
+}
+
+TEST(Translator, real_mode_code_that_rewrites_its_next_instruction_runs_the_new_bytes) {
+  Guest64 guest;
+  CpuState& state = guest.state();
+  state.efer = 0, state.cr0 = kCr0Et, state.cr4 = 0;
+  for (Segment& segment : state.segments)
+    segment = Segment{.base = Guest64::kCode, .limit = 0xffff, .type = 3, .present = 1, .s = 1};
+  state.gpr[kRax] = 0x4321;
+  // mov cs:[5], ax; mov bx, 0; add word cs:[14], 0x11; mov cx, 0x100; hlt
+  guest.code(
+      {0x2e, 0xa3, 0x05, 0x00, 0xbb, 0x00, 0x00, 0x2e, 0x83, 0x06, 0x0e, 0x00, 0x11, 0xb9, 0x00, 0x01, 0xf4});
+  EXPECT_EQ(guest.run(0).reason, Exit::Reason::kHalt);
+  EXPECT_EQ(state.gpr[kRbx] & 0xffff, 0x4321u);
+  EXPECT_EQ(state.gpr[kRcx] & 0xffff, 0x0111u);
+  EXPECT_EQ(state.gpr[kRsp], Guest64::kStack);
+}
+
 TEST(Translator, high_byte_registers_work_with_memory_operands) {
   Guest64 guest;
   guest.write<u8>(Guest64::kData, 0x5a);
