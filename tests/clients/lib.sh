@@ -1,8 +1,16 @@
 # What the tests of unmodified clients share. Sourced by bash; the caller has set anykvm=PROGRAM.
 
+PATH=$PATH:/usr/sbin:/sbin
 dir=$(mktemp -d) || exit 1
-trap 'rm -rf "$dir"' EXIT
+trap 'clean_up' EXIT
 failures=0
+client_input=/dev/null
+companions=()  # processes to end with the test
+
+clean_up() {
+  [ ${#companions[@]} = 0 ] || kill "${companions[@]}" 2>/dev/null
+  rm -rf "$dir"
+}
 
 need() { # need COMMAND...: exit code 77 (skipped) if one is missing
   local command
@@ -11,11 +19,37 @@ need() { # need COMMAND...: exit code 77 (skipped) if one is missing
   done
 }
 
+# The files that the guest is made from: sets kernel and initrd.
+need_guest() { # need_guest GUEST_DIR
+  kernel=$1/vmlinuz initrd=$1/initrd.gz
+  [ -f "${KERNEL:-}" ] && kernel=$KERNEL
+  local file
+  for file in "$kernel" "$initrd"; do
+    [ -e "$file" ] || { echo "no $file: run scripts/check first"; exit 77; }
+  done
+}
+
+# will_type PATTERN KEYS [PATTERN KEYS]...: the next client's standard input is a keyboard: once the console shows a
+# pattern, the keys are sent (printf's escapes). Patterns are looked for in the whole console, one after another.
+will_type() {
+  client_input=$dir/keyboard
+  mkfifo "$client_input" && : >"$dir/console" || exit 1
+  (
+    exec 3>"$client_input"
+    while [ $# -gt 0 ]; do
+      until console_has "$1"; do sleep 0.1; done
+      printf "$2" >&3
+      shift 2
+    done
+  ) &
+  companions+=($!)
+}
+
 # run_client SECONDS COMMAND...: under anykvm exec, its output in $dir/console, ours in $dir/messages; sets code.
 run_client() {
   local limit=$1
   shift
-  ANYKVM_TRACE=memory timeout -s KILL "$limit" "$anykvm" exec -- "$@" </dev/null >"$dir/console" 2>"$dir/messages"
+  ANYKVM_TRACE=memory timeout -s KILL "$limit" "$anykvm" exec -- "$@" <"$client_input" >"$dir/console" 2>"$dir/messages"
   code=$?
 }
 
@@ -32,6 +66,16 @@ expect_served_by_anykvm() { expect "anykvm's trace" grep -aqE 'anykvm [0-9.]+ [0
 expect_calm_kernel() {
   expect "no complaint of the kernel" \
     console_lacks 'BUG:|WARNING:|Oops|[Cc]all [Tt]race|stall|hung_task|lockup|nobody cared|ACPI.*(Error|Warning)'
+}
+
+# What the demo guest says with demo=check; the sum is that of 4,000,000 zero bytes.
+expect_guest_check() { # expect_guest_check CPUS
+  local online=0 sum=8dbe5f139fd946d4cd84e8cc612cd9f68cbc87e394457884acc0c5dad56dd8dd
+  [ "$1" = 1 ] || online=0-$(($1 - 1))
+  expect "all CPUs online" console_has "^cpus online: $online.?\$"
+  expect "the same sum on every CPU" console_has "^sums: $sum .?\$"
+  expect "the last line of the guest" console_has '^guest check done'
+  expect_calm_kernel
 }
 
 finish() {
