@@ -85,17 +85,16 @@ void Cpu::mode_changed() {
   mode.step = mode.step || p.limits.one_instruction_blocks || m_watching || p.guest_debug.single_step;
   mode.slow = mode.slow || p.limits.slow_memory || m_watching;
   if (mode == p.mode && !p.mode_ids.empty()) return;
-  auto known = p.mode_ids.find(mode);
-  if (known == p.mode_ids.end()) {
-    constexpr std::size_t kMaxIds = 127;
-    if (p.mode_ids.size() >= kMaxIds) {
+  u8 id = p.mode_ids.find(mode);
+  if (!id) {
+    if (p.mode_ids.full()) {
       p.mode_ids.clear();
       m_context->flush_jump_cache();
     }
-    known = p.mode_ids.emplace(mode, static_cast<u8>(p.mode_ids.size() + 1)).first;
+    id = p.mode_ids.add(mode);
   }
   p.mode = mode;
-  m_context->stamp.part.mode_id_shifted = static_cast<u8>(known->second << 1);
+  m_context->stamp.part.mode_id_shifted = static_cast<u8>(id << 1);
 }
 
 void Cpu::state_replaced() {
@@ -120,8 +119,8 @@ void Cpu::flush_tlb_non_global() {
 void Cpu::flush_tlb_page(Gva address) {
   if (m_private->large_pages[address.value >> 63].contains(address.value)) return flush_tlb();
   for (TlbTable& table : m_context->tlb) table.flush_page(address);
-  m_private->fetch.flush();
-  m_context->flush_jump_cache();
+  m_private->fetch.flush_page(address);
+  m_context->flush_jumps_to_page(address);
 }
 
 void Cpu::stop_the_world(const std::function<void()>& change) {

@@ -151,6 +151,7 @@ class Cpu {
  private:
   friend class Machine;
   friend class Dispatcher;
+  friend class CodeFinder;
   void stop_the_world_aside();   // lets another thread have its way
   void machine_discards_code();  // no room for more translations
 

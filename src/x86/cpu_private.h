@@ -2,8 +2,8 @@
 // The parts of a Cpu that only its own implementation files see.
 // Owner: x86::Cpu. Only the vCPU's thread, but for `queued_nmis`.
 
+#include <array>
 #include <atomic>
-#include <unordered_map>
 
 #include "x86/cpu.h"
 #include "x86/machine.h"
@@ -27,6 +27,10 @@ struct FetchCache {
 
   Entry& at(Gva address) { return entries[(address.value >> 12) % kEntries]; }
   static u64 tag_of(Gva address, MmuIndex mmu) { return address.page().value | mmu; }
+  void flush_page(Gva address) {
+    Entry& entry = at(address);
+    if ((entry.tag & ~(kPageSize - 1)) == address.page().value) entry.tag = ~u64{0};
+  }
   void flush_non_global() {
     for (Entry& e : entries) {
       if (!e.global) e.tag = ~u64{0};
@@ -35,6 +39,39 @@ struct FetchCache {
   void flush() {
     for (Entry& e : entries) e.tag = ~u64{0};
   }
+};
+
+// The modes that this CPU has been in, and their numbers in LinkStamp (1 to kMax).
+class ModeIds {
+ public:
+  static constexpr unsigned kMax = 127;
+  // 0: not known.
+  u8 find(const Mode& mode) const {
+    for (unsigned i = 0; i < m_count; ++i)
+      if (m_modes[i] == mode) return static_cast<u8>(i + 1);
+    return 0;
+  }
+  bool full() const { return m_count == kMax; }
+  u8 add(const Mode& mode) {
+    m_modes[m_count++] = mode;
+    return static_cast<u8>(m_count);
+  }
+  void clear() { m_count = 0; }
+  bool empty() const { return m_count == 0; }
+
+ private:
+  unsigned m_count = 0;
+  std::array<Mode, kMax> m_modes;
+};
+
+// Blocks that were looked up lately. Those of discarded code are forgotten with the world stopped (kAttentionFlush); those
+// that died alone say so themselves.
+struct FoundBlocks {
+  static constexpr unsigned kEntries = 16384;
+  std::array<Block*, kEntries> blocks{};
+
+  Block*& at(Gpa address) { return blocks[(address.value ^ address.value >> 12) % kEntries]; }
+  void forget() { blocks.fill(nullptr); }
 };
 
 struct Cpu::Private {
@@ -56,8 +93,9 @@ struct Cpu::Private {
 
   Mode mode{};
   TranslationLimits limits{};
-  std::unordered_map<Mode, u8, ModeHash> mode_ids;
+  ModeIds mode_ids;
   FetchCache fetch;
+  FoundBlocks found;
   // Linear ranges, one in each half of the address space, that hold every large page in the TLB.
   struct Range {
     u64 first = ~u64{0}, last = 0;

@@ -8,9 +8,8 @@
 #include <cstring>
 
 #include "base/trace.h"
+#include "x86/code_finder.h"
 #include "x86/cpu_private.h"
-#include "x86/mmu/code_pages.h"
-#include "x86/mmu/paging.h"
 #include "x86/sys/events.h"
 #include "x86/translate/host_signals.h"
 
@@ -94,7 +93,8 @@ class Dispatcher {
         m_private(p),
         m_context(cpu.context()),
         m_state(cpu.state()),
-        m_code(cpu.machine().code()) {}
+        m_code(cpu.machine().code()),
+        m_finder(cpu, p) {}
 
   Exit run() {
     for (;;) {
@@ -132,6 +132,7 @@ class Dispatcher {
     if (bits & kAttentionFlush) {
       clear(kAttentionFlush);
       m_left = nullptr;
+      m_private.found.forget();
       m_cpu.flush_tlb();
     }
     // An instruction whose accesses the client has answered is finished first: the state that the client then
@@ -209,7 +210,7 @@ class Dispatcher {
     if (!code) return handle(m_context.leave);
     Link* left = m_code.thunks().enter(&m_context, code);
     if (left == kStaleBlock) {
-      forget_jump(m_state.rip);
+      m_context.forget_jump(jump_cache_index(m_state.rip));
       left = nullptr;
     }
     Leave leave = m_context.leave;
@@ -345,12 +346,17 @@ class Dispatcher {
       if (static_cast<u64>(m_context.jump_tag[index]) + rip + stamp == 0)
         return reinterpret_cast<const u8*>(m_context.jump_target[index]);
     }
-    Block* block = find_block();
-    if (!block) return nullptr;
+    Mode mode = m_private.mode;
+    mode.slow = mode.slow || m_slow;
+    Block* block = m_finder.find(mode);
+    if (!block) {
+      m_left = nullptr;
+      return nullptr;
+    }
     m_swallows_trap = m_private.mode.step && swallows_step_trap(*block);
     if (m_left) m_code.link(m_left, block);
     m_left = nullptr;
-    remember(*block, m_code_is_global);
+    remember(*block, m_finder.page_is_global());
     return block->code;
   }
 
@@ -362,130 +368,14 @@ class Dispatcher {
     return op == op_int || op == op_int3 || op == op_int1 || op == op_into || op == op_syscall;
   }
 
-  void forget_jump(u64 rip) {
-    unsigned index = jump_cache_index(rip);
-    m_context.jump_tag[index] = -static_cast<i64>(index ^ 1);
-  }
-
   void remember(const Block& block, bool global) {
     if (block.mode.step || block.mode.slow) return;
     unsigned index = jump_cache_index(block.rip);
     u64 stamp = m_context.stamp.word & ~u64{0xff};
     m_context.jump_tag[index] = static_cast<i64>(-(block.rip + stamp));
     m_context.jump_target[index] = reinterpret_cast<u64>(block.code);
-    m_context.jump_global[index] = global && !block.straddles;
-  }
-
-  Block* stop_with(const GuestStop& stop) {
-    m_context.leave = Leave::kStop;
-    m_context.leave_pc = 0;
-    m_context.stop = stop;
-    return nullptr;
-  }
-
-  Block* find_block() {
-    Mode mode = m_private.mode;
-    mode.slow = mode.slow || m_slow;
-    u64 room = 0;
-    auto linear = fetch_address(&room);
-    if (!linear.ok()) return stop_with(linear.error());
-    FetchCache::Entry* page = nullptr;
-    if (auto fetched = fetch_page(linear.value(), &page); !fetched.ok()) return stop_with(fetched.error());
-    m_code_is_global = page->global;
-    CodeSource source{.gpa = page->page + linear.value().page_offset(), .rip = m_state.rip, .mode = mode};
-    Block* known = m_code.find(source.gpa, source.rip, mode);
-    if (known && (!known->straddles || continues_on(*known, linear.value()))) return known;
-    source.bytes = page->host + linear.value().page_offset();
-    source.size = static_cast<unsigned>(std::min(kPageSize - linear.value().page_offset(), room));
-    source.page = &m_cpu.machine().memory().find(source.gpa)->meta(source.gpa);
-    return translate(source, linear.value(), room);
-  }
-
-  // Is the second page of a straddling block still the one it was made from?
-  bool continues_on(const Block& block, Gva linear) {
-    FetchCache::Entry* page = nullptr;
-    return fetch_page(next_page(linear), &page).ok() && page->page == block.gpa2;
-  }
-
-  Gva next_page(Gva linear) const {
-    Gva next = linear.page() + kPageSize;
-    return m_state.code64() ? next : Gva(next.value & 0xffffffff);
-  }
-
-  // Linear address of RIP after CS checks; `room` is how many bytes from there the segment allows.
-  Guest<Gva> fetch_address(u64* room) {
-    *room = ~u64{0};
-    if (m_state.code64()) {
-      if (!m_state.canonical(m_state.rip)) return GuestStop::gp(0);
-      return Gva(m_state.rip);
-    }
-    const Segment& cs = m_state.segments[kCs];
-    if (m_state.rip > cs.limit) return GuestStop::gp(0);
-    *room = u64{cs.limit} - m_state.rip + 1;
-    return Gva((cs.base + m_state.rip) & 0xffffffff);
-  }
-
-  Guest<void> fetch_page(Gva linear, FetchCache::Entry** out) {
-    FetchCache::Entry& entry = m_private.fetch.at(linear);
-    u64 tag = FetchCache::tag_of(linear, m_private.mode.mmu);
-    *out = &entry;
-    if (entry.tag == tag) return {};
-    const PhysicalMemory& memory = m_cpu.machine().memory();
-    Translation t = TRY(x86::translate(m_state, memory, linear, Access::kFetch, Privilege::kCurrent,
-                                       m_cpu.model().physical_address_bits()));
-    const MemorySlot* slot = memory.find(t.gpa);
-    if (!slot) {
-      // Code outside RAM: the kernel cannot run that either.
-      Exit exit = make_exit(Exit::Reason::kInternalError);
-      exit.code = 1;  // KVM_INTERNAL_ERROR_EMULATION
-      return m_cpu.stop_for_client(exit);
-    }
-    if (t.page_size > kPageSize) m_cpu.note_large_page(linear, t.page_size);
-    entry = {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base), t.global};
-    return {};
-  }
-
-  Block* translate(const CodeSource& source, Gva linear, u64 room) {
-    if (!claim(source.gpa)) return look_again();
-    Untranslated why{};
-    Block* block = m_code.translate(source, &why);
-    if (block) return block;
-    return why == Untranslated::kNeedsMore ? translate_straddling(source, linear, room) : try_again(why);
-  }
-
-  // False: the world was stopped meanwhile, and nothing found before is to be trusted.
-  bool claim(Gpa address) {
-    const MemorySlot* slot = m_cpu.machine().memory().find(address);
-    code_pages::claim_for_code(m_cpu, *slot, address);
-    return !(m_context.stamp.part.attention.load() & kAttentionFlush);
-  }
-
-  Block* look_again() {
-    m_left = nullptr;
-    m_context.leave = Leave::kLookup;
-    return nullptr;
-  }
-
-  Block* translate_straddling(CodeSource source, Gva linear, u64 room) {
-    if (source.size == room)
-      return stop_with(GuestStop::gp(0));  // the instruction runs over the segment limit
-    FetchCache::Entry* page = nullptr;
-    if (auto fetched = fetch_page(next_page(linear), &page); !fetched.ok()) return stop_with(fetched.error());
-    Gpa second = page->page;
-    if (!claim(second)) return look_again();
-    source.second_gpa = second;
-    source.second_bytes = page->host;
-    source.second_size = static_cast<unsigned>(std::min<u64>(15, room - source.size));
-    source.second_page = &m_cpu.machine().memory().find(second)->meta(second);
-    Untranslated why{};
-    Block* block = m_code.translate_straddling(source, &why);
-    if (block) return block;
-    return why == Untranslated::kNeedsMore ? stop_with(GuestStop::gp(0)) : try_again(why);
-  }
-
-  Block* try_again(Untranslated why) {
-    if (why == Untranslated::kNoRoom) m_cpu.machine_discards_code();
-    return look_again();
+    auto page = static_cast<u16>((block.rip + block.mode.cs_base) >> 12 & 0xfff);
+    m_context.note_jump_page(index, {page, global && !block.straddles, block.straddles});
   }
 
   Cpu& m_cpu;
@@ -493,10 +383,10 @@ class Dispatcher {
   Context& m_context;
   CpuState& m_state;
   CodeCache& m_code;
+  CodeFinder m_finder;
   Link* m_left = nullptr;  // the link through which translated code left
   bool m_swallows_trap = false;
-  bool m_code_is_global = false;  // the page that find_block() fetched from
-  bool m_slow = false;            // the next instruction runs in its slow form
+  bool m_slow = false;  // the next instruction runs in its slow form
 };
 
 void Cpu::stop_the_world_aside() {

@@ -3,6 +3,7 @@
 // Owner: CodeCache, until it is emptied with the world stopped. Guarded by CodeCache's mutex where written
 // after creation; the code itself may run on any vCPU.
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -72,7 +73,7 @@ struct Block {
   bool kills_flags = false;  // overwrites the arithmetic flags before it reads them
   bool straddles = false;    // its only instruction continues on another page, at gpa2
   Gpa gpa2{};
-  bool alive = true;
+  std::atomic<bool> alive{true};
   // Executable addresses. Whoever enters at `code` has the guest's flags in Context::flags_image, at
   // `code_host` in the host's. A block that overwrites the flags before it reads them ignores both.
   u8* code = nullptr;
@@ -89,6 +90,10 @@ struct Block {
   std::vector<std::unique_ptr<SlowSite>> slow_sites;
   std::vector<Link*> incoming;
 
+  // Is it the code for these, and not dead?
+  bool is(Gpa at, u64 at_rip, const Mode& wanted) const {
+    return gpa == at && rip == at_rip && mode == wanted && alive.load(std::memory_order_relaxed);
+  }
   const Site* find_site(u32 offset, bool fault) const;
 };
 

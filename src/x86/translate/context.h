@@ -41,6 +41,13 @@ union LinkStamp {
   LinkStamp() {}
 };
 
+// The linear page of a block in the jump cache, as far as INVLPG and MOV to CR3 need to know it.
+struct JumpPage {
+  u16 number : 12;  // modulo 4096
+  u16 global : 1;
+  u16 straddles : 1;  // the block continues on the next page
+};
+
 struct Context {
   CpuState state;
 
@@ -73,19 +80,44 @@ struct Context {
 
   i64 jump_tag[kJumpCacheEntries];
   u64 jump_target[kJumpCacheEntries];
-  bool jump_global[kJumpCacheEntries];  // the code's page is global
+  JumpPage jump_page[kJumpCacheEntries] = {};  // where the block begins
+  // Bit n: some entry's block lies in a linear page whose number is n modulo 4096.
+  u64 jump_pages[kJumpCacheEntries / 64] = {};
 
   TlbTable tlb[kMmuIndexCount];
 
+  void forget_jump(unsigned index) { jump_tag[index] = -i64(index ^ 1); }  // an address of another index
   void flush_jump_cache() {
-    for (unsigned i = 0; i < kJumpCacheEntries; ++i)
-      jump_tag[i] = -i64(i ^ 1);  // an address of another index
+    for (unsigned i = 0; i < kJumpCacheEntries; ++i) forget_jump(i);
+    for (u64& word : jump_pages) word = 0;
+  }
+  void note_jump_page(unsigned index, JumpPage page) {
+    jump_page[index] = page;
+    jump_pages[page.number / 64] |= bit(page.number % 64);
+    unsigned next = (page.number + 1) % kJumpCacheEntries;
+    if (page.straddles) jump_pages[next / 64] |= bit(next % 64);
+  }
+  // INVLPG: most pages hold no code.
+  void flush_jumps_to_page(Gva page) {
+    auto number = static_cast<u16>((page.value >> 12) % kJumpCacheEntries);
+    if (!(jump_pages[number / 64] & bit(number % 64))) return;
+    for (unsigned i = 0; i < kJumpCacheEntries; ++i) {
+      bool here = jump_page[i].number == number;
+      bool before = jump_page[i].straddles && (jump_page[i].number + 1) % kJumpCacheEntries == number;
+      if (here || before) forget_jump(i);
+    }
+    jump_pages[number / 64] &= ~bit(number % 64);
   }
   // MOV to CR3: what global pages gave stays.
   void flush_non_global() {
     for (auto& table : tlb) table.flush_non_global();
+    for (u64& word : jump_pages) word = 0;
     for (unsigned i = 0; i < kJumpCacheEntries; ++i) {
-      if (!jump_global[i]) jump_tag[i] = -i64(i ^ 1);
+      if (jump_page[i].global) {
+        note_jump_page(i, jump_page[i]);
+      } else {
+        forget_jump(i);
+      }
     }
   }
   void flush_tlb() {
