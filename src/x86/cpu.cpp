@@ -159,8 +159,6 @@ GuestStop Cpu::stop_for_client(const Exit& exit) {
   return GuestStop::exit();
 }
 
-bool Cpu::exit_is_due() const { return m_private->exit_after; }
-
 void Cpu::complete_io(const void* data, bool refused) { m_private->replay.complete(data, refused); }
 Guest<bool> Cpu::client_msr(u32 index, bool write, u32 reason, u64* value) {
   return m_private->replay.msr(index, write, reason, value, m_private->exit);

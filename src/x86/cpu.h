@@ -142,8 +142,6 @@ class Cpu {
   void note_large_page(Gva address, u64 size);
   // Machine::stop_the_world() from this CPU's own thread, between blocks.
   void stop_the_world(const std::function<void()>& change);
-  // exit_after_instruction() was called by the current instruction.
-  bool exit_is_due() const;
 
   // Guest TSC now, from the host TSC (scaled, offset).
   u64 read_tsc() const;
@@ -152,6 +150,7 @@ class Cpu {
   friend class Machine;
   friend class Dispatcher;
   friend class CodeFinder;
+  friend class HelperCall;
   void stop_the_world_aside();   // lets another thread have its way
   void machine_discards_code();  // no room for more translations
 

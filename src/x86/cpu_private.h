@@ -64,8 +64,8 @@ class ModeIds {
   std::array<Mode, kMax> m_modes;
 };
 
-// Blocks that were looked up lately. Those of discarded code are forgotten with the world stopped (kAttentionFlush); those
-// that died alone say so themselves.
+// Blocks that were looked up lately. Those of discarded code are forgotten with the world stopped
+// (kAttentionFlush); those that died alone say so themselves.
 struct FoundBlocks {
   static constexpr unsigned kEntries = 16384;
   std::array<Block*, kEntries> blocks{};

@@ -420,28 +420,4 @@ Exit Cpu::run() {
   return exit;
 }
 
-// What a translated block calls for an instruction that C++ carries out.
-extern "C" u64 anykvm_run_helper(Context* context, const HelperSite* site) {
-  Cpu& cpu = *context->cpu;
-  CpuState& state = context->state;
-  context->rflags_from_image();
-  state.rip = site->next_rip;
-  u64 mode = context->stamp.word & ~u64{0xff};
-  cpu.io_begin(site->rip);
-  Guest<void> done = site->op(cpu, site->insn);
-  context->image_from_rflags();
-  context->leave_pc = 0;
-  if (!done.ok()) {
-    state.rip = site->rip;
-    context->stop = done.error();
-    context->leave = Leave::kStop;
-    return 1;
-  }
-  cpu.io_done();
-  context->leave = Leave::kLookup;
-  bool stay =
-      !site->ends_block && state.rip == site->next_rip && context->stamp.word == mode && !cpu.exit_is_due();
-  return stay ? 0 : 1;
-}
-
 }  // namespace anykvm::x86

@@ -1,4 +1,4 @@
-// Control registers, model-specific registers, time stamps, CPUID and TLB management (SDM 2, instruction by
+// Control registers, model-specific registers, CPUID and TLB management (SDM 2, instruction by
 // instruction). Rows with kOpCpl0 come here at CPL 0 only.
 
 #include "x86/sys/control_registers.h"
@@ -28,8 +28,6 @@ u32 ecx(const CpuState& state) { return static_cast<u32>(state.gpr[kRcx]); }
 // Moves to and from control registers are 64 bits wide in 64-bit mode and 32 elsewhere, whatever the prefixes
 // say.
 unsigned control_register_size(const Insn& insn) { return insn.code_bits == 64 ? 8 : 4; }
-
-bool rdtsc_permitted(const CpuState& state) { return state.cpl == 0 || !(state.cr4 & kCr4Tsd); }
 
 // The APIC feature bit shows IA32_APIC_BASE.EN (SDM 3A 11.4.3).
 bool apic_enabled(Cpu& cpu) {
@@ -131,28 +129,8 @@ Guest<void> op_wrmsr(Cpu& cpu, const Insn&) {
   return msr_failed(cpu, index, true, filtered, &value);
 }
 
-Guest<void> op_rdtsc(Cpu& cpu, const Insn&) {
-  if (!rdtsc_permitted(cpu.state())) return GuestStop::gp(0);
-  set_edx_eax(cpu.state(), cpu.read_tsc());
-  return {};
-}
-
-Guest<void> op_rdtscp(Cpu& cpu, const Insn&) {
-  if (!cpu.model().has(Feature::kRdtscp)) return GuestStop::ud();
-  if (!rdtsc_permitted(cpu.state())) return GuestStop::gp(0);
-  set_edx_eax(cpu.state(), cpu.read_tsc());
-  cpu.state().gpr[kRcx] = cpu.state().msrs.tsc_aux;
-  return {};
-}
-
 // There are no performance counters, so every counter number is out of range.
 Guest<void> op_rdpmc(Cpu&, const Insn&) { return GuestStop::gp(0); }
-
-Guest<void> op_rdpid(Cpu& cpu, const Insn& insn) {
-  if (!cpu.model().has(Feature::kRdpid)) return GuestStop::ud();
-  write_gpr(cpu.state(), insn, insn.rm, control_register_size(insn), cpu.state().msrs.tsc_aux);
-  return {};
-}
 
 Guest<void> op_cpuid(Cpu& cpu, const Insn&) {
   CpuState& state = cpu.state();

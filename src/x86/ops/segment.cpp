@@ -150,25 +150,6 @@ bool writable(const Segment& segment) { return is_writable_data(segment); }
 
 // --- FS and GS base ---
 
-unsigned base_operand_size(const Insn& insn) { return insn.rex_w ? 8 : 4; }
-
-Guest<void> read_base(Cpu& cpu, const Insn& insn, SegmentIndex index) {
-  CpuState& state = cpu.state();
-  if (!(state.cr4 & kCr4Fsgsbase)) return GuestStop::ud();
-  write_gpr(state, insn, insn.rm, base_operand_size(insn), state.segments[index].base);
-  return {};
-}
-
-Guest<void> write_base(Cpu& cpu, const Insn& insn, SegmentIndex index) {
-  CpuState& state = cpu.state();
-  if (!(state.cr4 & kCr4Fsgsbase)) return GuestStop::ud();
-  u64 base = read_gpr(state, insn, insn.rm, base_operand_size(insn));
-  if (!state.canonical(base)) return GuestStop::gp(0);
-  state.segments[index].base = base;
-  cpu.mode_changed();
-  return {};
-}
-
 // LES C4, LDS C5, LSS 0F B2, LFS 0F B4, LGS 0F B5.
 SegmentIndex far_pointer_segment(const Insn& insn) {
   switch (insn.opcode) {
@@ -278,17 +259,5 @@ Guest<void> op_arpl(Cpu& cpu, const Insn& insn) {
   set_zf(state, raised);
   return {};
 }
-
-Guest<void> op_swapgs(Cpu& cpu, const Insn&) {
-  CpuState& state = cpu.state();
-  std::swap(state.segments[kGs].base, state.msrs.kernel_gs_base);
-  cpu.mode_changed();
-  return {};
-}
-
-Guest<void> op_rdfsbase(Cpu& cpu, const Insn& insn) { return read_base(cpu, insn, kFs); }
-Guest<void> op_rdgsbase(Cpu& cpu, const Insn& insn) { return read_base(cpu, insn, kGs); }
-Guest<void> op_wrfsbase(Cpu& cpu, const Insn& insn) { return write_base(cpu, insn, kFs); }
-Guest<void> op_wrgsbase(Cpu& cpu, const Insn& insn) { return write_base(cpu, insn, kGs); }
 
 }  // namespace anykvm::x86

@@ -46,6 +46,7 @@ struct HelperSite {
   u64 rip = 0;
   u64 next_rip = 0;
   bool ends_block = false;
+  bool continues = false;  // with the block behind, if it is in the jump cache
 };
 
 // A memory access by the slow path.

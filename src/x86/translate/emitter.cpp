@@ -1,5 +1,7 @@
 #include "x86/translate/emitter.h"
 
+#include "x86/translate/policy.h"
+
 namespace anykvm::x86 {
 
 using namespace asmjit::x86;  // register names
@@ -284,15 +286,17 @@ void Emitter::ensure_vector() {
 
 // --- Helpers and ends ---
 
-void Emitter::call_helper(const Insn& insn, Op op, bool ends_block) {
+void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
   protect_flags(kFlagsArithmetic);
+  const bool ends_block = flags & kOpEnd, alone = mode.step || mode.slow;
   m_block.helpers.push_back(std::make_unique<HelperSite>(
-      HelperSite{insn, op, m_rip, next_rip(), ends_block || mode.step || mode.slow}));
+      HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, ends_block && !alone}));
   a.mov(kAddress, reinterpret_cast<u64>(m_block.helpers.back().get()));
-  a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.helper)));
+  const bool keeps_vector = flags & kOpKeepsVector;
+  a.call(asmjit::Imm(reinterpret_cast<u64>(keeps_vector ? m_thunks.helper_keeping_vector : m_thunks.helper)));
   record_site(false, FlagsAt::kImage, nullptr);
   m_flags = FlagsAt::kImage;
-  m_vector_live = false;
+  if (!keeps_vector) m_vector_live = false;
   if (ends_block) m_ended = true;
 }
 

@@ -59,7 +59,7 @@ class Emitter {
   void ensure_vector();
 
   // --- Helpers and ends ---
-  void call_helper(const Insn& insn, Op op, bool ends_block);
+  void call_helper(const Insn& insn, Op op, u16 flags);  // of HelperFlags
   // Direct; target already wrapped. `next_straddles`: the target continues on another page, so it is never
   // linked to.
   void jump_to(u64 target_rip, bool next_straddles = false);

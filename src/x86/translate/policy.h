@@ -15,6 +15,7 @@ enum HelperFlags : u16 {
   kOpOnly64 = 8,
   kOpProtected = 16,
   kOpVector = 32,
+  kOpKeepsVector = 64,
 };
 
 enum class Rule : u8 {

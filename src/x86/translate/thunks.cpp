@@ -84,9 +84,8 @@ void make_leave_flags_in_image(Assembler& a) {
 }
 
 // The common end of thunks whose C++ part wants to leave: every register is saved, the caller's return
-// address is on the stack. `caller_saved_saved`: the slots hold the guest's values already.
+// address is on the stack.
 void leave_from_call(Assembler& a) {
-  save_callee_saved(a);
   a.pop(rax);
   a.mov(ANYKVM_GS(leave_pc), rax);
   a.xor_(eax, eax);
@@ -108,38 +107,60 @@ void make_tlb_miss(Assembler& a) {
   load_caller_saved(a);
   a.ret();
   a.bind(leave);
+  save_callee_saved(a);
   save_vector_if_live(a);
   leave_from_call(a);
 }
 
-// A thunk that calls `function(context, r10, r11)`, leaves when it returns `leave_on_zero ? 0 : non-zero`,
-// and otherwise puts its result into R10.
-void make_call(Assembler& a, void* function, bool leave_on_zero) {
-  asmjit::Label leave = a.newLabel();
-  save_caller_saved(a);
-  save_callee_saved(a);
-  save_vector_if_live(a);
+void call_cpp(Assembler& a, void* function) {
   a.mov(rdi, ANYKVM_GS(self));
   a.mov(rsi, r10);
   a.mov(rdx, r11);
   a.sub(rsp, 8);
   a.call(asmjit::Imm(reinterpret_cast<u64>(function)));
   a.add(rsp, 8);
+}
+
+// A thunk that calls `function(context, r10, r11)`, leaves when it returns 0, and otherwise puts its result
+// into R10.
+void make_call(Assembler& a, void* function) {
+  asmjit::Label leave = a.newLabel();
+  save_caller_saved(a);
+  save_callee_saved(a);
+  save_vector_if_live(a);
+  call_cpp(a, function);
   a.mov(r10, rax);
   a.test(rax, rax);
-  if (leave_on_zero) {
-    a.jz(leave);
-  } else {
-    a.jnz(leave);
-  }
+  a.jz(leave);
   load_caller_saved(a);
   load_callee_saved(a);
   a.ret();
   a.bind(leave);
-  a.pop(rax);
-  a.mov(ANYKVM_GS(leave_pc), rax);
-  a.xor_(eax, eax);
-  return_to_cpp(a);
+  leave_from_call(a);
+}
+
+// See kHelperLeaves.
+void make_helper(Assembler& a, bool keeps_vector) {
+  asmjit::Label leave = a.newLabel(), stay = a.newLabel();
+  save_caller_saved(a);
+  save_callee_saved(a);
+  if (!keeps_vector) save_vector_if_live(a);
+  call_cpp(a, reinterpret_cast<void*>(&anykvm_run_helper));
+  a.cmp(rax, kHelperStays);
+  a.jb(leave);
+  a.je(stay);
+  a.mov(r10, rax);
+  a.add(rsp, 8);
+  load_caller_saved(a);
+  load_callee_saved(a);
+  a.jmp(r10);
+  a.bind(stay);
+  load_caller_saved(a);
+  load_callee_saved(a);
+  a.ret();
+  a.bind(leave);
+  if (keeps_vector) save_vector_if_live(a);
+  leave_from_call(a);
 }
 
 void make_load_vector(Assembler& a) {
@@ -167,9 +188,6 @@ const u8* assemble(CodeMemory& memory, const std::function<void(Assembler&)>& bo
   return memory.put(bytes.data(), bytes.size());
 }
 
-extern "C" u64 run_helper_from_thunk(Context* context, const HelperSite* site, u64) {
-  return anykvm_run_helper(context, site);
-}
 extern "C" u64 slow_commit_from_thunk(Context* context, u64, const SlowSite* site) {
   return anykvm_slow_commit(context, site);
 }
@@ -193,12 +211,12 @@ Thunks make_thunks(CodeMemory& memory) {
     return_to_cpp(a);
   });
   t.tlb_miss = assemble(memory, make_tlb_miss);
-  t.helper = assemble(
-      memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&run_helper_from_thunk), false); });
-  t.slow_access = assemble(
-      memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&anykvm_slow_access), true); });
-  t.slow_commit = assemble(
-      memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&slow_commit_from_thunk), true); });
+  t.helper = assemble(memory, [](Assembler& a) { make_helper(a, false); });
+  t.helper_keeping_vector = assemble(memory, [](Assembler& a) { make_helper(a, true); });
+  t.slow_access =
+      assemble(memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&anykvm_slow_access)); });
+  t.slow_commit =
+      assemble(memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&slow_commit_from_thunk)); });
   t.load_vector = assemble(memory, make_load_vector);
   return t;
 }

@@ -23,8 +23,9 @@ struct Thunks {
   const u8* leave_by_signal = nullptr;
 
   // Called from blocks; preserve every guest register; flags must be dead or in the image.
-  const u8* tlb_miss = nullptr;     // R10 linear address, R11 = MissInfo; returns R10 = host address
-  const u8* helper = nullptr;       // R10 = HelperSite*
+  const u8* tlb_miss = nullptr;  // R10 linear address, R11 = MissInfo; returns R10 = host address
+  const u8* helper = nullptr;    // R10 = HelperSite*
+  const u8* helper_keeping_vector = nullptr;  // the same for rows with kOpKeepsVector
   const u8* slow_access = nullptr;  // R10 address, R11 = SlowSite*; returns R10 = host address of the copy
   const u8* slow_commit = nullptr;  // R11 = SlowSite*
   const u8* load_vector = nullptr;  // preserves flags as well
@@ -44,10 +45,12 @@ struct MissInfo {
 };
 
 // --- C++ ends of the thunks ---
+inline constexpr u64 kHelperLeaves = 0;  // to the dispatcher
+inline constexpr u64 kHelperStays = 1;   // the block goes on
 extern "C" {
 // Compiled without vector instructions (the guest's may be live). Null: Context::leave says why.
 u8* anykvm_tlb_miss(Context* context, u64 address, u32 info);
-// Non-zero: leave the block.
+// kHelperLeaves, kHelperStays, or the host code of the next block to run.
 u64 anykvm_run_helper(Context* context, const HelperSite* site);
 u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site);
 u64 anykvm_slow_commit(Context* context, const SlowSite* site);  // zero: leave

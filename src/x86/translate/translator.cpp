@@ -183,10 +183,10 @@ class Run {
         emit_rule(e, p.decoded, p.policy.rule);
         break;
       case Policy::Kind::kHelper:
-        e.call_helper(p.decoded.insn, p.policy.helper, p.policy.flags & kOpEnd);
+        e.call_helper(p.decoded.insn, p.policy.helper, p.policy.flags);
         break;
       case Policy::Kind::kUndefined:
-        e.call_helper(p.decoded.insn, op_invalid, true);
+        e.call_helper(p.decoded.insn, op_invalid, kOpEnd);
         break;
     }
   }

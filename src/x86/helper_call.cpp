@@ -1,0 +1,64 @@
+// What a translated block calls for an instruction that C++ carries out. Compiled without vector
+// instructions: the guest's may be in the host's registers (kOpKeepsVector).
+#include "x86/cpu_private.h"
+#include "x86/translate/thunks.h"
+
+namespace anykvm::x86 {
+
+class HelperCall {
+ public:
+  HelperCall(Context& context, const HelperSite& site)
+      : m_context(context),
+        m_state(context.state),
+        m_cpu(*context.cpu),
+        m_private(*context.cpu->m_private),
+        m_site(site) {}
+
+  u64 run() {
+    m_context.rflags_from_image();
+    m_state.rip = m_site.next_rip;
+    const u64 mode = m_context.stamp.word & ~u64{0xff};
+    m_private.replay.begin_instruction(m_site.rip);
+    Guest<void> done = m_site.op(m_cpu, m_site.insn);
+    m_context.image_from_rflags();
+    if (!done.ok()) return stop(done.error());
+    m_private.replay.done();
+    m_context.leave = Leave::kLookup;
+    if (m_private.exit_after) return kHelperLeaves;
+    if (m_site.ends_block) return m_site.continues ? next_block() : kHelperLeaves;
+    bool stays = m_state.rip == m_site.next_rip && m_context.stamp.word == mode;
+    return stays ? kHelperStays : kHelperLeaves;
+  }
+
+ private:
+  u64 stop(const GuestStop& why) {
+    m_state.rip = m_site.rip;
+    m_context.stop = why;
+    m_context.leave = Leave::kStop;
+    return kHelperLeaves;
+  }
+
+  // As the dispatcher would go on (Dispatcher::step), if that has nothing else to do.
+  u64 next_block() {
+    if (m_private.recheck_events || m_state.events.triple_fault || (m_state.rflags & kFlagRf))
+      return kHelperLeaves;
+    const unsigned index = jump_cache_index(m_state.rip);
+    // With an attention bit set the sum is never 0 (LinkStamp).
+    if (static_cast<u64>(m_context.jump_tag[index]) + m_state.rip + m_context.stamp.word != 0)
+      return kHelperLeaves;
+    m_state.events.shadow = 0;
+    return m_context.jump_target[index];
+  }
+
+  Context& m_context;
+  CpuState& m_state;
+  Cpu& m_cpu;
+  Cpu::Private& m_private;
+  const HelperSite& m_site;
+};
+
+extern "C" u64 anykvm_run_helper(Context* context, const HelperSite* site) {
+  return HelperCall(*context, *site).run();
+}
+
+}  // namespace anykvm::x86
