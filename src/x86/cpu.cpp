@@ -51,8 +51,10 @@ void Cpu::queue_nmi() {
 bool Cpu::nmi_queued() const { return m_private->queued_nmis.load() != 0; }
 
 void Cpu::set_interrupt_window_request(bool wanted) {
-  m_private->window_requested = wanted;
-  if (wanted) request(kAttentionEvent);
+  m_context->held_back &= ~kHeldClient;
+  if (!wanted) return;
+  m_context->held_back |= kHeldClient;
+  request(kAttentionEvent);
 }
 
 void Cpu::inject_interrupt(u8 vector) {
@@ -67,7 +69,7 @@ bool Cpu::interrupts_open() const {
 }
 
 void Cpu::interrupts_may_have_opened() {
-  if (m_private->event_waiting || m_private->window_requested) request(kAttentionEvent);
+  if (m_context->held_back) request(kAttentionEvent);
 }
 
 // --- Mode and TLB ---
@@ -79,6 +81,9 @@ void Cpu::set_translation_limits(TranslationLimits limits) {
 
 void Cpu::mode_changed() {
   Private& p = *m_private;
+  bool forbidden = m_state->cpl != 0 && (m_state->cr4 & kCr4Tsd);
+  m_context->rdtsc_by_helper = forbidden || m_state->tsc_ratio != kTscUnscaled;
+  m_context->rdtscp_by_helper = m_context->rdtsc_by_helper || !m_model.has(Feature::kRdtscp);
   Mode mode = compute_mode(*m_state);
   m_watching = p.breakpoints(*m_state).any_enabled();
   // Breakpoints need a look at every instruction and every access.
@@ -188,8 +193,7 @@ Guest<void> Cpu::pio_write(u16 port, const void* data, unsigned size) {
 
 u64 Cpu::read_tsc() const {
   u64 host = __rdtsc();
-  constexpr u64 kUnscaled = u64{1} << 32;
-  if (m_state->tsc_ratio == kUnscaled) return host + m_state->tsc_offset;
+  if (m_state->tsc_ratio == kTscUnscaled) return host + m_state->tsc_offset;
   auto scaled = static_cast<unsigned __int128>(host) * m_state->tsc_ratio >> 32;
   return static_cast<u64>(scaled) + m_state->tsc_offset;
 }

@@ -83,8 +83,6 @@ struct Cpu::Private {
   IoReplay replay;
   Exit exit;                   // for the client
   bool exit_after = false;     // `exit` is due once the current instruction is complete
-  bool event_waiting = false;  // something is ready, but RFLAGS.IF or a shadow holds it back
-  bool window_requested = false;
   bool recheck_events = false;  // after the block that runs in an interrupt shadow
   std::atomic<u8> queued_nmis{0};
 

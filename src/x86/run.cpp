@@ -150,7 +150,7 @@ class Dispatcher {
 
   // Events wait while an instruction is half done: its accesses to the outside would otherwise happen twice.
   MaybeExit take_events() {
-    m_private.event_waiting = false;
+    m_context.held_back &= ~kHeldEvent;
     Events& events = m_state.events;
     if (m_private.replay.in_progress()) return after_one_instruction();
     if (events.exception.injected || events.exception.pending || events.interrupt.injected ||
@@ -179,10 +179,10 @@ class Dispatcher {
 
   MaybeExit take_interrupt() {
     bool open = m_state.rflags & kFlagIf;
-    if (m_private.window_requested && open) return make_exit(Exit::Reason::kInterruptWindow);
+    if ((m_context.held_back & kHeldClient) && open) return make_exit(Exit::Reason::kInterruptWindow);
     if (!m_cpu.platform().interrupt_ready()) return {};
     if (!open) {
-      m_private.event_waiting = true;
+      m_context.held_back |= kHeldEvent;
       return {};
     }
     auto vector = m_cpu.platform().acknowledge_interrupt();
@@ -412,6 +412,7 @@ Exit Cpu::run() {
   {
     GsBase gs(m_context);
     m_machine.enter_guest(*this);
+    mode_changed();  // the client may have changed the TSC
     m_context->image_from_rflags();
     exit = Dispatcher(*this, *m_private).run();
     m_machine.leave_guest(*this);

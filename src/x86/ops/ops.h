@@ -16,10 +16,12 @@ namespace anykvm::x86 {
 using Op = Guest<void> (*)(Cpu& cpu, const Insn& insn);
 
 #define ANYKVM_HELPER(mnemonic, function, flags) Guest<void> function(Cpu& cpu, const Insn& insn);
+#define ANYKVM_INLINE(mnemonic, rule, function, flags) ANYKVM_HELPER(mnemonic, function, flags)
 #define ANYKVM_RULE(mnemonic, rule)
 #define ANYKVM_UNDEFINED(mnemonic)
 #include "x86/tables/instructions.def"
 #undef ANYKVM_HELPER
+#undef ANYKVM_INLINE
 #undef ANYKVM_RULE
 #undef ANYKVM_UNDEFINED
 

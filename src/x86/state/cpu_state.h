@@ -62,6 +62,9 @@ enum class MpState : u32 { kRunnable = 0, kUninitialized = 1, kInitReceived = 2,
 // Room for the widest XSAVE image offered to guests (x87, SSE, AVX, AVX-512, PKRU), standard format.
 inline constexpr std::size_t kXsaveAreaSize = 4096;
 
+// CpuState::tsc_ratio when guest and host run alike.
+inline constexpr u64 kTscUnscaled = u64{1} << 32;
+
 struct CpuState {
   std::array<u64, 16> gpr{};  // by Gpr number
   u64 rip = 0xfff0;
@@ -87,7 +90,7 @@ struct CpuState {
   u64 dr6 = kDr6Fixed1, dr7 = kDr7Fixed1;
 
   // Guest TSC = ((host TSC * tsc_ratio) >> 32) + tsc_offset; the ratio is 1 << 32 when guest and host run alike.
-  u64 tsc_ratio = u64{1} << 32;
+  u64 tsc_ratio = kTscUnscaled;
   u64 tsc_offset = 0;
 
   MsrState msrs{};

@@ -48,6 +48,12 @@ struct JumpPage {
   u16 straddles : 1;  // the block continues on the next page
 };
 
+// What waits for interrupts to be enabled; bits of Context::held_back.
+enum HeldBack : u8 {
+  kHeldEvent = 1,   // something is ready, but RFLAGS.IF holds it back
+  kHeldClient = 2,  // the client wants to know (request_interrupt_window)
+};
+
 struct Context {
   CpuState state;
 
@@ -63,6 +69,9 @@ struct Context {
   u64 flags_image = 0x0200;
   u64 vector_dead = 1;  // 0: the guest's vector state is in the host's registers, state.xsave is stale
   u64 xsave_mask = 0;   // components that are switched
+  u8 held_back = 0;     // bits of HeldBack
+  // Not just host TSC + offset: scaled, forbidden (CR4.TSD) or no such instruction.
+  bool rdtsc_by_helper = false, rdtscp_by_helper = false;
   u32 host_mxcsr = 0x1f80;
   u32 host_fcw = 0x37f;
   u64 leave_pc = 0;  // host address behind the site that left (to find it in the block's site table)

@@ -286,18 +286,32 @@ void Emitter::ensure_vector() {
 
 // --- Helpers and ends ---
 
-void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
-  protect_flags(kFlagsArithmetic);
+const HelperSite* Emitter::new_helper_site(const Insn& insn, Op op, u16 flags) {
   const bool ends_block = flags & kOpEnd, alone = mode.step || mode.slow;
   m_block.helpers.push_back(std::make_unique<HelperSite>(
       HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, ends_block && !alone}));
-  a.mov(kAddress, reinterpret_cast<u64>(m_block.helpers.back().get()));
-  const bool keeps_vector = flags & kOpKeepsVector;
-  a.call(asmjit::Imm(reinterpret_cast<u64>(keeps_vector ? m_thunks.helper_keeping_vector : m_thunks.helper)));
+  return m_block.helpers.back().get();
+}
+
+void Emitter::call_helper_thunk(const HelperSite* site, u16 flags) {
+  const u8* thunk = flags & kOpKeepsVector ? m_thunks.helper_keeping_vector : m_thunks.helper;
+  a.mov(kAddress, reinterpret_cast<u64>(site));
+  a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
+}
+
+void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
+  protect_flags(kFlagsArithmetic);
+  call_helper_thunk(new_helper_site(insn, op, flags), flags);
   record_site(false, FlagsAt::kImage, nullptr);
   m_flags = FlagsAt::kImage;
-  if (!keeps_vector) m_vector_live = false;
-  if (ends_block) m_ended = true;
+  if (!(flags & kOpKeepsVector)) m_vector_live = false;
+  if (flags & kOpEnd) m_ended = true;
+}
+
+asmjit::Label Emitter::helper_aside(const Insn& insn, Op op, u16 flags, asmjit::Label resume) {
+  const HelperSite* site = new_helper_site(insn, op, flags);
+  m_asides.push_back({a.newLabel(), resume, site, flags, static_cast<u16>(m_rip - m_block.rip)});
+  return m_asides.back().entry;
 }
 
 // Links join blocks of one page only, so that a change of the guest's mappings never leaves a link behind.
@@ -437,6 +451,13 @@ void Emitter::emit_exit(Exit& exit) {
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags))));
 }
 
+void Emitter::emit_aside(const Aside& aside) {
+  a.bind(aside.entry);
+  call_helper_thunk(aside.site, aside.flags);
+  m_block.sites.push_back({offset(), aside.guest_offset, false, FlagsAt::kImage, {kNoRegister, kNoRegister}});
+  if (aside.resume.isValid()) a.jmp(aside.resume);
+}
+
 void Emitter::finish() {
   for (Miss& miss : m_misses) {
     a.bind(miss.entry);
@@ -446,6 +467,7 @@ void Emitter::finish() {
     m_block.sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
     a.jmp(miss.resume);
   }
+  for (const Aside& aside : m_asides) emit_aside(aside);
   for (Exit& exit : m_exits) emit_exit(exit);
   if (!m_cache_miss.isValid()) return;
   a.bind(m_cache_miss);

@@ -60,6 +60,9 @@ class Emitter {
 
   // --- Helpers and ends ---
   void call_helper(const Insn& insn, Op op, u16 flags);  // of HelperFlags
+  // The same, out of line: where to jump for it. Flags are dead or in the image. A helper that does not end
+  // the block goes on at `resume`.
+  asmjit::Label helper_aside(const Insn& insn, Op op, u16 flags, asmjit::Label resume = {});
   // Direct; target already wrapped. `next_straddles`: the target continues on another page, so it is never
   // linked to.
   void jump_to(u64 target_rip, bool next_straddles = false);
@@ -82,6 +85,11 @@ class Emitter {
     u16 guest_offset;
     FlagsAt flags;
   };
+  struct Aside {
+    asmjit::Label entry, resume;
+    const HelperSite* site;
+    u16 flags, guest_offset;
+  };
   struct Exit {
     asmjit::Label label;
     Link* link;
@@ -99,6 +107,9 @@ class Emitter {
   bool linkable(u64 target) const;
   Exit& new_exit(u64 target);
   void emit_exit(Exit& exit);
+  void emit_aside(const Aside& aside);
+  const HelperSite* new_helper_site(const Insn& insn, Op op, u16 flags);
+  void call_helper_thunk(const HelperSite* site, u16 flags);
   const u8* leave_thunk(FlagsAt flags) const;
   void leave_to(u64 target);
   void leave_to_address();
@@ -118,6 +129,7 @@ class Emitter {
   SlowSite* m_open_slow = nullptr;
   asmjit::Label m_cache_miss;
   std::vector<Miss> m_misses;
+  std::vector<Aside> m_asides;
   std::deque<Exit> m_exits;
 };
 

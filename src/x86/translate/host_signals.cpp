@@ -1,10 +1,10 @@
 #include "x86/translate/host_signals.h"
 
 #include <ucontext.h>
-#include <csignal>
-#include <cstring>
 #include <algorithm>
 #include <atomic>
+#include <csignal>
+#include <cstring>
 #include <mutex>
 
 #include "base/raw_syscall.h"
@@ -74,7 +74,8 @@ void install_host_signal_handlers() {
 }
 
 bool change_fault_action(int signal, const struct sigaction* action, struct sigaction* old) {
-  if (!g_installed.load() || std::find(std::begin(kSignals), std::end(kSignals), signal) == std::end(kSignals))
+  if (!g_installed.load() ||
+      std::find(std::begin(kSignals), std::end(kSignals), signal) == std::end(kSignals))
     return false;
   std::lock_guard lock(g_mutex);
   const struct sigaction before = g_previous[signal];

@@ -16,10 +16,13 @@ Table make_table() {
   table[ZYDIS_MNEMONIC_##mnemonic] = {Policy::Kind::kRule, Rule::k##name, nullptr, 0};
 #define ANYKVM_HELPER(mnemonic, function, helper_flags) \
   table[ZYDIS_MNEMONIC_##mnemonic] = {Policy::Kind::kHelper, Rule::kNone, function, (helper_flags)};
+#define ANYKVM_INLINE(mnemonic, name, function, helper_flags) \
+  table[ZYDIS_MNEMONIC_##mnemonic] = {Policy::Kind::kHelper, Rule::k##name, function, (helper_flags)};
 #define ANYKVM_UNDEFINED(mnemonic) table[ZYDIS_MNEMONIC_##mnemonic] = {};
 #include "x86/tables/instructions.def"
 #undef ANYKVM_RULE
 #undef ANYKVM_HELPER
+#undef ANYKVM_INLINE
 #undef ANYKVM_UNDEFINED
   return table;
 }
@@ -228,6 +231,20 @@ Policy policy_of(const Decoded& d) {
   bool unsupported = d.encoding == Encoding::kXop || d.encoding == Encoding::k3dnow || unknown_flag_op;
   if (unsupported || !runs_as_itself(d.category)) return {};
   return row;
+}
+
+bool inline_in(const Mode& mode, Rule rule) {
+  switch (rule) {
+    case Rule::kNone:
+      return false;
+    case Rule::kcli:
+    case Rule::ksti:
+      return mode.cpl == 0;  // elsewhere IOPL and VME decide
+    case Rule::kpushf:
+      return mode.protected_;  // virtual-8086 mode has VME
+    default:
+      return true;
+  }
 }
 
 Gate gate_of(const Decoded& d, const Policy& p, const Mode& mode, u64 cr0, u64 cr4) {

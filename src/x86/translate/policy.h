@@ -31,17 +31,26 @@ enum class Rule : u8 {
   kleave,
   klea,
   knop,
-  kmoffs
+  kmoffs,
+  kcli,
+  ksti,
+  kpushf,
+  kdirection,
+  kswapgs,
+  krdtsc
 };
 
 struct Policy {
   enum class Kind : u8 { kUndefined, kAsIs, kRule, kHelper } kind = Kind::kUndefined;
-  Rule rule = Rule::kNone;
+  Rule rule = Rule::kNone;  // kHelper: in its place where inline_in() says so
   Op helper = nullptr;
   u16 flags = 0;
 };
 
 Policy policy_of(const Decoded& decoded);
+
+// May the rule stand in for the helper?
+bool inline_in(const Mode& mode, Rule rule);
 
 // The fault that the instruction raises in this mode before doing anything: #UD, #NM or #GP(0) by CPL and
 // enabled state.

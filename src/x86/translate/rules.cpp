@@ -4,8 +4,8 @@
 
 namespace anykvm::x86 {
 
-void emit_rule(Emitter& e, const Decoded& d, Rule rule) {
-  switch (rule) {
+void emit_rule(Emitter& e, const Decoded& d, const Policy& policy) {
+  switch (policy.rule) {
     case Rule::kNone:
       break;
     case Rule::kjmp:
@@ -32,6 +32,18 @@ void emit_rule(Emitter& e, const Decoded& d, Rule rule) {
       return emit_nop(e, d);
     case Rule::kmoffs:
       return emit_moffs(e, d);
+    case Rule::kcli:
+      return emit_cli(e);
+    case Rule::ksti:
+      return emit_sti(e, d, policy);
+    case Rule::kpushf:
+      return emit_pushf(e, d);
+    case Rule::kdirection:
+      return emit_direction(e, d);
+    case Rule::kswapgs:
+      return emit_swapgs(e);
+    case Rule::krdtsc:
+      return emit_rdtsc(e, d, policy);
   }
 }
 

@@ -10,7 +10,7 @@ namespace anykvm::x86 {
 // The instruction as itself, with its registers mapped and its memory operand redirected (rules_as_is.cpp).
 void emit_as_is(Emitter& e, const Decoded& decoded);
 
-// One of the rows marked ANYKVM_RULE.
-void emit_rule(Emitter& e, const Decoded& decoded, Rule rule);
+// One of the rows marked ANYKVM_RULE or ANYKVM_INLINE.
+void emit_rule(Emitter& e, const Decoded& decoded, const Policy& policy);
 
 }  // namespace anykvm::x86

@@ -20,4 +20,11 @@ void emit_lea(Emitter& e, const Decoded& d);
 void emit_moffs(Emitter& e, const Decoded& d);
 void emit_nop(Emitter& e, const Decoded& d);
 
+void emit_cli(Emitter& e);
+void emit_sti(Emitter& e, const Decoded& d, const Policy& policy);
+void emit_pushf(Emitter& e, const Decoded& d);
+void emit_direction(Emitter& e, const Decoded& d);
+void emit_swapgs(Emitter& e);
+void emit_rdtsc(Emitter& e, const Decoded& d, const Policy& policy);
+
 }  // namespace anykvm::x86

@@ -101,6 +101,7 @@ class Run {
       rip = advance_rip(m_block.mode, rip, p.decoded.insn.length);
       if (ends_block(p) || rip < p.rip) break;
     }
+    keep_shadow();
     find_live_flags();
     return m_count != 0;
   }
@@ -158,6 +159,15 @@ class Run {
     Gate gate = gate_of(p.decoded, p.policy, mode, representative_cr0(mode), representative_cr4(mode));
     p.open = gate == Gate::kOpen;
     if (!p.open) p.policy = {Policy::Kind::kHelper, Rule::kNone, op_raise_gate, kOpEnd};
+    bool instead = p.policy.kind == Policy::Kind::kHelper && inline_in(mode, p.policy.rule);
+    if (instead) p.policy.kind = Policy::Kind::kRule;
+  }
+
+  // No interrupt comes between STI and the next instruction. Within a block none ever does; at its end the
+  // helper sees to it.
+  void keep_shadow() {
+    if (m_count && m_run[m_count - 1].policy.rule == Rule::ksti)
+      m_run[m_count - 1].policy.kind = Policy::Kind::kHelper;
   }
 
   // Backwards: flags are live before an instruction if it reads them, or if they are live after and it does
@@ -167,7 +177,8 @@ class Run {
     for (unsigned i = m_count; i-- > 0;) {
       Planned& p = m_run[i];
       p.live_after = live;
-      bool all = p.policy.kind == Policy::Kind::kHelper || p.policy.kind == Policy::Kind::kUndefined;
+      bool all = p.policy.kind == Policy::Kind::kHelper || p.policy.kind == Policy::Kind::kUndefined ||
+                 p.policy.rule == Rule::kpushf;
       live =
           all ? static_cast<u32>(kFlagsArithmetic) : (live & ~p.decoded.flags_killed) | p.decoded.flags_read;
       p.live_before = live;
@@ -180,7 +191,7 @@ class Run {
         emit_as_is(e, p.decoded);
         break;
       case Policy::Kind::kRule:
-        emit_rule(e, p.decoded, p.policy.rule);
+        emit_rule(e, p.decoded, p.policy);
         break;
       case Policy::Kind::kHelper:
         e.call_helper(p.decoded.insn, p.policy.helper, p.policy.flags);
