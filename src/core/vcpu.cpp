@@ -98,8 +98,12 @@ Result<> Vcpu::set_mp_state(u32 mp) {
 
 Result<> Vcpu::inject_interrupt(u32 vector) {
   if (vector > 255) return Error{EINVAL, "vector is above 255"};
-  if (m_vm.irqchip()) return Error{ENXIO, "the interrupt controller is inside"};
-  m_cpu->inject_interrupt(static_cast<u8>(vector));
+  if (m_vm.has_pic()) return Error{ENXIO, "the interrupt controller is inside"};
+  if (!m_lapic) {
+    m_cpu->inject_interrupt(static_cast<u8>(vector));
+  } else if (!m_lapic->offer_client_vector(static_cast<u8>(vector))) {
+    return Error{EEXIST, "the last one still waits"};
+  }
   return {};
 }
 
@@ -147,6 +151,7 @@ Result<> Vcpu::set_cpuid(std::vector<x86::CpuidEntry> entries) {
   }
   m_cpu->model().set_entries(std::move(entries));
   features.physical_bits = static_cast<u8>(m_cpu->model().physical_address_bits());
+  features.suppress_eoi_broadcast = features.x2apic && !m_vm.has_pic();
   if (m_lapic) m_lapic->set_features(features);
   m_cpu->state_replaced();
   return {};
@@ -198,6 +203,11 @@ std::optional<u8> Vcpu::acknowledge_interrupt() {
   show_vapic();
   if (vector) ANYKVM_TRACE(irq, "vcpu {} takes vector {:#x}", m_id, *vector);
   return vector;
+}
+
+// An ExtINT that waits already, or LINT0 masked: the vector could not be put anywhere.
+bool Vcpu::takes_client_interrupt() {
+  return !m_lapic || (m_lapic->accepts_pic() && !m_lapic->has_client_vector());
 }
 
 void Vcpu::set_cr8(u8 value) {
@@ -257,6 +267,11 @@ void Vcpu::init() { request(kRequestInit); }
 void Vcpu::sipi(u8 vector) {
   m_sipi_vector = vector;
   request(kRequestSipi);
+}
+
+void Vcpu::client_ioapic_eoi(u8 vector) {
+  m_client_eoi = vector;
+  request(kRequestClientEoi);
 }
 
 void Vcpu::request(u8 request) {

@@ -77,7 +77,7 @@ class Vcpu final : private x86::Platform,
   Result<> set_cpuid(std::vector<x86::CpuidEntry> entries);
 
  private:
-  enum Request : u8 { kRequestInit = 1, kRequestSipi = 2 };
+  enum Request : u8 { kRequestInit = 1, kRequestSipi = 2, kRequestClientEoi = 4 };
 
   Vcpu(Vm& vm, u32 id, SharedPage shared);
   Result<> join_irqchip();
@@ -90,6 +90,10 @@ class Vcpu final : private x86::Platform,
   // After complete_client_io(): carries out the instruction that waited for it, and nothing after it. True:
   // it needs the client once more.
   bool finish_instruction();
+  // A client that has the PIC may inject an interrupt by KVM_INTERRUPT (ready_for_interrupt_injection).
+  bool ready_for_client_interrupt();
+  // True: an EOI for the client's IOAPIC is to be reported, and kvm_run describes it.
+  bool report_client_eoi();
   Error interrupted();
   Error left_at_once();
   bool take_signal() { return m_signalled.exchange(false); }
@@ -127,6 +131,7 @@ class Vcpu final : private x86::Platform,
   bool mmio_write(Gpa address, const void* data, unsigned size) override;
   bool interrupt_ready() override;
   std::optional<u8> acknowledge_interrupt() override;
+  bool takes_client_interrupt() override;
   u8 cr8() override { return task_priority(); }
   void set_cr8(u8 value) override;
   bool apic_msr_read(u32 index, u64* value) override;
@@ -145,6 +150,7 @@ class Vcpu final : private x86::Platform,
   void nmi() override;
   void init() override;
   void sipi(u8 vector) override;
+  void client_ioapic_eoi(u8 vector) override;
   void deadline_changed() override;
 
   // --- irqchip::Clock: any thread ---
@@ -176,6 +182,7 @@ class Vcpu final : private x86::Platform,
   SingleWaiter m_waiter;
   std::atomic<u8> m_requests{0};  // bits of Request
   std::atomic<u8> m_sipi_vector{0};
+  u8 m_client_eoi = 0;  // of kRequestClientEoi
   std::atomic<bool> m_signalled{false};
   std::atomic<bool> m_in_guest{false};  // inside Cpu::run(): deadlines are the timer thread's
   TimerThread::Timer* m_timer = nullptr;

@@ -83,6 +83,7 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
   }
   for (;;) {
     if (take_signal()) return interrupted();
+    if (report_client_eoi()) return {};
     handle_apic_requests();
     if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
       m_stats.count(VcpuStat::halt_wakeup);
@@ -92,7 +93,7 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
       wait(signals);
       continue;
     }
-    if (!m_lapic) m_cpu->set_interrupt_window_request(read_once(run.request_interrupt_window));
+    if (!m_vm.has_pic()) m_cpu->set_interrupt_window_request(read_once(run.request_interrupt_window));
     if (handle_exit(run_guest())) return {};
   }
 }
@@ -216,6 +217,18 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
   return false;
 }
 
+// KVM_EXIT_IOAPIC_EOI comes once the instruction that wrote the EOI is complete.
+bool Vcpu::report_client_eoi() {
+  if (!(m_requests.load() & kRequestClientEoi)) return false;
+  m_requests.fetch_and(static_cast<u8>(~kRequestClientEoi));
+  kvm_run& run = m_shared.run();
+  run.exit_reason = KVM_EXIT_IOAPIC_EOI;
+  run.eoi.vector = m_client_eoi;
+  return true;
+}
+
+bool Vcpu::ready_for_client_interrupt() { return m_cpu->interrupts_open() && takes_client_interrupt(); }
+
 void Vcpu::report_pio(const x86::Exit& exit) {
   ANYKVM_COUNT(exits_io);
   m_stats.count(VcpuStat::io_exits);
@@ -288,7 +301,7 @@ void Vcpu::save_run_state() {
   run.if_flag = (state().rflags & x86::kFlagIf) != 0;
   run.cr8 = task_priority();
   run.apic_base = apic_base();
-  run.ready_for_interrupt_injection = m_lapic || m_cpu->interrupts_open();
+  run.ready_for_interrupt_injection = m_vm.has_pic() || ready_for_client_interrupt();
   store_synced_registers(*this, run.s.regs, read_once(run.kvm_valid_regs));
 }
 

@@ -150,11 +150,25 @@ Result<> Vm::create_irqchip() {
   std::lock_guard lock(m_mutex);
   if (m_irqchip_storage) return Error{EEXIST, "there is an irqchip"};
   if (!m_vcpus.empty()) return Error{EINVAL, "vCPUs exist already"};
-  m_irqchip_storage = std::make_unique<irqchip::IrqChip>();
+  install_irqchip(std::make_unique<irqchip::IrqChip>());
+  return {};
+}
+
+Result<> Vm::create_split_irqchip(u64 reserved_pins) {
+  if (reserved_pins > irqchip::kMaxIrqRoutes) return Error{EINVAL, "more pins than routes"};
+  std::lock_guard lock(m_mutex);
+  if (m_irqchip_storage) return Error{EEXIST, "there is an irqchip"};
+  if (!m_vcpus.empty()) return Error{EEXIST, "vCPUs exist already"};
+  install_irqchip(
+      std::make_unique<irqchip::IrqChip>(irqchip::IrqChip::Kind::kSplit, static_cast<u32>(reserved_pins)));
+  return {};
+}
+
+void Vm::install_irqchip(std::unique_ptr<irqchip::IrqChip> irqchip) {
+  m_irqchip_storage = std::move(irqchip);
   apply_x2apic_api();
   m_irq_fds = std::make_unique<IrqFds>(*m_irqchip_storage);
   m_irqchip.store(m_irqchip_storage.get(), std::memory_order_release);
-  return {};
 }
 
 void Vm::enable_x2apic_api(u64 flags) {
@@ -206,6 +220,8 @@ void Vm::rearm_pit() {
 
 Result<> Vm::irqfd(const kvm_irqfd& request) {
   TRY(require_irqchip(EINVAL));
+  if ((request.flags & KVM_IRQFD_FLAG_RESAMPLE) && !has_pic())
+    return Error{EINVAL, "only our own PIC and IOAPIC can tell of the end of an interrupt"};
   return m_irq_fds->change(request);
 }
 

@@ -68,6 +68,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
 
   // --- interrupts ---
   Result<> create_irqchip();
+  // KVM_CAP_SPLIT_IRQCHIP: local APICs only; GSIs below `reserved_pins` are the pins of the client's IOAPIC.
+  Result<> create_split_irqchip(u64 reserved_pins);
   Result<> create_pit(u32 flags);
   // KVM_CAP_X2APIC_API: flags once set stay set.
   void enable_x2apic_api(u64 flags);
@@ -76,6 +78,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   }  // null: the client has it
   Result<irqchip::IrqChip*> require_irqchip(int error) const;
   Result<irqchip::Pit*> require_pit() const;
+  // The PIC and the IOAPIC are in here, so the client has no interrupts of its own to inject.
+  bool has_pic() const { return irqchip() && irqchip()->kind() == irqchip::IrqChip::Kind::kFull; }
   Result<> irqfd(const kvm_irqfd& request);
 
   // --- buses: the guest's accesses that are no vCPU's own ---
@@ -127,7 +131,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   };
 
   explicit Vm(std::unique_ptr<x86::Machine> machine);
-  void apply_x2apic_api();  // m_mutex
+  void apply_x2apic_api();                                          // m_mutex
+  void install_irqchip(std::unique_ptr<irqchip::IrqChip> irqchip);  // m_mutex
   void pit_expired();
   void rearm_pit();
 

@@ -23,6 +23,7 @@ class SleepingHost final : public LapicHost {
   void init() override {}
   void sipi(u8) override {}
   void deadline_changed() override {}
+  void client_ioapic_eoi(u8) override {}
 
   // False: nothing came within ten seconds, so a wake-up was lost.
   bool wait() {

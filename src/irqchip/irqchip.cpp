@@ -19,13 +19,14 @@ kvm_irq_routing_msi as_route(const kvm_msi& msi) { return {msi.address_lo, msi.a
 
 }  // namespace
 
-IrqChip::IrqChip(Kind kind) : m_kind(kind), m_ioapic(m_bus) {
+IrqChip::IrqChip(Kind kind, u32 reserved_pins)
+    : m_kind(kind), m_reserved_pins(reserved_pins), m_ioapic(m_bus) {
   std::vector<kvm_irq_routing_entry> routes;
   if (kind == Kind::kFull) routes = default_routing();
   m_routing = RoutingTable::create(routes, full_irqchip(), false).value();
   m_bus.set_eoi_listener(this);
   std::lock_guard lock(m_mutex);
-  ioapic_changed();
+  if (kind == Kind::kFull) ioapic_changed();
 }
 
 IrqChip::~IrqChip() { m_bus.set_eoi_listener(nullptr); }
@@ -61,8 +62,7 @@ int IrqChip::set_irq_line(u32 gsi, bool level, unsigned source) {
   }
   for (const kvm_irq_routing_entry& route : table->routes(gsi)) {
     if (route.type != KVM_IRQ_ROUTING_MSI || !level) continue;
-    const auto& msi = route.u.msi;
-    add(m_bus.deliver(decode_msi(msi.address_lo, msi.address_hi, msi.data, ids_32bit()), nullptr));
+    add(m_bus.deliver(decode_msi(route.u.msi, ids_32bit()), nullptr));
   }
   return taken;
 }
@@ -81,8 +81,7 @@ Result<int> IrqChip::signal_msi(const kvm_msi& msi) {
   if (msi.flags & ~KVM_MSI_VALID_DEVID) return Error{EINVAL, "unknown MSI flags"};
   kvm_irq_routing_msi route = as_route(msi);
   TRY(check_msi(route.address_hi, ids_32bit()));
-  Message message = decode_msi(route.address_lo, route.address_hi, route.data, ids_32bit());
-  return std::max(0, m_bus.deliver(message, nullptr));
+  return std::max(0, m_bus.deliver(decode_msi(route, ids_32bit()), nullptr));
 }
 
 Result<> IrqChip::set_routing(std::span<const kvm_irq_routing_entry> entries) {
@@ -91,6 +90,7 @@ Result<> IrqChip::set_routing(std::span<const kvm_irq_routing_entry> entries) {
   auto table = TRY(RoutingTable::create(entries, chips, ids_32bit()));
   std::lock_guard lock(m_mutex);
   m_routing = std::move(table);
+  if (m_kind == Kind::kSplit) eoi_vectors_changed(client_ioapic_vectors());
   return {};
 }
 
@@ -120,13 +120,9 @@ void IrqChip::set_ack_listener(std::function<void(u32 gsi)> listener) {
   m_ack_listener = std::make_shared<const std::function<void(u32)>>(std::move(listener));
 }
 
-void IrqChip::set_split_eoi_listener(std::function<void(Lapic& from, u8 vector)> listener) {
-  std::lock_guard lock(m_mutex);
-  m_split_eoi_listener = std::make_shared<const std::function<void(Lapic&, u8)>>(std::move(listener));
-}
+void IrqChip::ioapic_changed() { eoi_vectors_changed(m_ioapic.vectors()); }
 
-void IrqChip::ioapic_changed() {
-  std::array<u32, 8> vectors = m_ioapic.vectors();
+void IrqChip::eoi_vectors_changed(std::array<u32, 8> vectors) {
   for (unsigned i = 0; i < vectors.size(); i++)
     m_ioapic_vectors[i].store(vectors[i], std::memory_order_relaxed);
 }
@@ -135,17 +131,39 @@ bool IrqChip::ioapic_has_vector(u8 vector) const {
   return has_bit(m_ioapic_vectors[vector >> 5].load(std::memory_order_relaxed), vector & 31);
 }
 
-void IrqChip::lapic_eoi(Lapic& from, u8 vector, bool level) {
-  if (m_kind == Kind::kSplit) {
-    if (!level) return;
-    std::unique_lock lock(m_mutex);
-    auto listener = m_split_eoi_listener;
-    lock.unlock();
-    if (listener && *listener) (*listener)(from, vector);
-    return;
+// The client's IOAPIC is known by the MSI routes of its pins; only level-triggered ones wait for an EOI.
+std::array<u32, 8> IrqChip::client_ioapic_vectors() const {
+  std::array<u32, 8> vectors{};
+  for (u32 gsi = 0; gsi < m_reserved_pins; gsi++) {
+    for (const kvm_irq_routing_entry& route : m_routing->routes(gsi)) {
+      Message message = decode_msi(route.u.msi, ids_32bit());
+      if (message.level_triggered) vectors[message.vector >> 5] |= 1u << (message.vector & 31);
+    }
   }
+  return vectors;
+}
+
+// A pin whose entry has been sent elsewhere since may still be in service here; the TMR bit (`level`) says
+// so.
+bool IrqChip::client_ioapic_has(const Lapic& lapic, u8 vector, bool level) const {
+  std::shared_ptr<const RoutingTable> table = routing();
+  for (u32 gsi = 0; gsi < m_reserved_pins; gsi++) {
+    for (const kvm_irq_routing_entry& route : table->routes(gsi)) {
+      Message message = decode_msi(route.u.msi, ids_32bit());
+      if (!message.level_triggered || message.vector != vector) continue;
+      if (level || m_bus.matches(message, lapic, nullptr)) return true;
+    }
+  }
+  return false;
+}
+
+void IrqChip::lapic_eoi(Lapic& from, u8 vector, bool level) {
   // Most EOIs are for IPIs, MSIs and the local timer: no lock for them.
   if (!ioapic_has_vector(vector)) return;
+  if (m_kind == Kind::kSplit) {
+    if (client_ioapic_has(from, vector, level)) from.tell_client_eoi(vector);
+    return;
+  }
   std::unique_lock lock(m_mutex);
   u32 pins = m_ioapic.eoi(vector, level);
   lock.unlock();
@@ -177,17 +195,23 @@ void IrqChip::notify_pic_completed(u16 lines) {
 
 // --- vCPU side ---
 
+bool IrqChip::pic_requests(const Lapic& lapic) const {
+  bool intr = m_kind == Kind::kFull ? m_pic_intr.load() : lapic.has_client_vector();
+  return intr && lapic.accepts_pic();
+}
+
 bool IrqChip::interrupt_ready(const Lapic& lapic) const {
-  return (m_pic_intr.load() && lapic.accepts_pic()) || lapic.interrupt_ready();
+  return pic_requests(lapic) || lapic.interrupt_ready();
 }
 
 std::optional<u8> IrqChip::acknowledge(Lapic& lapic) {
-  if (m_pic_intr.load() && lapic.accepts_pic())
+  if (pic_requests(lapic))
     if (std::optional<u8> vector = acknowledge_pic(lapic)) return vector;
   return lapic.acknowledge();
 }
 
 std::optional<u8> IrqChip::acknowledge_pic(Lapic& lapic) {
+  if (m_kind == Kind::kSplit) return lapic.take_client_vector();
   std::unique_lock lock(m_mutex);
   if (!m_pic.intr()) return std::nullopt;
   u8 vector = m_pic.acknowledge();

@@ -40,7 +40,8 @@ class IrqChip final : private EoiListener {
     kFull,   // KVM_CREATE_IRQCHIP
     kSplit,  // KVM_CAP_SPLIT_IRQCHIP: local APICs and MSI routes only
   };
-  explicit IrqChip(Kind kind = Kind::kFull);
+  // `reserved_pins`: with kSplit, the GSIs below it belong to the client's IOAPIC (KVM_CAP_SPLIT_IRQCHIP).
+  explicit IrqChip(Kind kind = Kind::kFull, u32 reserved_pins = 0);
   ~IrqChip() override;
 
   Kind kind() const { return m_kind; }
@@ -72,13 +73,11 @@ class IrqChip final : private EoiListener {
   // `listener(gsi)` runs, without locks, when service of a PIC or IOAPIC line ends (resampling irqfds). One
   // listener.
   void set_ack_listener(std::function<void(u32 gsi)> listener);
-  // Split irqchip: `listener(vcpu id, vector)` for each EOI of a level-triggered vector
-  // (KVM_EXIT_IOAPIC_EOI), on its thread.
-  void set_split_eoi_listener(std::function<void(Lapic& from, u8 vector)> listener);
 
   // --- for a vCPU, from its thread ---
 
-  // LAPIC and, through LINT0, the PIC. What x86::Platform wants.
+  // LAPIC and, through LINT0, the PIC (with kSplit, what the client's PIC gave the LAPIC). What x86::Platform
+  // wants.
   bool interrupt_ready(const Lapic& lapic) const;
   std::optional<u8> acknowledge(Lapic& lapic);
 
@@ -100,7 +99,12 @@ class IrqChip final : private EoiListener {
   bool pulse_irq0();                                                             // m_mutex not held
   void notify_acknowledged(u32 chip, u32 pins);                                  // m_mutex not held
   void notify_pic_completed(u16 lines);                                          // m_mutex not held
+  // The EOI of a kSplit vector: does it concern a pin of the client's IOAPIC?
+  bool client_ioapic_has(const Lapic& lapic, u8 vector, bool level) const;
+  std::array<u32, 8> client_ioapic_vectors() const;      // m_mutex
+  void eoi_vectors_changed(std::array<u32, 8> vectors);  // m_mutex
   bool ioapic_has_vector(u8 vector) const;
+  bool pic_requests(const Lapic& lapic) const;
   std::optional<u8> acknowledge_pic(Lapic& lapic);
   bool owns_port(u16 port);
   unsigned irq0_open_routes() const;  // m_mutex held
@@ -110,6 +114,7 @@ class IrqChip final : private EoiListener {
   void pio_write_byte(u16 port, u8 value);
 
   const Kind m_kind;
+  const u32 m_reserved_pins;
   ApicBus m_bus;
   std::atomic<bool> m_ids_32bit{false};
 
@@ -119,13 +124,13 @@ class IrqChip final : private EoiListener {
   std::array<std::array<u8, 24>, KVM_NR_IRQCHIPS>
       m_sources{};                                // m_mutex: who holds pin [chip][pin] high, a bit each
   std::shared_ptr<const RoutingTable> m_routing;  // m_mutex
-  std::shared_ptr<const std::function<void(u32)>> m_ack_listener;               // m_mutex
-  std::shared_ptr<const std::function<void(Lapic&, u8)>> m_split_eoi_listener;  // m_mutex
-  std::unique_ptr<Pit> m_pit_storage;                                           // m_mutex; set once
+  std::shared_ptr<const std::function<void(u32)>> m_ack_listener;  // m_mutex
+  std::unique_ptr<Pit> m_pit_storage;                              // m_mutex; set once
 
   std::atomic<Pit*> m_pit{nullptr};
-  std::atomic<bool> m_pic_intr{false};                 // mirrors m_pic.intr()
-  std::array<std::atomic<u32>, 8> m_ioapic_vectors{};  // mirrors m_ioapic.vectors()
+  std::atomic<bool> m_pic_intr{false};  // mirrors m_pic.intr()
+  // Vectors of an IOAPIC's entries, ours (m_ioapic.vectors()) or the client's (client_ioapic_vectors()).
+  std::array<std::atomic<u32>, 8> m_ioapic_vectors{};
 };
 
 }  // namespace anykvm::irqchip

@@ -260,17 +260,79 @@ TEST(SplitIrqChip, has_no_pic_ioapic_or_pit) {
   EXPECT_EQ(vm.chip.set_irq_line(4, true), -1);
 }
 
-TEST(SplitIrqChip, level_eoi_goes_to_the_listener) {
-  TestVm vm(1, IrqChip::Kind::kSplit);
-  std::vector<int> heard;
-  vm.chip.set_split_eoi_listener([&](Lapic&, u8 vector) { heard.push_back(vector); });
-  vm.chip.bus().deliver({.destination = 0, .vector = 0x41, .level_triggered = true}, nullptr);
+constexpr u32 kMsiLevel = 1u << 15;
+
+kvm_irq_routing_entry msi_route(u32 gsi, u32 data, u32 destination = 0) {
+  kvm_irq_routing_entry entry{};
+  entry.gsi = gsi;
+  entry.type = KVM_IRQ_ROUTING_MSI;
+  entry.u.msi.address_lo = 0xfee00000 | destination << 12;
+  entry.u.msi.data = data;
+  return entry;
+}
+
+// Pins 0 to 3 belong to the client's IOAPIC.
+struct SplitIrqChipWithPins : ::testing::Test {
+  TestVm vm{2, IrqChip::Kind::kSplit, 4};
+
+  void route(std::vector<kvm_irq_routing_entry> routes) { ASSERT_TRUE(vm.chip.set_routing(routes).ok()); }
+  void serve(u32 gsi, unsigned cpu = 0) {
+    vm.chip.set_irq_line(gsi, true);
+    vm.take(cpu);
+    vm.cpu(cpu).write(kApicEoi, 0);
+  }
+  const std::vector<int>& heard(unsigned cpu = 0) { return vm.cpu(cpu).host.client_eois; }
+};
+
+TEST_F(SplitIrqChipWithPins, eoi_of_a_level_route_is_told) {
+  route({msi_route(1, 0x41 | kMsiLevel), msi_route(2, 0x42)});
+  serve(1);
+  serve(2);
+  EXPECT_THAT(heard(), ElementsAre(0x41));
+}
+
+TEST_F(SplitIrqChipWithPins, eoi_of_a_route_above_the_reserved_pins_is_not_told) {
+  route({msi_route(4, 0x41 | kMsiLevel)});
+  serve(4);
+  EXPECT_THAT(heard(), ElementsAre());
+}
+
+TEST_F(SplitIrqChipWithPins, eoi_is_told_although_the_pin_has_been_sent_elsewhere_meanwhile) {
+  route({msi_route(1, 0x41 | kMsiLevel, 0)});
+  vm.chip.set_irq_line(1, true);
   vm.take();
+  route({msi_route(1, 0x41 | kMsiLevel, 1)});
   vm.cpu(0).write(kApicEoi, 0);
-  vm.chip.bus().deliver({.destination = 0, .vector = 0x42}, nullptr);
-  vm.take();
-  vm.cpu(0).write(kApicEoi, 0);
-  EXPECT_THAT(heard, ElementsAre(0x41));
+  EXPECT_THAT(heard(), ElementsAre(0x41));
+}
+
+TEST_F(SplitIrqChipWithPins, same_vector_as_edge_on_another_cpu_is_not_told) {
+  route({msi_route(1, 0x41 | kMsiLevel, 0), msi_route(2, 0x41, 1)});
+  serve(2, 1);
+  EXPECT_THAT(heard(1), ElementsAre());
+}
+
+TEST_F(SplitIrqChipWithPins, pin_routes_are_einval) {
+  kvm_irq_routing_entry entry{};
+  entry.type = KVM_IRQ_ROUTING_IRQCHIP;
+  std::vector routes{entry};
+  EXPECT_EQ(vm.chip.set_routing(routes).error().code, EINVAL);
+}
+
+TEST_F(SplitIrqChipWithPins, client_vector_comes_through_lint0) {
+  EXPECT_TRUE(vm.cpu(0).lapic.offer_client_vector(0x21));
+  EXPECT_FALSE(vm.cpu(0).lapic.offer_client_vector(0x22));
+  EXPECT_FALSE(vm.chip.interrupt_ready(vm.cpu(1).lapic));
+  EXPECT_EQ(vm.take(), 0x21);
+  EXPECT_FALSE(vm.chip.interrupt_ready(vm.cpu(0).lapic));
+}
+
+TEST_F(SplitIrqChipWithPins, client_vector_waits_while_lint0_is_masked) {
+  vm.cpu(0).write(kApicLvtLint0, kLvtMasked);
+  vm.cpu(0).lapic.offer_client_vector(0x21);
+  EXPECT_FALSE(vm.chip.interrupt_ready(vm.cpu(0).lapic));
+  vm.cpu(0).write(kApicLvtLint0, 0x700);
+  EXPECT_EQ(vm.take(), 0x21);
 }
 
 }  // namespace

@@ -213,6 +213,13 @@ bool Lapic::accepts_pic() const {
   return !(lint0 & kLvtMasked) && mode_of(lint0) == DeliveryMode::kExtInt;
 }
 
+bool Lapic::offer_client_vector(u8 vector) {
+  if (m_client_vector) return false;
+  m_client_vector = vector;
+  m_host.interrupt_posted();
+  return true;
+}
+
 // --- timer ---
 
 u64 Lapic::next_deadline_ns() const {

@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <optional>
+#include <utility>
 
 #include "base/expected.h"
 #include "base/types.h"
@@ -67,6 +68,13 @@ class Lapic {
 
   void reset(bool init);
   void set_features(const Features& features);
+
+  // With the PIC in the client (split irqchip), it supplies the vector instead of an INTR line:
+  // KVM_INTERRUPT. False: one waits already.
+  bool offer_client_vector(u8 vector);
+  bool has_client_vector() const { return m_client_vector.has_value(); }
+  std::optional<u8> take_client_vector() { return std::exchange(m_client_vector, std::nullopt); }
+  void tell_client_eoi(u8 vector) { m_host.client_ioapic_eoi(vector); }
 
   // An interrupt above the processor priority is requested. (Of this LAPIC alone; see
   // IrqChip::interrupt_ready().)
@@ -155,7 +163,8 @@ class Lapic {
   std::atomic<u64> m_apic_base;
   // Register at offset 10H * i. The x2APIC's 64-bit ICR lies in ICR (low) and ICR2 (high).
   std::array<Register, 64> m_regs{};
-  std::atomic<u32> m_errors{0};  // collected since the last write to ESR
+  std::atomic<u32> m_errors{0};       // collected since the last write to ESR
+  std::optional<u8> m_client_vector;  // vCPU
   LapicTimer m_timer;
 };
 

@@ -20,6 +20,8 @@ class LapicHost {
   // (BSP).
   virtual void init() = 0;
   virtual void sipi(u8 vector) = 0;  // SDM 3A 8.4.3: start at vector << 12; ignored unless waiting for it
+  // EOI of a vector of the client's IOAPIC (split irqchip); on the vCPU's own thread.
+  virtual void client_ioapic_eoi(u8 vector) = 0;
   // next_deadline_ns() changed: whoever sleeps until the old one looks again.
   virtual void deadline_changed() = 0;
 };

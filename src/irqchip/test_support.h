@@ -28,9 +28,11 @@ class FakeHost final : public LapicHost {
     sipis++;
     sipi_vector = vector;
   }
+  void client_ioapic_eoi(u8 vector) override { client_eois.push_back(vector); }
   void deadline_changed() override { deadline_changes++; }
 
   std::atomic<int> posted{0}, nmis{0}, inits{0}, sipis{0}, sipi_vector{-1}, deadline_changes{0};
+  std::vector<int> client_eois;
 };
 
 // A LAPIC with its host, software-enabled unless told otherwise.
@@ -66,7 +68,8 @@ struct TestCpu {
 
 // An IrqChip with `count` enabled LAPICs on it.
 struct TestVm {
-  explicit TestVm(unsigned count, IrqChip::Kind kind = IrqChip::Kind::kFull) : chip(kind) {
+  explicit TestVm(unsigned count, IrqChip::Kind kind = IrqChip::Kind::kFull, u32 reserved_pins = 0)
+      : chip(kind, reserved_pins) {
     for (unsigned id = 0; id < count; id++) {
       cpus.push_back(std::make_unique<TestCpu>(chip.bus(), clock, id));
       chip.add_lapic(cpus.back()->lapic);

@@ -65,7 +65,7 @@ void Cpu::inject_interrupt(u8 vector) {
 bool Cpu::interrupts_open() const {
   const Events& events = m_state->events;
   bool injected = events.interrupt.injected || events.exception.injected || events.nmi.injected;
-  return (m_state->rflags & kFlagIf) && !events.shadow && !injected && !m_private->replay.in_progress();
+  return (m_state->rflags & kFlagIf) && !events.shadow && !injected;
 }
 
 void Cpu::interrupts_may_have_opened() {

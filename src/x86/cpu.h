@@ -75,7 +75,8 @@ class Cpu {
   void set_interrupt_window_request(bool wanted);
   // External interrupt `vector` from a client that has the interrupt controller (KVM_INTERRUPT).
   void inject_interrupt(u8 vector);
-  // Could an external interrupt be taken now? (IF set, no shadow, nothing injected.)
+  // Could an external interrupt be taken now? (IF set, no shadow, nothing injected.) Where an instruction
+  // waits for the client: after it.
   bool interrupts_open() const;
 
   CpuState& state() { return *m_state; }

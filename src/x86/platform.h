@@ -25,6 +25,8 @@ class Platform {
   virtual bool interrupt_ready() = 0;
   // Interrupt acknowledge cycle: the vector now being serviced, or nothing if the request went away.
   virtual std::optional<u8> acknowledge_interrupt() = 0;
+  // Is there room for an interrupt that the client brings? (set_interrupt_window_request())
+  virtual bool takes_client_interrupt() { return true; }
 
   // CR8, the task-priority class (0-15).
   virtual u8 cr8() = 0;

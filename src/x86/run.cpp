@@ -179,7 +179,8 @@ class Dispatcher {
 
   MaybeExit take_interrupt() {
     bool open = m_state.rflags & kFlagIf;
-    if ((m_context.held_back & kHeldClient) && open) return make_exit(Exit::Reason::kInterruptWindow);
+    if ((m_context.held_back & kHeldClient) && open && m_cpu.platform().takes_client_interrupt())
+      return make_exit(Exit::Reason::kInterruptWindow);
     if (!m_cpu.platform().interrupt_ready()) return {};
     if (!open) {
       m_context.held_back |= kHeldEvent;

@@ -6,46 +6,38 @@
 namespace anykvm::test {
 namespace {
 
-long enable(int fd, std::uint32_t cap, std::uint64_t argument, std::uint32_t flags = 0) {
-  kvm_enable_cap request{};
-  request.cap = cap;
-  request.flags = flags;
-  request.args[0] = argument;
-  return call(fd, KVM_ENABLE_CAP, &request);
-}
-
 TEST(EnableCap, flags_unknown_capabilities_and_bad_pointers_fail) {
   Vm vm;
-  EXPECT_EQ(enable(vm.vm, KVM_CAP_MAX_VCPU_ID, 2, 1), -EINVAL);
-  EXPECT_EQ(enable(vm.vm, KVM_CAP_USER_MEMORY, 0), -EINVAL);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_MAX_VCPU_ID, 2, 1), -EINVAL);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_USER_MEMORY, 0), -EINVAL);
   EXPECT_EQ(call(vm.vm, KVM_ENABLE_CAP, kBadPointer), -EFAULT);
 }
 
 TEST(EnableCap, max_vcpu_id_limits_ids_and_is_set_once) {
   Vm vm;
   const long most = call(vm.vm, KVM_CHECK_EXTENSION, static_cast<unsigned long>(KVM_CAP_MAX_VCPU_ID));
-  EXPECT_EQ(enable(vm.vm, KVM_CAP_MAX_VCPU_ID, static_cast<std::uint64_t>(most) + 1), -EINVAL);
-  EXPECT_EQ(enable(vm.vm, KVM_CAP_MAX_VCPU_ID, 2), 0);
-  EXPECT_EQ(enable(vm.vm, KVM_CAP_MAX_VCPU_ID, 3), -EINVAL);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_MAX_VCPU_ID, static_cast<std::uint64_t>(most) + 1), -EINVAL);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_MAX_VCPU_ID, 2), 0);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_MAX_VCPU_ID, 3), -EINVAL);
   EXPECT_EQ(call(vm.vm, KVM_CREATE_VCPU, 2ul), -EINVAL);
 }
 
 TEST(EnableCap, unknown_bits_are_einval) {
   Vm vm;
-  EXPECT_EQ(enable(vm.vm, KVM_CAP_X2APIC_API, 1u << 30), -EINVAL);
-  EXPECT_EQ(enable(vm.vm, KVM_CAP_X86_USER_SPACE_MSR, 1u << 30), -EINVAL);
-  EXPECT_EQ(enable(vm.vm, KVM_CAP_DISABLE_QUIRKS2, 1u << 30), -EINVAL);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_X2APIC_API, 1u << 30), -EINVAL);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_X86_USER_SPACE_MSR, 1u << 30), -EINVAL);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_DISABLE_QUIRKS2, 1u << 30), -EINVAL);
 }
 
 TEST(EnableCap, apic_bus_cycle_needs_an_apic_and_comes_before_vcpus) {
   constexpr std::uint32_t kCapability = 237;  // KVM_CAP_X86_APIC_BUS_CYCLES_NS
   Vm without, with;
-  EXPECT_EQ(enable(without.vm, kCapability, 40), -ENXIO);
+  EXPECT_EQ(enable_cap(without.vm, kCapability, 40), -ENXIO);
   ASSERT_EQ(call(with.vm, KVM_CREATE_IRQCHIP), 0);
-  EXPECT_EQ(enable(with.vm, kCapability, 0), -EINVAL);
-  EXPECT_EQ(enable(with.vm, kCapability, 40), 0);
+  EXPECT_EQ(enable_cap(with.vm, kCapability, 0), -EINVAL);
+  EXPECT_EQ(enable_cap(with.vm, kCapability, 40), 0);
   Handle vcpu(call(with.vm, KVM_CREATE_VCPU));
-  EXPECT_EQ(enable(with.vm, kCapability, 40), -EINVAL);
+  EXPECT_EQ(enable_cap(with.vm, kCapability, 40), -EINVAL);
 }
 
 TEST(Quirks, foreign_hypercall_is_replaced) {
@@ -60,7 +52,7 @@ constexpr std::uint32_t kUnknownMsr = 0x12345678;
 
 TEST(MsrExits, unknown_msr_read_is_the_clients_to_answer) {
   Guest guest({0x66, 0xb9, 0x78, 0x56, 0x34, 0x12, 0x0f, 0x32, 0xf4});  // mov ecx,12345678h; rdmsr; hlt
-  ASSERT_EQ(enable(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN), 0);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN), 0);
   ASSERT_EQ(guest.run(), 0);
   ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_X86_RDMSR));
   EXPECT_EQ(guest.shared->msr.index, kUnknownMsr);
@@ -78,7 +70,7 @@ TEST(MsrExits, filtered_write_is_the_clients_to_see) {
   kvm_msr_filter filter{};
   filter.ranges[0] = {KVM_MSR_FILTER_WRITE, 1, 0xc0000082, deny};
   ASSERT_EQ(call(guest.vm, KVM_X86_SET_MSR_FILTER, &filter), 0);
-  ASSERT_EQ(enable(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER), 0);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER), 0);
   ASSERT_EQ(guest.run(), 0);
   ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_X86_WRMSR));
   EXPECT_EQ(guest.shared->msr.reason, static_cast<unsigned>(KVM_MSR_EXIT_REASON_FILTER));

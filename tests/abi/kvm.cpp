@@ -35,9 +35,20 @@ Pages::Pages(std::size_t size)
       m_base(static_cast<std::uint8_t*>(
           mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {}
 
+long enable_cap(int fd, std::uint32_t cap, std::uint64_t argument, std::uint32_t flags) {
+  kvm_enable_cap request{};
+  request.cap = cap;
+  request.flags = flags;
+  request.args[0] = argument;
+  return call(fd, KVM_ENABLE_CAP, &request);
+}
+
 Guest::Guest(std::initializer_list<std::uint8_t> code, Chips chips) {
   if (chips == Chips::kIrqchip) {
     EXPECT_EQ(call(vm, KVM_CREATE_IRQCHIP), 0);
+  }
+  if (chips == Chips::kSplit) {
+    EXPECT_EQ(enable_cap(vm, KVM_CAP_SPLIT_IRQCHIP, 24), 0);
   }
   EXPECT_EQ(set_region(0, 0, memory.size(), memory.address()), 0);
   vcpu = Handle(call(vm, KVM_CREATE_VCPU));
@@ -53,6 +64,20 @@ kvm_regs Guest::regs() {
   kvm_regs regs{};
   EXPECT_EQ(call(vcpu, KVM_GET_REGS, &regs), 0);
   return regs;
+}
+
+void Guest::set_lapic(unsigned offset, std::uint32_t value) {
+  kvm_lapic_state lapic{};
+  EXPECT_EQ(call(vcpu, KVM_GET_LAPIC, &lapic), 0);
+  std::memcpy(lapic.regs + offset, &value, sizeof value);
+  EXPECT_EQ(call(vcpu, KVM_SET_LAPIC, &lapic), 0);
+}
+
+void Guest::set_handler(std::uint8_t vector, std::uint16_t address,
+                        std::initializer_list<std::uint8_t> code) {
+  const std::uint16_t entry[2] = {address, 0};
+  std::memcpy(memory.data() + vector * 4, entry, sizeof entry);
+  std::copy(code.begin(), code.end(), memory.data() + address);
 }
 
 void Guest::set_code(std::initializer_list<std::uint8_t> code) {

@@ -81,6 +81,8 @@ class Pages {
   std::uint8_t* m_base;
 };
 
+long enable_cap(int fd, std::uint32_t cap, std::uint64_t argument, std::uint32_t flags = 0);
+
 struct System {
   Handle fd{kvm_open()};
 };
@@ -97,7 +99,7 @@ struct Vm : System {
 
 // One vCPU, mapped, in real mode, about to run `code` at 1000H of its 64 KiB of memory.
 struct Guest : Vm {
-  enum class Chips { kNone, kIrqchip };
+  enum class Chips { kNone, kIrqchip, kSplit };  // kSplit: the client's IOAPIC has pins 0 to 23
   static constexpr std::uint64_t kCode = 0x1000;
 
   explicit Guest(std::initializer_list<std::uint8_t> code = {0xf4}, Chips chips = Chips::kNone);
@@ -106,6 +108,10 @@ struct Guest : Vm {
   long run() { return call(vcpu, KVM_RUN); }
   kvm_regs regs();
   void set_regs(const kvm_regs& regs) { EXPECT_EQ(call(vcpu, KVM_SET_REGS, &regs), 0); }
+  // A 32-bit register of the local APIC at `offset`.
+  void set_lapic(unsigned offset, std::uint32_t value);
+  // The real-mode handler of `vector` is at `address`.
+  void set_handler(std::uint8_t vector, std::uint16_t address, std::initializer_list<std::uint8_t> code);
   void set_code(std::initializer_list<std::uint8_t> code);
   void start_at_code();
 

@@ -26,6 +26,11 @@ Result<long> enable_max_vcpu_id(core::Vm& vm, const kvm_enable_cap& request) {
   return 0;
 }
 
+Result<long> enable_split_irqchip(core::Vm& vm, const kvm_enable_cap& request) {
+  TRY(vm.create_split_irqchip(request.args[0]));
+  return 0;
+}
+
 Result<long> enable_x2apic_api(core::Vm& vm, const kvm_enable_cap& request) {
   constexpr u64 kKnown = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
   if (request.args[0] & ~kKnown) return Error{EINVAL, "unknown x2APIC flags"};
