@@ -129,12 +129,11 @@ TEST_P(FeatureRows, has_reads_the_bit_of_the_row) {
 class AlwaysOffered : public testing::TestWithParam<Feature> {};
 INSTANTIATE_TEST_SUITE_P(Emulated, AlwaysOffered,
                          testing::Values(Feature::kPcid, Feature::kInvpcid, Feature::kSmep, Feature::kSmap,
-                                         Feature::kUmip, Feature::kFsgsbase, Feature::kLa57,
-                                         Feature::kNx, Feature::kPage1g, Feature::kRdtscp, Feature::kSyscall,
-                                         Feature::kLm, Feature::kX2apic, Feature::kTscDeadline,
-                                         Feature::kHypervisor, Feature::kArat, Feature::kKvmClocksource,
-                                         Feature::kKvmClocksource2, Feature::kKvmNopIoDelay,
-                                         Feature::kKvmClocksourceStable));
+                                         Feature::kUmip, Feature::kFsgsbase, Feature::kLa57, Feature::kNx,
+                                         Feature::kPage1g, Feature::kRdtscp, Feature::kSyscall, Feature::kLm,
+                                         Feature::kX2apic, Feature::kHypervisor, Feature::kArat,
+                                         Feature::kKvmClocksource, Feature::kKvmClocksource2,
+                                         Feature::kKvmNopIoDelay, Feature::kKvmClocksourceStable));
 TEST_P(AlwaysOffered, supported_cpuid_has_it) { EXPECT_TRUE(supported_model().has(GetParam())); }
 
 class NeverOffered : public testing::TestWithParam<Feature> {};
@@ -143,7 +142,7 @@ INSTANTIATE_TEST_SUITE_P(Missing, NeverOffered,
                                          Feature::kMpx, Feature::kAmxTile, Feature::kCetShadowStack,
                                          Feature::kCetIbt, Feature::kWaitpkg, Feature::kEnqcmd,
                                          Feature::kUintr, Feature::kLam, Feature::kMonitor,
-                                         Feature::kSpecCtrl, Feature::kAmdIbpb));
+                                         Feature::kSpecCtrl, Feature::kAmdIbpb, Feature::kTscDeadline));
 TEST_P(NeverOffered, supported_cpuid_lacks_it) { EXPECT_FALSE(supported_model().has(GetParam())); }
 
 TEST(SupportedCpuid, signature_leaf_is_kvms) {
