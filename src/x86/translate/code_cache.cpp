@@ -7,6 +7,8 @@
 
 #include "base/bits.h"
 #include "x86/mmu/code_pages.h"
+#include "x86/translate/perf_map.h"
+#include "x86/translate/thunk_frames.h"
 #include "x86/translate/translator.h"
 
 namespace anykvm::x86 {
@@ -44,6 +46,11 @@ Result<std::unique_ptr<CodeCache>> CodeCache::create() {
   cache->m_memory = TRY(CodeMemory::create(kCodeBytes));
   cache->m_thunks = make_thunks(*cache->m_memory);
   cache->m_after_thunks = cache->m_memory->next();
+  auto functions = generated_functions(cache->m_thunks, cache->m_after_thunks, cache->m_memory->end());
+  for (const GeneratedFunction& f : functions) {
+    if (f.begin < cache->m_after_thunks) perf_map::add(f.begin, f.size, f.name);
+  }
+  cache->m_unwind = std::make_unique<UnwindInfo>(functions);
   return cache;
 }
 
@@ -98,6 +105,7 @@ Block* CodeCache::install(std::unique_ptr<Block> owned, const std::vector<u8>& h
   Block* block = owned.get();
   block->code = m_memory->put(host_code.data(), host_code.size());
   block->host_bytes = static_cast<u32>(host_code.size());
+  perf_map::add(*block);
   std::stable_sort(block->sites.begin(), block->sites.end(),
                    [](const Site& a, const Site& b) { return a.offset < b.offset; });
   m_all.push_back(std::move(owned));

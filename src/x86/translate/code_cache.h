@@ -13,6 +13,7 @@
 #include "x86/translate/block.h"
 #include "x86/translate/code_memory.h"
 #include "x86/translate/thunks.h"
+#include "x86/translate/unwind.h"
 
 namespace anykvm::x86 {
 
@@ -98,6 +99,7 @@ class CodeCache {
   std::unique_ptr<CodeMemory> m_memory;
   Thunks m_thunks;
   const u8* m_after_thunks = nullptr;
+  std::unique_ptr<UnwindInfo> m_unwind;
   std::unordered_map<Key, Block*, KeyHash> m_blocks;
   std::unordered_map<u64, PageCode> m_pages;  // by gpa / 4096
   std::vector<std::unique_ptr<Block>> m_all;  // ascending host addresses

@@ -39,7 +39,8 @@ class Guest64 {
   static constexpr u64 kData = 0x200000;
   static constexpr u64 kStack = 0x300000;
 
-  Guest64() {
+  Guest64() : Guest64(platform) {}
+  explicit Guest64(Platform& platform) {
     ram = static_cast<u8*>(mmap(nullptr, kRam, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     machine = std::move(Machine::create()).value();
     cpu = std::make_unique<Cpu>(*machine, platform);
