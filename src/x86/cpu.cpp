@@ -124,6 +124,7 @@ void Cpu::flush_tlb_non_global() {
 void Cpu::flush_tlb_page(Gva address) {
   if (m_private->large_pages[address.value >> 63].contains(address.value)) return flush_tlb();
   for (TlbTable& table : m_context->tlb) table.flush_page(address);
+  m_context->access.flush_page(address);
   m_private->fetch.flush_page(address);
   m_context->flush_jumps_to_page(address);
 }

@@ -282,12 +282,22 @@ class Dispatcher {
         return stopped(m_context.stop);
       case Leave::kSlow:
         restore_site(false);
-        m_slow = true;
+        return as_slow_form();
+      case Leave::kThrash:
+        m_code.do_without_slot(reinterpret_cast<const u8*>(m_context.leave_pc));
+        restore_site(false);
         return {};
       case Leave::kSignal:
         restore_site(true);
+        // Perhaps the access was to no canonical address and found an empty slot (AccessSlots::kNever).
+        if (m_context.signal_trap == kVectorGp && !m_slow && !m_private.mode.slow) return as_slow_form();
         return stopped(stop_of_signal(m_cpu, m_context.signal_trap));
     }
+    return {};
+  }
+
+  MaybeExit as_slow_form() {
+    m_slow = true;
     return {};
   }
 

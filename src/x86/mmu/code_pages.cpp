@@ -22,6 +22,7 @@ void claim_for_code(Cpu& cpu, const MemorySlot& slot, Gpa address) {
   if (writer == cpu.number() && writer != kSeveralWriters) {
     const u8* page = slot.host + (address.page() - slot.base);
     for (TlbTable& table : cpu.context().tlb) table.forbid_writes(page);
+    cpu.context().access.forbid_writes(page);
     if (meta.writer.compare_exchange_strong(writer, 0)) return;
   }
   cpu.stop_the_world([&] { meta.writer.store(0, std::memory_order_seq_cst); });

@@ -1,5 +1,7 @@
 // The TLB miss of translated code. Compiled without vector instructions: the guest's may be in the host's
 // registers.
+#include <x86intrin.h>
+
 #include "x86/cpu_private.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/mmu/paging.h"
@@ -41,9 +43,13 @@ void Cpu::note_large_page(Gva address, u64 size) {
   m_private->large_pages[address.value >> 63].add(first, first + size - 1);
 }
 
-extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u32 info) {
+extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
   Cpu& cpu = *context->cpu;
   bool write = MissInfo::write(info);
+  if (MissInfo::has_slot(info) && context->access.thrashes(MissInfo::slot(info), __rdtsc())) {
+    context->leave = Leave::kThrash;
+    return nullptr;
+  }
   Gva address(linear);
   bool crosses = address.page_offset() + MissInfo::size(info) > kPageSize;
   if (crosses || !context->state.canonical(linear)) return leave_slow(context);
@@ -60,7 +66,10 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u32 info) {
   }
   if (t.page_size > kPageSize) cpu.note_large_page(address, t.page_size);
   u8* host = slot->host + (t.gpa - slot->base);
-  fill(context, MissInfo::mmu(info), address, host - address.page_offset(), write, t.global);
+  u8* host_page = host - address.page_offset();
+  fill(context, MissInfo::mmu(info), address, host_page, write, t.global);
+  if (!MissInfo::has_slot(info)) return host;
+  context->access.fill(MissInfo::slot(info), address.page().value, host_page);
   return host;
 }
 

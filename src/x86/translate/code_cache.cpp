@@ -77,7 +77,8 @@ Block* CodeCache::translate(const CodeSource& source, Untranslated* why) {
   block->gpa = source.gpa;
   block->rip = source.rip;
   block->mode = source.mode;
-  std::vector<u8> code = translate_block(*block, source.bytes, source.size, m_thunks, m_memory->next());
+  std::vector<u8> code =
+      translate_block(*block, source.bytes, source.size, m_thunks, m_slots, m_memory->next());
   if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
   return install(std::move(block), code);
 }
@@ -96,7 +97,8 @@ Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* w
   unsigned first = std::min(source.size, 15u), second = std::min(source.second_size, 15u);
   std::memcpy(bytes.data(), source.bytes, first);
   std::memcpy(bytes.data() + first, source.second_bytes, second);
-  std::vector<u8> code = translate_block(*block, bytes.data(), first + second, m_thunks, m_memory->next());
+  std::vector<u8> code =
+      translate_block(*block, bytes.data(), first + second, m_thunks, m_slots, m_memory->next());
   if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
   return install(std::move(block), code);
 }
@@ -197,6 +199,19 @@ void CodeCache::divert(u8* entry, const u8* target) {
 
 Block* CodeCache::block_at(const u8* pc) {
   std::lock_guard lock(m_mutex);
+  return holding(pc);
+}
+
+void CodeCache::do_without_slot(const u8* pc) {
+  std::lock_guard lock(m_mutex);
+  Block* block = holding(pc);
+  const Site* site = block ? block->find_site(static_cast<u32>(pc - block->code), false) : nullptr;
+  if (!site) return;
+  m_slots.avoid(block->gpa + site->guest_offset);
+  kill(block);
+}
+
+Block* CodeCache::holding(const u8* pc) {
   auto it = std::upper_bound(m_all.begin(), m_all.end(), pc,
                              [](const u8* p, const std::unique_ptr<Block>& b) { return p < b->code; });
   if (it == m_all.begin()) return nullptr;

@@ -60,6 +60,10 @@ class CodeCache {
   // true if the page holds no code afterwards.
   bool before_write(Gpa address, unsigned size);
 
+  // The access that called a thunk and returns to `pc` is better off without a slot: its block will be made
+  // anew.
+  void do_without_slot(const u8* pc);
+
   // The block whose host code holds `pc`, dead or alive.
   Block* block_at(const u8* pc);
   // The address range of all host code.
@@ -92,12 +96,14 @@ class CodeCache {
   void add_to_page(Block* block, Gpa first, unsigned bytes);
   void drop_page(u64 page);
   void kill(Block* block);
+  Block* holding(const u8* pc);
   void divert(u8* entry, const u8* target);
   void patch_rel32(u8* displacement, const u8* target);
 
   std::mutex m_mutex;
   std::unique_ptr<CodeMemory> m_memory;
   Thunks m_thunks;
+  SlotNumbers m_slots;
   const u8* m_after_thunks = nullptr;
   std::unique_ptr<UnwindInfo> m_unwind;
   std::unordered_map<Key, Block*, KeyHash> m_blocks;

@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "x86/fault.h"
+#include "x86/mmu/access_slots.h"
 #include "x86/mmu/tlb.h"
 #include "x86/state/cpu_state.h"
 
@@ -25,6 +26,7 @@ enum class Leave : u64 {
   kStop = 1,    // a helper filled Context::stop
   kSlow = 2,    // this instruction's memory access needs the slow form (MMIO, page crossing, code page)
   kSignal = 3,  // a host signal in translated code; Context::signal_*
+  kThrash = 4,  // the slot of this instruction's access misses all the time
 };
 
 // The mode and the attention bits in one word, so that one flag-free comparison covers both (translate/README
@@ -65,6 +67,7 @@ struct Context {
   u64 spill = 0;         // flag saves, jump-cache lookups
   u64 value = 0;         // an operand that outlives a second memory access of its instruction
   u64 vector_spill[2] = {};
+  u64 miss_spill[3] = {};
   // Guest arithmetic flags while they are not in the host's: AH as LAHF gives it in bits 15:8, OF in bit 0.
   u64 flags_image = 0x0200;
   u64 vector_dead = 1;  // 0: the guest's vector state is in the host's registers, state.xsave is stale
@@ -94,6 +97,7 @@ struct Context {
   u64 jump_pages[kJumpCacheEntries / 64] = {};
 
   TlbTable tlb[kMmuIndexCount];
+  AccessSlots access;
 
   void forget_jump(unsigned index) { jump_tag[index] = -i64(index ^ 1); }  // an address of another index
   void flush_jump_cache() {
@@ -120,6 +124,7 @@ struct Context {
   // MOV to CR3: what global pages gave stays.
   void flush_non_global() {
     for (auto& table : tlb) table.flush_non_global();
+    access.flush();
     for (u64& word : jump_pages) word = 0;
     for (unsigned i = 0; i < kJumpCacheEntries; ++i) {
       if (jump_page[i].global) {
@@ -131,6 +136,7 @@ struct Context {
   }
   void flush_tlb() {
     for (auto& table : tlb) table.flush();
+    access.flush();
     flush_jump_cache();
   }
 

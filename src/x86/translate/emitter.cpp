@@ -9,8 +9,8 @@ using host::kAddress;
 using host::kGuestRsp;
 using host::kScratch;
 
-Emitter::Emitter(Assembler& assembler, const Thunks& thunks, Block& block)
-    : a(assembler), mode(block.mode), m_thunks(thunks), m_block(block) {}
+Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block)
+    : a(assembler), mode(block.mode), m_thunks(thunks), m_slots(slots), m_block(block) {}
 
 void Emitter::begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after) {
   m_decoded = &decoded;
@@ -198,24 +198,51 @@ void Emitter::slow_access(SlowSite* site) {
   if (site->write) m_open_slow = site;
 }
 
-// See mmu/tlb.h for the layout. Clobbers flags.
+// Kernels look at another object each time.
+bool Emitter::wants_slot() const {
+  return mode.mmu == kMmuUser && !m_slots.avoids(m_block.gpa + (m_rip - m_block.rip));
+}
+
+// R10 = linear address before, host address after. Clobbers flags.
 void Emitter::fast_access(unsigned size, bool write, bool masked) {
-  std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * mode.mmu;
-  std::size_t tags = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
   Miss miss{a.newLabel(),
             a.newLabel(),
-            tags,
+            0,
             MissInfo::make(size, write, mode.mmu, masked),
             static_cast<u16>(m_rip - m_block.rip),
             flags_at(m_live_before)};
-  a.rorx(kScratch.r32(), kAddress.r32(), 12);
-  a.and_(kScratch.r32(), kTlbEntries - 1);
-  a.sub(kAddress, host::gs_indexed(tags, kScratch));
-  a.cmp(kAddress, static_cast<i32>(kPageSize - size));
-  a.ja(miss.entry);
-  a.add(kAddress, host::gs_indexed(table + offsetof(TlbTable, host), kScratch));
+  if (wants_slot()) {
+    look_into_slot(miss);
+  } else {
+    look_into_tlb(miss);
+  }
   a.bind(miss.resume);
   m_misses.push_back(miss);
+}
+
+// See mmu/access_slots.h.
+void Emitter::look_into_slot(Miss& miss) {
+  const u32 slot = m_slots.next(MissInfo::write(miss.info));
+  const std::size_t at = offsetof(Context, access) + offsetof(AccessSlots, slots) + sizeof(AccessSlot) * slot;
+  miss.info = MissInfo::with_slot(miss.info, slot);
+  miss.tag = at + offsetof(AccessSlot, tag);
+  a.sub(kAddress, host::gs(miss.tag));
+  a.cmp(kAddress, static_cast<i32>(kPageSize - MissInfo::size(miss.info)));
+  a.ja(miss.entry);
+  a.add(kAddress, host::gs(at + offsetof(AccessSlot, host)));
+}
+
+// See mmu/tlb.h.
+void Emitter::look_into_tlb(Miss& miss) {
+  const std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * mode.mmu;
+  const bool write = MissInfo::write(miss.info);
+  miss.tag = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
+  a.rorx(kScratch.r32(), kAddress.r32(), 12);
+  a.and_(kScratch.r32(), kTlbEntries - 1);
+  a.sub(kAddress, host::gs_indexed(miss.tag, kScratch));
+  a.cmp(kAddress, static_cast<i32>(kPageSize - MissInfo::size(miss.info)));
+  a.ja(miss.entry);
+  a.add(kAddress, host::gs_indexed(table + offsetof(TlbTable, host), kScratch));
 }
 
 void Emitter::close_access(bool last) {
@@ -451,6 +478,17 @@ void Emitter::emit_exit(Exit& exit) {
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags))));
 }
 
+void Emitter::emit_miss(const Miss& miss) {
+  const bool slot = MissInfo::has_slot(miss.info);
+  const u8* thunk = slot ? m_thunks.slot_miss[MissInfo::write(miss.info)] : m_thunks.tlb_miss;
+  a.bind(miss.entry);
+  a.add(kAddress, slot ? host::gs(miss.tag) : host::gs_indexed(miss.tag, kScratch));
+  a.mov(slot ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
+  a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
+  m_block.sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
+  a.jmp(miss.resume);
+}
+
 void Emitter::emit_aside(const Aside& aside) {
   a.bind(aside.entry);
   call_helper_thunk(aside.site, aside.flags);
@@ -459,14 +497,7 @@ void Emitter::emit_aside(const Aside& aside) {
 }
 
 void Emitter::finish() {
-  for (Miss& miss : m_misses) {
-    a.bind(miss.entry);
-    a.add(kAddress, host::gs_indexed(miss.tags, kScratch));
-    a.mov(kScratch.r32(), miss.info);
-    a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.tlb_miss)));
-    m_block.sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
-    a.jmp(miss.resume);
-  }
+  for (const Miss& miss : m_misses) emit_miss(miss);
   for (const Aside& aside : m_asides) emit_aside(aside);
   for (Exit& exit : m_exits) emit_exit(exit);
   if (!m_cache_miss.isValid()) return;

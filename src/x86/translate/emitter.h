@@ -14,7 +14,7 @@ namespace anykvm::x86 {
 
 class Emitter {
  public:
-  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, Block& block);
+  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block);
 
   asmjit::x86::Assembler& a;
   const Mode mode;
@@ -80,8 +80,8 @@ class Emitter {
  private:
   struct Miss {
     asmjit::Label entry, resume;
-    std::size_t tags;
-    u32 info;
+    std::size_t tag;  // in the Context, of the slot; without one, of the TLB entry with index R11
+    u64 info;         // MissInfo
     u16 guest_offset;
     FlagsAt flags;
   };
@@ -102,11 +102,15 @@ class Emitter {
   void record_site(bool fault, FlagsAt flags, const u8* borrowed);
   void slow_access(SlowSite* site);
   void fast_access(unsigned size, bool write, bool masked);
+  void look_into_slot(Miss& miss);
+  void look_into_tlb(Miss& miss);
+  bool wants_slot() const;
   void add_segment_base(SegmentIndex segment);
   SlowSite* new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last);
   bool linkable(u64 target) const;
   Exit& new_exit(u64 target);
   void emit_exit(Exit& exit);
+  void emit_miss(const Miss& miss);
   void emit_aside(const Aside& aside);
   const HelperSite* new_helper_site(const Insn& insn, Op op, u16 flags);
   void call_helper_thunk(const HelperSite* site, u16 flags);
@@ -118,6 +122,7 @@ class Emitter {
   void align_displacement(unsigned opcode_bytes);
 
   const Thunks& m_thunks;
+  SlotNumbers& m_slots;
   Block& m_block;
   u64 m_rip = 0;
   const Decoded* m_decoded = nullptr;

@@ -19,6 +19,7 @@ Mem at_address(unsigned size) { return ptr(kAddress, 0, size); }
 
 // R10 = the bytes at R10, zero-extended.
 void load_address(Emitter& e, unsigned size) {
+  e.record_fault_site();
   switch (size) {
     case 2:
       e.a.movzx(kAddress.r32(), at_address(2));
@@ -50,6 +51,7 @@ void push_return_address(Emitter& e, unsigned size, bool first) {
   e.open_access(kSs, size, false, true, first, true);
   u64 value = e.next_rip();
   e.a.mov(kScratch, value);
+  e.record_fault_site();
   switch (size) {
     case 2:
       e.a.mov(at_address(2), kScratch.r16());

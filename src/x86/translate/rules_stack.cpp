@@ -23,6 +23,7 @@ void push_from(Emitter& e, unsigned size, bool first, Load load) {
   e.stack_offset(-static_cast<i32>(size));
   e.open_access(kSs, size, false, true, first, true);
   load();
+  e.record_fault_site();
   e.a.mov(at_address(size), sized(kScratch, size));
   e.close_access();
   e.move_rsp(-static_cast<i32>(size));
@@ -36,6 +37,7 @@ void emit_push(Emitter& e, const Decoded& d) {
   if (insn.has_memory) {
     e.effective_offset(insn);
     e.open_access(insn.memory.segment, size, true, false, true, false);
+    e.record_fault_site();
     e.a.mov(sized(kScratch, size), at_address(size));
     e.a.mov(ANYKVM_GS(value), kScratch);
     push_from(e, size, false, [&] { e.a.mov(kScratch, ANYKVM_GS(value)); });
@@ -51,6 +53,7 @@ void emit_pop(Emitter& e, const Decoded& d) {
   unsigned size = d.insn.operand_size;
   e.stack_offset(0);
   e.open_access(kSs, size, true, false);
+  e.record_fault_site();
   e.a.mov(sized(kAddress, size), at_address(size));
   e.move_rsp(static_cast<i32>(size));
   e.store_gpr(d.insn.rm, kAddress, size);
@@ -62,6 +65,7 @@ void emit_leave(Emitter& e, const Decoded& d) {
   if (e.mode.stack_bytes == 4) e.a.mov(kAddress.r32(), kAddress.r32());
   if (e.mode.stack_bytes == 2) e.a.movzx(kAddress.r32(), kAddress.r16());
   e.open_access(kSs, size, true, false);
+  e.record_fault_site();
   e.a.mov(sized(kAddress, size), at_address(size));
   e.a.lea(kScratch, ptr(rbp, static_cast<i32>(size)));
   e.set_rsp(kScratch);

@@ -48,6 +48,7 @@ void emit_pushf(Emitter& e, const Decoded& d) {
   e.a.or_(kScratch, rax);
   e.a.mov(rax, ANYKVM_GS(spill));
   Gp value = size == 8 ? Gp(kScratch) : size == 4 ? Gp(kScratch.r32()) : Gp(kScratch.r16());
+  e.record_fault_site();
   e.a.mov(ptr(kAddress, 0, size), value);
   e.close_access();
   e.move_rsp(-static_cast<i32>(size));

@@ -1,5 +1,6 @@
 #include "x86/translate/thunks.h"
 
+#include <array>
 #include <functional>
 
 #include "x86/translate/code_memory.h"
@@ -92,12 +93,13 @@ void leave_from_call(Assembler& a) {
   return_to_cpp(a);
 }
 
+// R10 = linear address, R11 = MissInfo: to C++, which walks the page tables.
 void make_tlb_miss(Assembler& a) {
   asmjit::Label leave = a.newLabel();
   save_caller_saved(a);
   a.mov(rdi, ANYKVM_GS(self));
   a.mov(rsi, r10);
-  a.mov(edx, r11d);
+  a.mov(rdx, r11);
   a.sub(rsp, 8);
   a.call(asmjit::Imm(reinterpret_cast<u64>(&anykvm_tlb_miss)));
   a.add(rsp, 8);
@@ -110,6 +112,69 @@ void make_tlb_miss(Assembler& a) {
   save_callee_saved(a);
   save_vector_if_live(a);
   leave_from_call(a);
+}
+
+// gs:[Context::access + offset + index << shift]
+Mem access_field(std::size_t offset, const Gp& index, unsigned shift, u32 size) {
+  Mem memory = ptr_abs(offsetof(Context, access) + offset, index, shift, size);
+  memory.setSegment(gs);
+  return memory;
+}
+
+// R11 = offset of the slot, which was empty. RAX is free.
+void journal_slot(Assembler& a) {
+  const Mem size = host::gs(offsetof(Context, access) + offsetof(AccessSlots, journal_size), 4);
+  a.mov(eax, size);
+  a.shr(r11d, 4);
+  a.mov(access_field(offsetof(AccessSlots, journal), rax, 2, 4), r11d);
+  a.inc(eax);
+  a.mov(size, eax);
+}
+
+// A user-mode access whose slot does not have the page: from the TLB, else by `tlb_miss`. R10 = linear
+// address, R11 = MissInfo.
+void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
+  static_assert(sizeof(AccessSlot) == 16);
+  const std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * kMmuUser;
+  const std::size_t tags = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
+  const std::size_t tag = offsetof(AccessSlots, slots) + offsetof(AccessSlot, tag);
+  const std::size_t page = offsetof(AccessSlots, slots) + offsetof(AccessSlot, host);
+  const std::array saved = {rax, rcx, rdx};
+  auto spill = [](unsigned i) { return host::gs(offsetof(Context, miss_spill) + 8 * i); };
+  auto restore = [&] {
+    for (unsigned i = 0; i < saved.size(); ++i) a.mov(saved[i], spill(i));
+  };
+  asmjit::Label miss = a.newLabel(), in_journal = a.newLabel();
+  for (unsigned i = 0; i < saved.size(); ++i) a.mov(spill(i), saved[i]);
+  a.mov(rdx, r11);
+  a.shr(rdx, MissInfo::kSlotShift);
+  a.inc(access_field(offsetof(AccessSlots, misses), rdx, 0, 1));
+  a.jz(miss);  // C++ sees whether the slot is of use
+  a.rorx(eax, r10d, 12);
+  a.and_(eax, kTlbEntries - 1);
+  a.mov(rcx, r10);
+  a.sub(rcx, host::gs_indexed(tags, rax));
+  a.cmp(rcx, kPageSize - 1);
+  a.ja(miss);
+  a.cmp(cx, r11w);
+  a.ja(miss);
+  a.mov(r11d, edx);
+  a.shl(r11d, 4);
+  a.mov(rdx, host::gs_indexed(table + offsetof(TlbTable, host), rax));
+  a.mov(rax, access_field(page, r11, 0, 8));
+  a.sub(r10, rcx);
+  a.mov(access_field(tag, r11, 0, 8), r10);
+  a.mov(access_field(page, r11, 0, 8), rdx);
+  a.lea(r10, ptr(rdx, rcx));
+  a.bt(rax, 62);  // AccessSlots::kNowhere
+  a.jnc(in_journal);
+  journal_slot(a);
+  a.bind(in_journal);
+  restore();
+  a.ret();
+  a.bind(miss);
+  restore();
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(tlb_miss)));
 }
 
 void call_cpp(Assembler& a, void* function) {
@@ -211,6 +276,8 @@ Thunks make_thunks(CodeMemory& memory) {
     return_to_cpp(a);
   });
   t.tlb_miss = assemble(memory, make_tlb_miss);
+  for (bool write : {false, true})
+    t.slot_miss[write] = assemble(memory, [&](Assembler& a) { make_slot_miss(a, write, t.tlb_miss); });
   t.helper = assemble(memory, [](Assembler& a) { make_helper(a, false); });
   t.helper_keeping_vector = assemble(memory, [](Assembler& a) { make_helper(a, true); });
   t.slow_access =

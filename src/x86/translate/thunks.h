@@ -2,6 +2,7 @@
 // The hand-made host code between C++ and translated blocks: entry, exits, TLB misses, helper calls, vector
 // state. Owner: CodeCache (generated once for each). Immutable afterwards.
 
+#include "base/bits.h"
 #include "base/types.h"
 #include "x86/translate/block.h"
 #include "x86/translate/context.h"
@@ -23,7 +24,8 @@ struct Thunks {
   const u8* leave_by_signal = nullptr;
 
   // Called from blocks; preserve every guest register; flags must be dead or in the image.
-  const u8* tlb_miss = nullptr;  // R10 linear address, R11 = MissInfo; returns R10 = host address
+  const u8* tlb_miss = nullptr;  // R10 = linear address, R11 = MissInfo; returns R10 = host address
+  const u8* slot_miss[2] = {};   // for reads and for writes: the same, by the TLB if that has the page
   const u8* helper = nullptr;    // R10 = HelperSite*
   const u8* helper_keeping_vector = nullptr;  // the same for rows with kOpKeepsVector
   const u8* slow_access = nullptr;  // R10 address, R11 = SlowSite*; returns R10 = host address of the copy
@@ -31,17 +33,22 @@ struct Thunks {
   const u8* load_vector = nullptr;  // preserves flags as well
 };
 
-// What a fast access tells the TLB miss handler, in one register.
-//   bits 15:0 size   bit 16 write   bit 17 masked (a fault may be that of an inactive element)   bits 25:24
-//   MmuIndex
+// What a fast access tells the handler of its misses, in one register.
+//   bits 15:0 4096 - size   bit 16 write   bit 17 masked (a fault may be that of an inactive element)   bit
+//   18 has a slot bits 25:24 MmuIndex   bits 63:32 slot
 struct MissInfo {
-  static constexpr u32 make(unsigned size, bool write, MmuIndex mmu, bool masked) {
-    return size | u32{write} << 16 | u32{masked} << 17 | u32{mmu} << 24;
+  static constexpr unsigned kSlotShift = 32;
+
+  static constexpr u64 make(unsigned size, bool write, MmuIndex mmu, bool masked) {
+    return (kPageSize - size) | u64{write} << 16 | u64{masked} << 17 | u64{mmu} << 24;
   }
-  static constexpr bool masked(u32 info) { return info >> 17 & 1; }
-  static constexpr unsigned size(u32 info) { return info & 0xffff; }
-  static constexpr bool write(u32 info) { return info >> 16 & 1; }
-  static constexpr MmuIndex mmu(u32 info) { return static_cast<MmuIndex>(info >> 24); }
+  static constexpr u64 with_slot(u64 info, u32 slot) { return info | bit(18) | u64{slot} << kSlotShift; }
+  static constexpr unsigned size(u64 info) { return static_cast<unsigned>(kPageSize - (info & 0xffff)); }
+  static constexpr bool write(u64 info) { return info >> 16 & 1; }
+  static constexpr bool masked(u64 info) { return info >> 17 & 1; }
+  static constexpr bool has_slot(u64 info) { return info >> 18 & 1; }
+  static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 24 & 3); }
+  static constexpr u32 slot(u64 info) { return static_cast<u32>(info >> kSlotShift); }
 };
 
 // --- C++ ends of the thunks ---
@@ -49,7 +56,7 @@ inline constexpr u64 kHelperLeaves = 0;  // to the dispatcher
 inline constexpr u64 kHelperStays = 1;   // the block goes on
 extern "C" {
 // Compiled without vector instructions (the guest's may be live). Null: Context::leave says why.
-u8* anykvm_tlb_miss(Context* context, u64 address, u32 info);
+u8* anykvm_tlb_miss(Context* context, u64 address, u64 info);
 // kHelperLeaves, kHelperStays, or the host code of the next block to run.
 u64 anykvm_run_helper(Context* context, const HelperSite* site);
 u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site);

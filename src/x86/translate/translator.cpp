@@ -240,13 +240,13 @@ std::size_t emit_stale_stub(asmjit::x86::Assembler& a, u64 rip, Link* left, cons
 }  // namespace
 
 std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
-                                const u8* base) {
+                                SlotNumbers& slots, const u8* base) {
   Run run(block, bytes, size);
   if (!run.plan()) return {};
   asmjit::CodeHolder code;
   code.init(asmjit::Environment::host(), reinterpret_cast<u64>(base));
   asmjit::x86::Assembler a(&code);
-  Emitter emitter(a, thunks, block);
+  Emitter emitter(a, thunks, slots, block);
   u8* start = const_cast<u8*>(base);
   block.kills_flags = run.kills_flags();
   block.code_host = start + emit_entries(a, block);

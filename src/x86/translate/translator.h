@@ -13,6 +13,6 @@ namespace anykvm::x86 {
 // placed at `base`. Host code is returned; empty if the first instruction is not complete within `size`
 // bytes.
 std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
-                                const u8* base);
+                                SlotNumbers& slots, const u8* base);
 
 }  // namespace anykvm::x86
