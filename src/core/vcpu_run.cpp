@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <string>
 
 #include "base/counters.h"
 #include "base/trace.h"
@@ -30,6 +31,17 @@ constexpr u64 kHypercallUnknown = static_cast<u64>(-1000);  // KVM_ENOSYS
 constexpr u64 kHypercallForbidden = static_cast<u64>(-1);   // KVM_EPERM
 constexpr u64 kHypercallPollIrq = 1;                        // KVM_HC_VAPIC_POLL_IRQ
 
+// For the trace: what a port or MMIO exit asks for.
+std::string access_of_exit(const kvm_run& run) {
+  if (run.exit_reason == KVM_EXIT_IO)
+    return fmt::format(" ({} port {:#x}, {} x {})", run.io.direction == KVM_EXIT_IO_OUT ? "out" : "in",
+                       run.io.port, run.io.count, run.io.size);
+  if (run.exit_reason == KVM_EXIT_MMIO)
+    return fmt::format(" ({} {:#x}, {})", run.mmio.is_write ? "write" : "read", run.mmio.phys_addr,
+                       run.mmio.len);
+  return {};
+}
+
 }  // namespace
 
 Result<> Vcpu::run() {
@@ -47,8 +59,8 @@ Result<> Vcpu::run() {
   }
   save_run_state();
   m_stats.count(VcpuStat::exits);
-  ANYKVM_TRACE(exit, "vcpu {} exit {} rip {:#x} result {}", m_id, m_shared.run().exit_reason, state().rip,
-               result.ok() ? 0 : result.error().code);
+  ANYKVM_TRACE(exit, "vcpu {} exit {}{} rip {:#x} result {}", m_id, m_shared.run().exit_reason,
+               access_of_exit(m_shared.run()), state().rip, result.ok() ? 0 : result.error().code);
   return result;
 }
 

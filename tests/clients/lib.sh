@@ -33,7 +33,7 @@ need_guest() { # need_guest GUEST_DIR
 # pattern, the keys are sent (printf's escapes). Patterns are looked for in the whole console, one after another.
 will_type() {
   client_input=$dir/keyboard
-  mkfifo "$client_input" && : >"$dir/console" || exit 1
+  rm -f "$client_input" && mkfifo "$client_input" && : >"$dir/console" || exit 1
   (
     exec 3>"$client_input"
     while [ $# -gt 0 ]; do
