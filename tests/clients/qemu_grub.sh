@@ -16,7 +16,7 @@ cat >"$boot/grub/grub.cfg" <<'END'
 serial --unit=0 --speed=115200
 terminal_input serial
 terminal_output serial
-set timeout=20
+set timeout=-1
 menuentry "Power off" {
   halt
 }
@@ -28,7 +28,7 @@ END
 make_disk "$dir/disk" 64 "$dir/files"
 put_grub "$dir/disk"
 
-will_type 'executed automatically' l
+will_type 'for a command-line' l
 run_client 80 qemu-system-x86_64 "$@" -m 512 -nodefaults -no-user-config -display none -serial stdio -no-reboot \
   -drive "id=disk,file=$dir/disk,format=raw,if=none"
 
