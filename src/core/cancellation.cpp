@@ -8,7 +8,7 @@
 #include <atomic>
 #include <mutex>
 
-#include "core/helper_thread.h"
+#include "base/helper_thread.h"
 #include "core/run_signals.h"
 
 namespace anykvm::core {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/trace.h"
-#include "core/helper_thread.h"
+#include "base/helper_thread.h"
 
 namespace anykvm::core {
 namespace {

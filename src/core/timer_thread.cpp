@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/counters.h"
-#include "core/helper_thread.h"
+#include "base/helper_thread.h"
 
 namespace anykvm::core {
 

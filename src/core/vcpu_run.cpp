@@ -106,7 +106,9 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
       continue;
     }
     if (!m_vm.has_pic()) m_cpu->set_interrupt_window_request(read_once(run.request_interrupt_window));
-    if (handle_exit(run_guest())) return {};
+    const x86::Exit exit = run_guest();
+    if (exit.reason == Reason::kMemoryFault) return Error{EFAULT, "guest memory is not mapped"};
+    if (handle_exit(exit)) return {};
   }
 }
 
@@ -199,6 +201,7 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
   switch (exit.reason) {
     case Reason::kNone:
     case Reason::kInterrupted:
+    case Reason::kMemoryFault:  // run_until_exit() returns it
       return false;
     case Reason::kHalt:
       m_stats.count(VcpuStat::halt_exits);

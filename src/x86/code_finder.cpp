@@ -97,6 +97,7 @@ Block* CodeFinder::translate(const CodeSource& source, Gva linear, u64 room) {
   Untranslated why{};
   Block* block = m_code.translate(source, &why);
   if (block) return block;
+  if (why == Untranslated::kUnmapped) return stop_with(GuestStop::unmapped());
   return why == Untranslated::kNeedsMore ? translate_straddling(source, linear, room) : try_again(why);
 }
 
@@ -125,6 +126,7 @@ Block* CodeFinder::translate_straddling(CodeSource source, Gva linear, u64 room)
   Untranslated why{};
   Block* block = m_code.translate_straddling(source, &why);
   if (block) return block;
+  if (why == Untranslated::kUnmapped) return stop_with(GuestStop::unmapped());
   return why == Untranslated::kNeedsMore ? stop_with(GuestStop::gp(0)) : try_again(why);
 }
 

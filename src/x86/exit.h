@@ -21,6 +21,7 @@ struct Exit {
     kHypercall,        // VMCALL or VMMCALL that the client handles
     kTprAccess,        // CR8 or TPR lowered below the client's threshold (KVM_EXIT_SET_TPR)
     kInterruptWindow,  // request_interrupt_window, and the window is open
+    kMemoryFault,      // the client has unmapped guest RAM that is needed: EFAULT
     kMsr               // RDMSR or WRMSR that the client answers: gpa (the index), write, data, code
                        // (KVM_MSR_EXIT_REASON_*)
   };

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "x86/cpu.h"
+#include "x86/mmu/client_writes.h"
 #include "x86/translate/code_cache.h"
 
 namespace anykvm::x86 {
@@ -11,6 +12,7 @@ namespace anykvm::x86 {
 Result<std::unique_ptr<Machine>> Machine::create() {
   std::unique_ptr<Machine> machine(new Machine);
   machine->m_code = TRY(CodeCache::create());
+  machine->m_client_writes = ClientWrites::create(*machine->m_code);
   return machine;
 }
 
@@ -37,6 +39,7 @@ void Machine::set_slots(std::vector<MemorySlot> slots) {
   stop_the_world([&] {
     forget_code();
     m_memory.set_slots(std::move(slots));
+    m_client_writes->set_slots(m_memory.slots());
   });
 }
 

@@ -15,6 +15,7 @@ namespace anykvm::x86 {
 
 class Cpu;
 class CodeCache;
+class ClientWrites;
 
 class Machine {
  public:
@@ -26,6 +27,7 @@ class Machine {
 
   const PhysicalMemory& memory() const { return m_memory; }
   CodeCache& code() { return *m_code; }
+  ClientWrites& client_writes() { return *m_client_writes; }
 
   // Runs `change` while no vCPU of this VM executes guest code, then flushes every vCPU's TLB. Call it from
   // any thread except from inside Cpu::run()'s callbacks (Platform), and without holding a lock that such a
@@ -52,6 +54,7 @@ class Machine {
 
   PhysicalMemory m_memory;
   std::unique_ptr<CodeCache> m_code;
+  std::unique_ptr<ClientWrites> m_client_writes;
   std::mutex m_world;  // held by whoever stops the world
   std::mutex m_mutex;  // guards m_cpus, m_running, m_stopped
   std::condition_variable m_changed;

@@ -10,6 +10,7 @@
 #include "base/trace.h"
 #include "x86/code_finder.h"
 #include "x86/cpu_private.h"
+#include "x86/mmu/client_writes.h"
 #include "x86/sys/events.h"
 #include "x86/translate/host_signals.h"
 
@@ -63,6 +64,8 @@ Exit make_exit(Exit::Reason reason) {
 // has taken away, which only the client can put right.
 GuestStop stop_of_signal(Cpu& cpu, u8 trap) {
   switch (trap) {
+    case kVectorPf:
+      return GuestStop::unmapped();
     case kVectorDe:
       return GuestStop::de();
     case kVectorUd:
@@ -188,6 +191,7 @@ class Dispatcher {
     }
     auto vector = m_cpu.platform().acknowledge_interrupt();
     if (!vector) return {};
+    m_cpu.machine().client_writes().verify();  // it may say that a device has written memory
     ANYKVM_TRACE(fault, "{}: interrupt {:#x} at {:#x}", m_cpu.number(), *vector, m_state.rip);
     m_private.recheck_events = true;
     return delivered(deliver_interrupt(m_cpu, *vector, EventKind::kExternal));
@@ -325,9 +329,13 @@ class Dispatcher {
     m_context.image_from_rflags();
   }
 
+  Exit exit_of(const GuestStop& stop) const {
+    return stop.kind == GuestStop::Kind::kUnmapped ? make_exit(Exit::Reason::kMemoryFault) : m_private.exit;
+  }
+
   MaybeExit stopped(const GuestStop& stop) {
     m_slow = false;
-    if (stop.kind == GuestStop::Kind::kExit) return m_private.exit;
+    if (stop.kind != GuestStop::Kind::kFault) return exit_of(stop);
     m_private.replay.done();
     m_private.exit_after = false;
     ANYKVM_TRACE(fault, "{}: vector {} error {:#x} payload {:#x} at {:#x}", m_cpu.number(), stop.fault.vector,
@@ -338,7 +346,7 @@ class Dispatcher {
   MaybeExit delivered(const Guest<void>& result) {
     m_context.image_from_rflags();
     m_left = nullptr;
-    if (!result.ok()) return m_private.exit;
+    if (!result.ok()) return exit_of(result.error());
     if (m_private.recheck_events) {
       m_private.recheck_events = false;
       m_cpu.request(kAttentionEvent);
@@ -423,6 +431,7 @@ Exit Cpu::run() {
   {
     GsBase gs(m_context);
     m_machine.enter_guest(*this);
+    m_machine.client_writes().verify();
     mode_changed();  // the client may have changed the TSC
     m_context->image_from_rflags();
     exit = Dispatcher(*this, *m_private).run();

@@ -33,7 +33,7 @@ int kvm_close(int fd) { return on_real_kvm() ? close(fd) : anykvm_close(fd); }
 Pages::Pages(std::size_t size)
     : m_size(size),
       m_base(static_cast<std::uint8_t*>(
-          mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {}
+          mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {}
 
 long enable_cap(int fd, std::uint32_t cap, std::uint64_t argument, std::uint32_t flags) {
   kvm_enable_cap request{};

@@ -15,6 +15,7 @@ namespace anykvm::x86 {
 struct PageMeta {
   std::atomic<u8> has_code{0};    // translated code was made from bytes of this page
   std::atomic<u8> writer{0};      // 0: in nobody's TLB for writing; n: only in vCPU n-1's; 255: perhaps in several
+  std::atomic<u8> guard{0};       // how writes of the client are noticed while there is code (mmu/client_writes)
 };
 
 // One memory slot (KVM API 4.35). `host` is the client's userspace_addr; RAM is never copied.

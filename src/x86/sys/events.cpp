@@ -255,7 +255,7 @@ Guest<void> deliver_combined(Cpu& cpu, Event event, Severity severity_now) {
   CpuState& state = cpu.state();
   for (;;) {
     auto result = deliver_once(cpu, event);
-    if (!result.ok() && result.error().kind == GuestStop::Kind::kExit) return result.error();
+    if (!result.ok() && result.error().kind != GuestStop::Kind::kFault) return result.error();
     if (result.ok() && !result.value()) return {};
     GuestFault next = result.ok() ? *result.value() : result.error().fault;
     apply_payload(state, next);

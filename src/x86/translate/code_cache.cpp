@@ -1,11 +1,12 @@
 #include "x86/translate/code_cache.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
+#include <bit>
 #include <cstring>
 
 #include "base/bits.h"
+#include "base/guarded_memory.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/translate/perf_map.h"
 #include "x86/translate/thunk_frames.h"
@@ -70,22 +71,32 @@ bool CodeCache::ready_for(const CodeSource& source, Untranslated* why) const {
   return true;
 }
 
+bool CodeCache::copy_source(const CodeSource& source, Source* copy) {
+  const u8* first = source.bytes - source.gpa.page_offset();
+  if (!guarded_copy(copy->first.data(), first, kPageSize)) return false;
+  return !source.second_page || guarded_copy(copy->second.data(), source.second_bytes, kPageSize);
+}
+
 Block* CodeCache::translate(const CodeSource& source, Untranslated* why) {
   std::lock_guard lock(m_mutex);
   if (!ready_for(source, why)) return nullptr;
+  Source copy;
+  if (!copy_source(source, &copy)) return *why = Untranslated::kUnmapped, nullptr;
   auto block = std::make_unique<Block>();
   block->gpa = source.gpa;
   block->rip = source.rip;
   block->mode = source.mode;
-  std::vector<u8> code =
-      translate_block(*block, source.bytes, source.size, m_thunks, m_slots, m_memory->next());
+  const u8* bytes = copy.first.data() + source.gpa.page_offset();
+  std::vector<u8> code = translate_block(*block, bytes, source.size, m_thunks, m_slots, m_memory->next());
   if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
-  return install(std::move(block), code);
+  return install(std::move(block), code, copy);
 }
 
 Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* why) {
   std::lock_guard lock(m_mutex);
   if (!ready_for(source, why)) return nullptr;
+  Source copy;
+  if (!copy_source(source, &copy)) return *why = Untranslated::kUnmapped, nullptr;
   auto block = std::make_unique<Block>();
   block->gpa = source.gpa;
   block->rip = source.rip;
@@ -95,15 +106,16 @@ Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* w
   // An instruction has at most 15 bytes, so there are fewer on the first page.
   std::array<u8, 30> bytes;
   unsigned first = std::min(source.size, 15u), second = std::min(source.second_size, 15u);
-  std::memcpy(bytes.data(), source.bytes, first);
-  std::memcpy(bytes.data() + first, source.second_bytes, second);
+  std::memcpy(bytes.data(), copy.first.data() + source.gpa.page_offset(), first);
+  std::memcpy(bytes.data() + first, copy.second.data(), second);
   std::vector<u8> code =
       translate_block(*block, bytes.data(), first + second, m_thunks, m_slots, m_memory->next());
   if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
-  return install(std::move(block), code);
+  return install(std::move(block), code, copy);
 }
 
-Block* CodeCache::install(std::unique_ptr<Block> owned, const std::vector<u8>& host_code) {
+Block* CodeCache::install(std::unique_ptr<Block> owned, const std::vector<u8>& host_code,
+                          const Source& source) {
   Block* block = owned.get();
   block->code = m_memory->put(host_code.data(), host_code.size());
   block->host_bytes = static_cast<u32>(host_code.size());
@@ -113,19 +125,41 @@ Block* CodeCache::install(std::unique_ptr<Block> owned, const std::vector<u8>& h
   m_all.push_back(std::move(owned));
   unsigned in_first =
       static_cast<unsigned>(std::min<u64>(block->guest_bytes, kPageSize - block->gpa.page_offset()));
-  add_to_page(block, block->gpa, in_first);
+  add_to_page(block, block->gpa, in_first, source.first);
   if (block->straddles) {
-    add_to_page(block, block->gpa2, block->guest_bytes - in_first);
+    add_to_page(block, block->gpa2, block->guest_bytes - in_first, source.second);
   }
   m_blocks[{block->gpa.value, block->rip, block->mode}] = block;
   return block;
 }
 
-void CodeCache::add_to_page(Block* block, Gpa first, unsigned bytes) {
+// Blocks that were made from other bytes than are there now go: still_as() compares with the latest.
+void CodeCache::add_to_page(Block* block, Gpa first, unsigned bytes, const PageBytes& page_bytes) {
   if (!bytes) return;
-  PageCode& page = m_pages[first.value / kPageSize];
+  const u64 number = first.value / kPageSize;
+  if (auto known = m_pages.find(number);
+      known != m_pages.end() && !same_granules(known->second, page_bytes.data()))
+    drop_page(number);
+  PageCode& page = m_pages[number];
+  if (!page.bytes) page.bytes = std::make_unique<PageBytes>();
   page.blocks.push_back(block);
-  page.granules |= granule_mask(static_cast<unsigned>(first.page_offset()), bytes);
+  const u64 granules = granule_mask(static_cast<unsigned>(first.page_offset()), bytes);
+  page.granules |= granules;
+  for (u64 left = granules; left; left &= left - 1) {
+    const auto offset = static_cast<std::size_t>(std::countr_zero(left)) * 64;
+    std::memcpy(page.bytes->data() + offset, page_bytes.data() + offset, 64);
+  }
+}
+
+bool CodeCache::same_granules(const PageCode& page, const u8* now) {
+  for (u64 left = page.granules; left;) {
+    const auto first = static_cast<unsigned>(std::countr_zero(left));
+    const auto count = static_cast<unsigned>(std::countr_one(left >> first));
+    left &= ~(low_bits(count) << first);
+    if (guarded_equal(now + first * 64, page.bytes->data() + first * 64, count * 64) != Guarded::kYes)
+      return false;
+  }
+  return true;
 }
 
 void CodeCache::patch_rel32(u8* displacement, const u8* target) {
@@ -155,6 +189,17 @@ bool CodeCache::before_write(Gpa address, unsigned size) {
   if (!touches && ++page.near_misses < kNearMissLimit) return false;
   drop_page(number);
   return true;
+}
+
+bool CodeCache::still_as(Gpa page, const u8* now) {
+  std::lock_guard lock(m_mutex);
+  auto it = m_pages.find(page.value / kPageSize);
+  return it != m_pages.end() && same_granules(it->second, now);
+}
+
+void CodeCache::drop(Gpa page) {
+  std::lock_guard lock(m_mutex);
+  if (m_pages.contains(page.value / kPageSize)) drop_page(page.value / kPageSize);
 }
 
 void CodeCache::drop_page(u64 number) {

@@ -3,6 +3,7 @@
 // Owner: x86::Machine; shared by its vCPUs. Every function takes the cache's own mutex unless it says
 // otherwise; clear() needs the world stopped as well.
 
+#include <array>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -22,6 +23,7 @@ enum class Untranslated : u8 {
   kNeedsMore,  // the first instruction continues on the next page
   kNoRoom,     // clear() first
   kClaimLost,  // somebody wrote to the page since it was claimed (mmu/code_pages.h)
+  kUnmapped,   // the client has taken the memory away
 };
 
 // Guest bytes to translate: those to the end of a page and, for an instruction that continues there, of a
@@ -64,6 +66,12 @@ class CodeCache {
   // anew.
   void do_without_slot(const u8* pc);
 
+  // Does the page, whose host address is `now`, still hold what its blocks were made from? False as well if
+  // it cannot be read or has no blocks.
+  bool still_as(Gpa page, const u8* now);
+  // Drops the page's blocks.
+  void drop(Gpa page);
+
   // The block whose host code holds `pc`, dead or alive.
   Block* block_at(const u8* pc);
   // The address range of all host code.
@@ -83,17 +91,25 @@ class CodeCache {
   struct KeyHash {
     std::size_t operator()(const Key& k) const;
   };
+  using PageBytes = std::array<u8, kPageSize>;
   struct PageCode {
     std::vector<Block*> blocks;
-    u64 granules = 0;          // 64-byte pieces that hold translated bytes
-    unsigned near_misses = 0;  // writes to the page that touched no code
+    u64 granules = 0;                  // 64-byte pieces that hold translated bytes
+    std::unique_ptr<PageBytes> bytes;  // these pieces, as they were translated
+    unsigned near_misses = 0;          // writes to the page that touched no code
   };
 
   CodeCache() = default;
   // m_mutex. False: no block can be made now.
   bool ready_for(const CodeSource& source, Untranslated* why) const;
-  Block* install(std::unique_ptr<Block> block, const std::vector<u8>& host_code);
-  void add_to_page(Block* block, Gpa first, unsigned bytes);
+  // Copies of the pages to translate from: what is translated and what is remembered must be the same bytes.
+  struct Source {
+    PageBytes first, second;
+  };
+  static bool copy_source(const CodeSource& source, Source* copy);
+  Block* install(std::unique_ptr<Block> block, const std::vector<u8>& host_code, const Source& source);
+  void add_to_page(Block* block, Gpa first, unsigned bytes, const PageBytes& page_bytes);
+  static bool same_granules(const PageCode& page, const u8* now);
   void drop_page(u64 page);
   void kill(Block* block);
   Block* holding(const u8* pc);

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "base/guarded_memory.h"
 #include "base/raw_syscall.h"
 
 namespace anykvm::x86 {
@@ -46,6 +47,10 @@ void handle(int signal, siginfo_t* info, void* raw) {
   auto* ucontext = static_cast<ucontext_t*>(raw);
   auto& registers = ucontext->uc_mcontext.gregs;
   auto pc = reinterpret_cast<const u8*>(registers[REG_RIP]);
+  if (const u8* landing = guarded_landing(pc)) {
+    registers[REG_RIP] = reinterpret_cast<greg_t>(landing);
+    return;
+  }
   const Current& current = t_current;
   bool ours = current.context && pc >= current.begin && pc < current.end;
   if (!ours) return chain(signal, info, raw);

@@ -1,9 +1,9 @@
-#include "core/helper_thread.h"
+#include "base/helper_thread.h"
 
 #include <pthread.h>
 #include <signal.h>
 
-namespace anykvm::core {
+namespace anykvm {
 
 BlockSignals::BlockSignals() {
   static_assert(sizeof(sigset_t) <= sizeof m_saved);
@@ -16,4 +16,4 @@ BlockSignals::~BlockSignals() { pthread_sigmask(SIG_SETMASK, reinterpret_cast<si
 
 void name_this_thread(const char* name) { pthread_setname_np(pthread_self(), name); }
 
-}  // namespace anykvm::core
+}  // namespace anykvm

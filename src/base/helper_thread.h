@@ -5,7 +5,7 @@
 #include <thread>
 #include <utility>
 
-namespace anykvm::core {
+namespace anykvm {
 
 // Blocks all signals in the calling thread for its lifetime; a thread started meanwhile inherits that.
 class BlockSignals {
@@ -30,4 +30,4 @@ std::thread start_helper_thread(const char* name, Body body) {
   });
 }
 
-}  // namespace anykvm::core
+}  // namespace anykvm

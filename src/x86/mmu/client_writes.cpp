@@ -1,0 +1,431 @@
+#include "x86/mmu/client_writes.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <span>
+#include <string_view>
+
+#include "base/bits.h"
+#include "base/counters.h"
+#include "base/guarded_memory.h"
+#include "base/helper_thread.h"
+#include "base/trace.h"
+#include "x86/translate/code_cache.h"
+
+// Newer than the headers of some distributions: Linux 6.4 and 6.7.
+#ifndef UFFD_FEATURE_WP_UNPOPULATED
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+#ifndef UFFD_FEATURE_WP_ASYNC
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+
+namespace anykvm::x86 {
+namespace {
+
+// PageMeta::guard.
+constexpr u8 kProtected = 1;  // the watching thread hears of the next write
+constexpr u8 kListed = 2;     // in m_listed
+
+// PAGEMAP_SCAN (Documentation/admin-guide/mm/pagemap.rst).
+struct PageRegion {
+  u64 start, end, categories;
+};
+struct PagemapScan {
+  u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
+  u64 category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+constexpr unsigned long kPagemapScan = _IOWR('f', 16, PagemapScan);
+constexpr u64 kScanPageWritten = 2;  // PAGE_IS_WRITTEN
+constexpr u64 kScanPagePresent = 8;  // PAGE_IS_PRESENT
+// Pages apart that one call still covers: walking over them costs less than another call.
+constexpr u64 kScanGap = 64 * kPageSize;
+
+// /proc/PID/pagemap: bit 61 of a page's word.
+constexpr u64 kPageIsFileOrShared = bit(61);
+
+using Level = ClientWrites::Level;
+
+Level best_level_wanted() {
+  const char* setting = secure_getenv("ANYKVM_CLIENT_WRITES");
+  const std::string_view level = setting ? setting : "";
+  if (level == "verify") return Level::kVerify;
+  if (level == "scan") return Level::kScan;
+  return Level::kWatch;
+}
+
+Fd open_userfaultfd(int flags, u64 features) {
+  Fd fd(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags)));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = features;
+  if (fd.valid() && ioctl(fd.get(), UFFDIO_API, &api) != 0) fd.reset();
+  return fd;
+}
+
+const char* name_of(Level level) {
+  return level == Level::kWatch ? "watched" : level == Level::kScan ? "scanned" : "verified";
+}
+
+}  // namespace
+
+std::unique_ptr<ClientWrites> ClientWrites::create(CodeCache& code) {
+  std::unique_ptr<ClientWrites> writes(new ClientWrites(code));
+  const Level wanted = best_level_wanted();
+  writes->m_pagemap = Fd(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (wanted >= Level::kScan) writes->start_scanning();
+  if (wanted >= Level::kWatch) writes->start_watching();
+  ANYKVM_TRACE(memory, "client's writes to code are {}", name_of(writes->level()));
+  return writes;
+}
+
+Level ClientWrites::level() const {
+  if (m_watch_fd.valid()) return Level::kWatch;
+  return m_scan_fd.valid() ? Level::kScan : Level::kVerify;
+}
+
+// Faults of the kernel's own accesses (read(2) into guest memory) must reach us too, so it takes the right to
+// handle those: without it such calls of the client would fail.
+void ClientWrites::start_watching() {
+  Fd fault_fd = open_userfaultfd(0, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+                                        UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE |
+                                        UFFD_FEATURE_EVENT_REMAP);
+  m_stop_fd = Fd(eventfd(0, EFD_CLOEXEC));
+  if (!fault_fd.valid() || !m_stop_fd.valid()) return;
+  m_watch_fd = std::move(fault_fd);
+  m_thread = start_helper_thread("anykvm-writes", [this] { watch_thread(); });
+}
+
+// The kernel resolves these faults itself, so nobody waits and no right is needed.
+void ClientWrites::start_scanning() {
+  if (!m_pagemap.valid()) return;
+  PagemapScan nothing{};
+  nothing.size = sizeof nothing;
+  if (ioctl(m_pagemap.get(), kPagemapScan, &nothing) != 0) return;
+  m_scan_fd = open_userfaultfd(UFFD_USER_MODE_ONLY, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_ASYNC |
+                                                        UFFD_FEATURE_WP_UNPOPULATED |
+                                                        UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+}
+
+// Memory is given back while the thread still answers: a forked child may hold a copy of the descriptor, so
+// closing ours need not wake those who wait.
+ClientWrites::~ClientWrites() {
+  for (const Range& range : m_ranges) unregister_range(range.host, range.size);
+  if (!m_thread.joinable()) return;
+  eventfd_write(m_stop_fd.get(), 1);
+  m_thread.join();
+}
+
+// --- Ranges ---
+
+bool ClientWrites::register_range(const Fd& fd, u8* host, u64 size) {
+  if (!fd.valid()) return false;
+  uffdio_register request{};
+  request.range = {reinterpret_cast<u64>(host), size};
+  request.mode = UFFDIO_REGISTER_MODE_WP;
+  return ioctl(fd.get(), UFFDIO_REGISTER, &request) == 0 &&
+         (request.ioctls & (u64{1} << _UFFDIO_WRITEPROTECT));
+}
+
+// Wakes whoever waits there, and lifts the protection.
+void ClientWrites::unregister_range(u8* host, u64 size) {
+  uffdio_range range{reinterpret_cast<u64>(host), size};
+  if (m_watch_fd.valid()) ioctl(m_watch_fd.get(), UFFDIO_UNREGISTER, &range);
+  if (m_scan_fd.valid()) ioctl(m_scan_fd.get(), UFFDIO_UNREGISTER, &range);
+}
+
+Level ClientWrites::register_best(u8* host, u64 size) {
+  if (register_range(m_watch_fd, host, size)) return Level::kWatch;
+  if (register_range(m_scan_fd, host, size)) return Level::kScan;
+  return Level::kVerify;
+}
+
+// m_mutex. False as well where there is nothing to protect, and while mappings change (EAGAIN).
+bool ClientWrites::protect(const Fd& fd, u8* page, bool on) {
+  uffdio_writeprotect request{};
+  request.range = {reinterpret_cast<u64>(page), kPageSize};
+  request.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
+  return ioctl(fd.get(), UFFDIO_WRITEPROTECT, &request) == 0;
+}
+
+// m_mutex. Another mapping may have taken the place of the one that was registered.
+bool ClientWrites::protect_anew(const Fd& fd, const Range& range, u8* page) {
+  return protect(fd, page, true) || (register_range(fd, range.host, range.size) && protect(fd, page, true));
+}
+
+// m_mutex. Gives memory back that no slot has any longer, so that the client may use it as it likes.
+void ClientWrites::release_gone(const std::vector<Range>& before) {
+  for (const Range& old : before) {
+    u8* from = old.host;
+    while (from < old.end()) {
+      u8* next = old.end();
+      const Range* cover = nullptr;
+      for (const Range& range : m_ranges) {
+        if (range.host <= from && from < range.end()) cover = &range;
+        if (range.host > from) next = std::min(next, range.host);
+      }
+      if (cover) {
+        from = cover->end();
+        continue;
+      }
+      unregister_range(from, static_cast<u64>(next - from));
+      from = next;
+    }
+  }
+}
+
+// No page has code now. Pages that stay protected are released by the first write to them.
+void ClientWrites::set_slots(const std::vector<MemorySlot>& slots) {
+  std::lock_guard lock(m_mutex);
+  const std::vector<Range> before = std::move(m_ranges);
+  m_ranges.clear();
+  for (const MemorySlot& slot : slots) {
+    auto same = std::find_if(before.begin(), before.end(), [&](const Range& range) {
+      return range.host == slot.host && range.size == slot.size && range.level != Level::kVerify;
+    });
+    const Level level = same != before.end() ? same->level : register_best(slot.host, slot.size);
+    m_ranges.push_back({slot.host, slot.size, slot.base, slot.pages, level});
+  }
+  release_gone(before);
+  for (const Listed& item : m_listed) item.meta->guard.store(0);
+  m_listed.clear();
+  m_listed_count = 0;
+}
+
+ClientWrites::Range* ClientWrites::range_of(const MemorySlot& slot) {
+  auto range =
+      std::find_if(m_ranges.begin(), m_ranges.end(), [&](const Range& r) { return r.base == slot.base; });
+  return range == m_ranges.end() ? nullptr : &*range;
+}
+
+// --- Pages ---
+
+// Pages of files and of shared memory can be written where our page tables do not see it: through another
+// mapping, by another process (vhost-user), with write(2).
+bool ClientWrites::shared_with_others(const u8* page) {
+  u64 entry = kPageIsFileOrShared;
+  const auto offset = static_cast<off_t>(reinterpret_cast<u64>(page) / kPageSize * sizeof entry);
+  if (pread(m_pagemap.get(), &entry, sizeof entry, offset) != sizeof entry) return true;
+  return entry & kPageIsFileOrShared;
+}
+
+void ClientWrites::claim(const MemorySlot& slot, Gpa address) {
+  PageMeta& meta = slot.meta(address);
+  if (meta.guard.load()) return;
+  std::lock_guard lock(m_mutex);
+  if (meta.guard.load()) return;
+  u8* host = slot.host + (address.page() - slot.base);
+  u8 byte;
+  // The page must be there to be protected; reading it brings it.
+  const bool there = guarded_copy(&byte, host, 1);
+  const Range* range = range_of(slot);
+  const Level level = there && range ? range->level : Level::kVerify;
+  const bool shared = shared_with_others(host);
+  const bool watched = level == Level::kWatch && protect_anew(m_watch_fd, *range, host);
+  const bool scanned = level == Level::kScan && protect_anew(m_scan_fd, *range, host);
+  if (!watched || shared) list_page(slot, address, shared, scanned);
+  if (watched) meta.guard.fetch_or(kProtected);
+}
+
+// m_mutex.
+void ClientWrites::list_page(const MemorySlot& slot, Gpa address, bool shared, bool scanned) {
+  Listed item{slot.host + (address.page() - slot.base),
+              address.page(),
+              &slot.meta(address),
+              slot.pages,
+              shared,
+              scanned,
+              false,
+              0};
+  auto place = std::upper_bound(m_listed.begin(), m_listed.end(), item.host,
+                                [](const u8* host, const Listed& other) { return host < other.host; });
+  item.meta->guard.fetch_or(kListed);
+  m_listed.insert(place, std::move(item));
+  m_listed_count = static_cast<unsigned>(m_listed.size());
+}
+
+// m_mutex.
+void ClientWrites::unlist_page(const PageMeta& meta) {
+  std::erase_if(m_listed, [&](const Listed& item) { return item.meta == &meta; });
+  m_listed_count = static_cast<unsigned>(m_listed.size());
+}
+
+// Code and data share the page: every such write would cost a fault, so from here on it is compared instead.
+void ClientWrites::guest_writes_beside_code(const MemorySlot& slot, Gpa address) {
+  PageMeta& meta = slot.meta(address);
+  if (!(meta.guard.load() & kProtected)) return;
+  std::lock_guard lock(m_mutex);
+  const u8 guard = meta.guard.load();
+  if (!(guard & kProtected)) return;
+  if (!(guard & kListed)) list_page(slot, address, false, false);
+  meta.guard.store(kListed);
+  protect(m_watch_fd, slot.host + (address.page() - slot.base), false);
+}
+
+void ClientWrites::guest_overwrote_code(const MemorySlot& slot, Gpa address) {
+  PageMeta& meta = slot.meta(address);
+  std::lock_guard lock(m_mutex);
+  const u8 guard = meta.guard.load();
+  if (guard & kProtected) {
+    if (guard & kListed) unlist_page(meta);
+    meta.guard.store(0);
+  }
+  meta.has_code.store(0);
+  if (guard & kProtected) protect(m_watch_fd, slot.host + (address.page() - slot.base), false);
+}
+
+// --- Comparing ---
+
+// m_mutex. `item` may have changed, unless the kernel says that it is still protected.
+void ClientWrites::suspect(Listed& item) {
+  item.suspect = true;
+  protect(m_scan_fd, item.host, true);
+}
+
+// m_mutex. Some listed pages that are near each other.
+void ClientWrites::scan_run(std::span<Listed> items) {
+  std::array<PageRegion, 64> untouched;
+  PagemapScan request{};
+  request.size = sizeof request;
+  request.end = reinterpret_cast<u64>(items.back().host) + kPageSize;
+  request.vec = reinterpret_cast<u64>(untouched.data());
+  request.vec_len = untouched.size();
+  request.category_mask = request.return_mask = kScanPageWritten | kScanPagePresent;
+  request.category_inverted = kScanPageWritten;
+  auto item = items.begin();
+  auto suspect_until = [&](u64 address) {
+    for (; item != items.end() && reinterpret_cast<u64>(item->host) < address; ++item)
+      if (item->scanned) suspect(*item);
+  };
+  for (u64 at = reinterpret_cast<u64>(items.front().host); at < request.end; at = request.walk_end) {
+    request.start = at;
+    request.walk_end = 0;
+    const int found = ioctl(m_pagemap.get(), kPagemapScan, &request);
+    if (found < 0 || request.walk_end <= at) break;
+    for (const PageRegion& region : std::span(untouched).first(static_cast<std::size_t>(found))) {
+      suspect_until(region.start);
+      while (item != items.end() && reinterpret_cast<u64>(item->host) < region.end) ++item;
+    }
+  }
+  suspect_until(request.end);
+}
+
+// m_mutex. Asks the kernel which pages were written since they were protected.
+void ClientWrites::scan() {
+  for (std::size_t i = 0; i < m_listed.size();) {
+    const std::size_t first = i;
+    for (++i; i < m_listed.size() && m_listed[i].host <= m_listed[i - 1].host + kScanGap; ++i) {
+    }
+    scan_run(std::span(m_listed).subspan(first, i - first));
+  }
+}
+
+// m_mutex.
+bool ClientWrites::matches(const Listed& item) { return m_code.still_as(item.page, item.host); }
+
+// m_mutex. Guests patch most pages of their kernel's text a few times and then never again: after a while a
+// page is watched again. The caller compares once more, now that nobody can write unnoticed.
+bool ClientWrites::watch_again(Listed& item) {
+  constexpr unsigned kTrialAge = 64;
+  if (!m_watch_fd.valid() || item.scanned || (item.meta->guard.load() & kProtected)) return false;
+  if (++item.age < kTrialAge) return false;
+  item.age = 0;
+  auto range = std::find_if(m_ranges.begin(), m_ranges.end(), [&](const Range& r) {
+    return r.pages == item.pages && r.level == Level::kWatch;
+  });
+  if (range == m_ranges.end() || !protect(m_watch_fd, item.host, true)) return false;
+  item.meta->guard.fetch_or(kProtected);
+  return true;
+}
+
+void ClientWrites::verify() {
+  if (!m_listed_count.load(std::memory_order_acquire)) return;
+  std::lock_guard lock(m_mutex);
+  if (m_scan_fd.valid()) scan();
+  std::erase_if(m_listed, [&](Listed& item) {
+    if (item.scanned && !item.shared && !item.suspect) return false;
+    item.suspect = false;
+    const bool watched = watch_again(item);
+    if (matches(item)) {
+      if (!watched || item.shared) return false;
+      item.meta->guard.store(kProtected);
+      return true;
+    }
+    // In this order: see drop(Range&, u64).
+    const bool was_protected = item.meta->guard.exchange(0) & kProtected;
+    if (item.meta->has_code.exchange(0)) ANYKVM_COUNT(client_code_writes);
+    m_code.drop(item.page);
+    if (was_protected) protect(m_watch_fd, item.host, false);
+    return true;
+  });
+  m_listed_count = static_cast<unsigned>(m_listed.size());
+}
+
+// --- The watching thread ---
+
+void ClientWrites::watch_thread() {
+  pollfd waits[2] = {{m_watch_fd.get(), POLLIN, 0}, {m_stop_fd.get(), POLLIN, 0}};
+  for (;;) {
+    if (poll(waits, 2, -1) < 0) continue;
+    uffd_msg message;
+    // Reading an event lets its thread go on, so that comes before the lock: the thread may hold one that
+    // somebody in here waits for (malloc's, while it gives memory back).
+    if (read(m_watch_fd.get(), &message, sizeof message) == sizeof message)
+      handle_message(message);
+    else if (waits[1].revents || (waits[0].revents & (POLLERR | POLLNVAL)))
+      return;
+  }
+}
+
+void ClientWrites::handle_message(const uffd_msg& message) {
+  std::lock_guard lock(m_mutex);
+  if (message.event == UFFD_EVENT_PAGEFAULT)
+    page_written(reinterpret_cast<u8*>(message.arg.pagefault.address & ~(kPageSize - 1)));
+  else if (message.event == UFFD_EVENT_UNMAP || message.event == UFFD_EVENT_REMOVE)
+    memory_replaced(message.arg.remove.start, message.arg.remove.end);
+  else if (message.event == UFFD_EVENT_REMAP)
+    memory_replaced(message.arg.remap.from, message.arg.remap.from + message.arg.remap.len);
+}
+
+// m_mutex. A vCPU that claims the page sets has_code before it looks at guard, so it either sees that the
+// guard is gone, or finds its claim lost when it translates, or its block is dropped here.
+void ClientWrites::drop(Range& range, u64 offset) {
+  PageMeta& meta = (*range.pages)[offset / kPageSize];
+  if (meta.guard.exchange(0) & kListed) unlist_page(meta);
+  if (!meta.has_code.exchange(0)) return;
+  ANYKVM_COUNT(client_code_writes);
+  m_code.drop(range.base + (offset & ~(kPageSize - 1)));
+}
+
+// m_mutex. The writer waits until the page is released; a page can be guest memory at several addresses.
+void ClientWrites::page_written(u8* page) {
+  for (Range& range : m_ranges)
+    if (page >= range.host && page < range.end()) drop(range, static_cast<u64>(page - range.host));
+  if (protect(m_watch_fd, page, false)) return;
+  // Mappings are changing (EAGAIN), or this one is gone: the writer looks again, and we hear of it again.
+  uffdio_range range{reinterpret_cast<u64>(page), kPageSize};
+  ioctl(m_watch_fd.get(), UFFDIO_WAKE, &range);
+}
+
+// m_mutex. munmap(2), mmap(2) over it, madvise(2): other memory may be there now.
+void ClientWrites::memory_replaced(u64 begin, u64 end) {
+  for (Range& range : m_ranges) {
+    const u64 host = reinterpret_cast<u64>(range.host);
+    const u64 from = std::max(begin, host), to = std::min(end, host + range.size);
+    for (u64 page = from; page < to; page += kPageSize) drop(range, page - host);
+  }
+}
+
+}  // namespace anykvm::x86

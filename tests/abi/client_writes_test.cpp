@@ -1,0 +1,316 @@
+// The client changes guest code behind the engine's back (docs/decisions/client-writes.md), with each way of
+// noticing it forced in turn. On the kernel's KVM all of them hold as well.
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <functional>
+#include <thread>
+
+#include "kvm.h"
+
+namespace anykvm::test {
+namespace {
+
+constexpr std::uint64_t kImmediate = Guest::kCode + 1;
+
+// The engine reads the setting when a VM is made. x86/mmu/client_writes_test.cpp checks that it gets the
+// level.
+struct Forced {
+  explicit Forced(const char* level) { setenv("ANYKVM_CLIENT_WRITES", level, 1); }
+  ~Forced() { unsetenv("ANYKVM_CLIENT_WRITES"); }
+};
+
+// read(2) puts one byte there.
+void read_into(std::uint8_t* to, std::uint8_t value) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  EXPECT_EQ(write(ends[1], &value, 1), 1);
+  EXPECT_EQ(read(ends[0], to, 1), 1);
+  close(ends[0]);
+  close(ends[1]);
+}
+
+// A page with the same bytes but one, mapped over the old one.
+void map_over(std::uint8_t* byte, std::uint8_t value) {
+  auto* page =
+      reinterpret_cast<std::uint8_t*>(reinterpret_cast<std::uintptr_t>(byte) & ~std::uintptr_t{4095});
+  auto* fresh = static_cast<std::uint8_t*>(
+      mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  memcpy(fresh, page, 4096);
+  fresh[byte - page] = value;
+  ASSERT_EQ(mremap(fresh, 4096, 4096, MREMAP_MAYMOVE | MREMAP_FIXED, page), page);
+}
+
+class ClientWrites : public testing::TestWithParam<const char*> {
+ protected:
+  Forced level{GetParam()};
+  // mov al, 1; out 10H, al; and again
+  Guest guest{0xb0, 0x01, 0xe6, 0x10, 0xeb, 0xfa};
+
+  int next_output() {
+    EXPECT_EQ(guest.run(), 0);
+    EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+    return reinterpret_cast<std::uint8_t*>(guest.shared)[guest.shared->io.data_offset];
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Levels, ClientWrites, testing::Values("watch", "scan", "verify"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(ClientWrites, plain_store_is_seen) {
+  EXPECT_EQ(next_output(), 1);
+  EXPECT_EQ(next_output(), 1);
+  guest.memory.data()[kImmediate] = 2;
+  EXPECT_EQ(next_output(), 2);
+}
+
+TEST_P(ClientWrites, second_store_to_the_same_page_is_seen) {
+  EXPECT_EQ(next_output(), 1);
+  guest.memory.data()[kImmediate] = 2;
+  EXPECT_EQ(next_output(), 2);
+  guest.memory.data()[kImmediate] = 3;
+  EXPECT_EQ(next_output(), 3);
+}
+
+TEST_P(ClientWrites, store_of_another_thread_is_seen) {
+  EXPECT_EQ(next_output(), 1);
+  std::thread([this] { guest.memory.data()[kImmediate] = 2; }).join();
+  EXPECT_EQ(next_output(), 2);
+}
+
+TEST_P(ClientWrites, read_into_guest_memory_is_seen) {
+  EXPECT_EQ(next_output(), 1);
+  read_into(guest.memory.data() + kImmediate, 2);
+  EXPECT_EQ(next_output(), 2);
+}
+
+TEST_P(ClientWrites, mapping_over_guest_memory_is_seen) {
+  EXPECT_EQ(next_output(), 1);
+  std::uint8_t* page = guest.memory.data() + Guest::kCode;
+  ASSERT_EQ(mmap(page, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), page);
+  guest.set_code({0xb0, 0x02, 0xe6, 0x10, 0xeb, 0xfa});
+  EXPECT_EQ(next_output(), 2);
+  guest.memory.data()[kImmediate] = 3;
+  EXPECT_EQ(next_output(), 3);
+}
+
+TEST_P(ClientWrites, discarded_memory_is_seen) {
+  EXPECT_EQ(next_output(), 1);
+  ASSERT_EQ(madvise(guest.memory.data() + Guest::kCode, 4096, MADV_DONTNEED), 0);
+  guest.set_code({0xb0, 0x02, 0xe6, 0x10, 0xeb, 0xfa});
+  EXPECT_EQ(next_output(), 2);
+}
+
+// mov [1800H], al beside the code, over and over: the page leaves the watch, and is still looked after.
+TEST_P(ClientWrites, store_to_a_page_that_the_guest_writes_itself_is_seen) {
+  guest.set_code({0xb0, 0x01, 0xa2, 0x00, 0x18, 0xe6, 0x10, 0xeb, 0xf7});
+  EXPECT_EQ(next_output(), 1);
+  EXPECT_EQ(next_output(), 1);
+  guest.memory.data()[kImmediate] = 2;
+  EXPECT_EQ(next_output(), 2);
+  EXPECT_EQ(guest.memory.data()[0x1800], 2);
+}
+
+TEST_P(ClientWrites, memory_that_was_away_is_looked_after_when_it_is_back) {
+  EXPECT_EQ(next_output(), 1);
+  std::uint8_t* page = guest.memory.data() + Guest::kCode;
+  ASSERT_EQ(munmap(page, 4096), 0);
+  ASSERT_EQ(mmap(page, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), page);
+  for (std::uint8_t value = 2; value < 5; ++value) {
+    guest.set_code({0xb0, value, 0xe6, 0x10, 0xeb, 0xfa});
+    EXPECT_EQ(next_output(), value);
+  }
+}
+
+// Writes that do not go through the mapping that the guest has: vhost-user back ends do that.
+TEST_P(ClientWrites, shared_memory_written_elsewhere_is_seen) {
+  const int file = memfd_create("guest", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, static_cast<off_t>(guest.memory.size())), 0);
+  auto map = [&](void* where, int fixed) {
+    return mmap(where, guest.memory.size(), PROT_READ | PROT_WRITE, MAP_SHARED | fixed, file, 0);
+  };
+  ASSERT_EQ(map(guest.memory.data(), MAP_FIXED), guest.memory.data());
+  auto* elsewhere = static_cast<std::uint8_t*>(map(nullptr, 0));
+  guest.set_code({0xb0, 0x01, 0xe6, 0x10, 0xeb, 0xfa});
+  EXPECT_EQ(next_output(), 1);
+  elsewhere[kImmediate] = 2;
+  EXPECT_EQ(next_output(), 2);
+  EXPECT_EQ(pwrite(file, "\x03", 1, kImmediate), 1);
+  EXPECT_EQ(next_output(), 3);
+  guest.memory.data()[kImmediate] = 4;
+  EXPECT_EQ(next_output(), 4);
+  munmap(elsewhere, guest.memory.size());
+  close(file);
+}
+
+TEST_P(ClientWrites, memory_of_a_new_slot_is_looked_after) {
+  EXPECT_EQ(next_output(), 1);
+  EXPECT_EQ(guest.set_region(0, 0, 0, 0), 0);
+  guest.memory.data()[kImmediate] = 2;
+  EXPECT_EQ(guest.set_region(0, 0, guest.memory.size(), guest.memory.address()), 0);
+  EXPECT_EQ(next_output(), 2);
+  guest.memory.data()[kImmediate] = 3;
+  EXPECT_EQ(next_output(), 3);
+}
+
+TEST_P(ClientWrites, forked_child_writes_its_own_copy) {
+  EXPECT_EQ(next_output(), 1);
+  const pid_t child = fork();
+  if (child == 0) {
+    guest.memory.data()[kImmediate] = 2;
+    _exit(guest.memory.data()[kImmediate]);
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), 2);
+  EXPECT_EQ(next_output(), 1);
+}
+
+TEST_P(ClientWrites, memory_is_free_after_the_vm_is_gone) {
+  Pages memory(0x10000);
+  pid_t child = 0;
+  {
+    Guest other{0xf4};
+    ASSERT_EQ(other.set_region(1, 0x10000, memory.size(), memory.address()), 0);
+    // jmp 1000H:0, where a HLT is
+    other.set_code({0xea, 0x00, 0x00, 0x00, 0x10});
+    memory.data()[0] = 0xf4;
+    EXPECT_EQ(other.run(), 0);
+    EXPECT_EQ(other.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+    // It has copies of all descriptors.
+    child = fork();
+    if (child == 0) {
+      pause();
+      _exit(0);
+    }
+  }
+  memory.data()[0] = 1;
+  read_into(memory.data(), 2);
+  EXPECT_EQ(memory.data()[0], 2);
+  EXPECT_EQ(munmap(memory.data() + 4096, 4096), 0);
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+}
+
+TEST_P(ClientWrites, store_while_halted_is_seen) {
+  Guest halted({0xb0, 0x01, 0xe6, 0x10, 0xf4, 0xeb, 0xf9}, Guest::Chips::kIrqchip);
+  // The NMI's handler is an IRET at 2000H.
+  halted.memory.data()[2 * 4 + 1] = 0x20;
+  halted.memory.data()[0x2000] = 0xcf;
+  kvm_regs regs = halted.regs();
+  regs.rsp = 0x8000;
+  halted.set_regs(regs);
+  EXPECT_EQ(halted.run(), 0);
+  for (std::uint8_t value = 2; value < 6; ++value) {
+    std::thread later([&] {
+      usleep(5'000);  // it is halted by then, most likely
+      halted.memory.data()[kImmediate] = value;
+      kvm_msi nmi{};
+      nmi.address_lo = 0xfee00000;
+      nmi.data = 0x400;
+      EXPECT_EQ(call(halted.vm, KVM_SIGNAL_MSI, &nmi), 1);
+    });
+    EXPECT_EQ(halted.run(), 0);
+    later.join();
+    ASSERT_EQ(halted.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+    EXPECT_EQ(reinterpret_cast<std::uint8_t*>(halted.shared)[halted.shared->io.data_offset], value);
+  }
+}
+
+void make_kickable() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  sigaction(SIGUSR1, &action, nullptr);
+  usleep(3'000);  // docs/decisions/signals.md: noticed after 2 ms
+}
+
+// The guest waits in a loop for its own code to change; `change` comes from another thread. With `kicks` the
+// vCPU leaves KVM_RUN now and then, which the lower levels need.
+void expect_seen_while_running(const std::function<void(std::uint8_t*)>& change, bool kicks) {
+  make_kickable();
+  // again: mov al, 1; cmp al, 2; jne again; out 10H, al
+  Guest guest{0xb0, 0x01, 0x3c, 0x02, 0x75, 0xfa, 0xe6, 0x10};
+  const pthread_t runner = pthread_self();
+  std::atomic<bool> done{false};
+  std::thread later([&] {
+    usleep(10'000);
+    change(guest.memory.data() + kImmediate);
+    for (; kicks && !done; usleep(1000)) pthread_kill(runner, SIGUSR1);
+  });
+  long result = 0;
+  while ((result = guest.run()) == -EINTR) {
+  }
+  EXPECT_EQ(result, 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+  done = true;
+  later.join();
+}
+
+TEST_P(ClientWrites, running_guest_sees_a_store) {
+  expect_seen_while_running([](std::uint8_t* byte) { *byte = 2; }, true);
+}
+TEST_P(ClientWrites, running_guest_sees_a_read) {
+  expect_seen_while_running([](std::uint8_t* byte) { read_into(byte, 2); }, true);
+}
+TEST_P(ClientWrites, running_guest_sees_a_mapping) {
+  expect_seen_while_running([](std::uint8_t* byte) { map_over(byte, 2); }, true);
+}
+
+// Stores and runs in a race: what was stored before KVM_RUN began is what runs.
+TEST_P(ClientWrites, each_run_sees_the_store_before_it) {
+  std::thread noise;
+  std::atomic<bool> done{false};
+  noise = std::thread([&] {  // the same page, beside the code
+    std::atomic_ref data(guest.memory.data()[0x1f00]);
+    while (!done) ++data;
+  });
+  for (unsigned i = 0; i < 300; ++i) {
+    guest.memory.data()[kImmediate] = static_cast<std::uint8_t>(i);
+    ASSERT_EQ(next_output(), static_cast<std::uint8_t>(i));
+  }
+  done = true;
+  noise.join();
+}
+
+TEST_P(ClientWrites, memory_that_the_client_watches_itself_is_compared) {
+  const int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC));
+  if (fd < 0) GTEST_SKIP() << "userfaultfd(2) is not allowed here";
+  uffdio_api api{};
+  api.api = UFFD_API;
+  ASSERT_EQ(ioctl(fd, UFFDIO_API, &api), 0);
+  Pages memory(0x1000);
+  memset(memory.data(), 0xf4, 4096);
+  uffdio_register request{};
+  request.range = {memory.address(), memory.size()};
+  request.mode = UFFDIO_REGISTER_MODE_WP;
+  ASSERT_EQ(ioctl(fd, UFFDIO_REGISTER, &request), 0);
+  Guest other{0xea, 0x00, 0x00, 0x00, 0x10};  // jmp 1000H:0
+  ASSERT_EQ(other.set_region(1, 0x10000, memory.size(), memory.address()), 0);
+  EXPECT_EQ(other.run(), 0);
+  EXPECT_EQ(other.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  memory.data()[0] = 0xe6;  // out F4H, al
+  other.start_at_code();
+  EXPECT_EQ(other.run(), 0);
+  EXPECT_EQ(other.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+  close(fd);
+}
+
+TEST(ClientWritesWatched, running_guest_sees_changes_without_any_exit) {
+  const int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC));
+  if (fd < 0) GTEST_SKIP() << "userfaultfd(2) is not allowed here";
+  close(fd);
+  Forced level("watch");
+  expect_seen_while_running([](std::uint8_t* byte) { *byte = 2; }, false);
+  expect_seen_while_running([](std::uint8_t* byte) { read_into(byte, 2); }, false);
+  expect_seen_while_running([](std::uint8_t* byte) { map_over(byte, 2); }, false);
+}
+
+}  // namespace
+}  // namespace anykvm::test
