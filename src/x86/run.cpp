@@ -393,8 +393,7 @@ class Dispatcher {
     u64 stamp = m_context.stamp.word & ~u64{0xff};
     m_context.jump_tag[index] = static_cast<i64>(-(block.rip + stamp));
     m_context.jump_target[index] = reinterpret_cast<u64>(block.code);
-    auto page = static_cast<u16>((block.rip + block.mode.cs_base) >> 12 & 0xfff);
-    m_context.note_jump_page(index, {page, global && !block.straddles, block.straddles});
+    m_context.jump_entries.add(index, block.rip + block.mode.cs_base, global, block.straddles);
   }
 
   Cpu& m_cpu;

@@ -3,19 +3,15 @@
 namespace anykvm::x86 {
 
 void TlbTable::flush() {
-  for (unsigned i = 0; i < kTlbEntries; ++i) read_tag[i] = write_tag[i] = never(i);
+  flush_non_global();
+  global.take_all([this](unsigned i) { forget(i); });
 }
 
 void TlbTable::flush_non_global() {
-  for (unsigned i = 0; i < kTlbEntries; ++i) {
-    if (!global[i]) read_tag[i] = write_tag[i] = never(i);
-  }
+  local.take_all([this](unsigned i) { forget(i); });
 }
 
-void TlbTable::flush_page(Gva address) {
-  unsigned i = index_of(address);
-  read_tag[i] = write_tag[i] = never(i);
-}
+void TlbTable::flush_page(Gva address) { forget(index_of(address)); }
 
 void TlbTable::forbid_writes(const u8* host_page) {
   u64 wanted = reinterpret_cast<u64>(host_page);

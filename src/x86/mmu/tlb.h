@@ -8,6 +8,7 @@
 //   host[index]
 
 #include "base/types.h"
+#include "x86/mmu/entry_set.h"
 
 namespace anykvm::x86 {
 
@@ -18,8 +19,13 @@ enum MmuIndex : u8 { kMmuSupervisor = 0, kMmuUser = 1, kMmuSupervisorAc = 2, kMm
 struct TlbTable {
   u64 read_tag[kTlbEntries];
   u64 write_tag[kTlbEntries];
-  u64 host[kTlbEntries];     // host address of the page
-  bool global[kTlbEntries];  // kept by MOV to CR3 (SDM 3A 4.10.2.4)
+  u64 host[kTlbEntries];         // host address of the page
+  EntrySet<kTlbEntries> global;  // filled, and kept by MOV to CR3 (SDM 3A 4.10.2.4)
+  EntrySet<kTlbEntries> local;   // the others that are filled
+
+  TlbTable() {
+    for (unsigned i = 0; i < kTlbEntries; ++i) forget(i);
+  }
 
   static constexpr unsigned index_of(Gva address) { return (address.value >> 12) % kTlbEntries; }
   // A page that can never be looked up at this index, so its tag never matches.
@@ -30,6 +36,9 @@ struct TlbTable {
   void flush_page(Gva address);
   // Forbids writes through every entry that maps `host_page`.
   void forbid_writes(const u8* host_page);
+
+ private:
+  void forget(unsigned index) { read_tag[index] = write_tag[index] = never(index); }
 };
 
 }  // namespace anykvm::x86

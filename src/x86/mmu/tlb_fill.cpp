@@ -27,7 +27,8 @@ void fill(Context* context, MmuIndex mmu, Gva address, u8* host_page, bool write
   u64 page = address.page().value;
   bool same = table.read_tag[index] == page && table.host[index] == reinterpret_cast<u64>(host_page);
   table.read_tag[index] = page;
-  table.global[index] = global;
+  (global ? table.global : table.local).add(index);
+  (global ? table.local : table.global).remove(index);
   table.host[index] = reinterpret_cast<u64>(host_page);
   if (write) {
     table.write_tag[index] = page;

@@ -8,17 +8,11 @@
 #include "x86/mmu/access_slots.h"
 #include "x86/mmu/tlb.h"
 #include "x86/state/cpu_state.h"
+#include "x86/translate/jump_entries.h"
 
 namespace anykvm::x86 {
 
 class Cpu;
-
-inline constexpr unsigned kJumpCacheEntries = 4096;
-
-// Functions tend to begin at the same offsets of their pages, so the page number takes part.
-constexpr unsigned jump_cache_index(u64 rip) {
-  return static_cast<unsigned>((rip ^ rip >> 12) % kJumpCacheEntries);
-}
 
 // Why translated code went back to the dispatcher.
 enum class Leave : u64 {
@@ -41,13 +35,6 @@ union LinkStamp {
     u8 mode_id_shifted;  // mode id << 1
   } part;
   LinkStamp() {}
-};
-
-// The linear page of a block in the jump cache, as far as INVLPG and MOV to CR3 need to know it.
-struct JumpPage {
-  u16 number : 12;  // modulo 4096
-  u16 global : 1;
-  u16 straddles : 1;  // the block continues on the next page
 };
 
 // What waits for interrupts to be enabled; bits of Context::held_back.
@@ -92,47 +79,28 @@ struct Context {
 
   i64 jump_tag[kJumpCacheEntries];
   u64 jump_target[kJumpCacheEntries];
-  JumpPage jump_page[kJumpCacheEntries] = {};  // where the block begins
-  // Bit n: some entry's block lies in a linear page whose number is n modulo 4096.
-  u64 jump_pages[kJumpCacheEntries / 64] = {};
+  JumpEntries jump_entries;
 
   TlbTable tlb[kMmuIndexCount];
   AccessSlots access;
 
+  Context() {
+    for (unsigned i = 0; i < kJumpCacheEntries; ++i) forget_jump(i);
+  }
+
   void forget_jump(unsigned index) { jump_tag[index] = -i64(index ^ 1); }  // an address of another index
   void flush_jump_cache() {
-    for (unsigned i = 0; i < kJumpCacheEntries; ++i) forget_jump(i);
-    for (u64& word : jump_pages) word = 0;
+    jump_entries.take_all([this](unsigned i) { forget_jump(i); });
   }
-  void note_jump_page(unsigned index, JumpPage page) {
-    jump_page[index] = page;
-    jump_pages[page.number / 64] |= bit(page.number % 64);
-    unsigned next = (page.number + 1) % kJumpCacheEntries;
-    if (page.straddles) jump_pages[next / 64] |= bit(next % 64);
-  }
-  // INVLPG: most pages hold no code.
+  // INVLPG
   void flush_jumps_to_page(Gva page) {
-    auto number = static_cast<u16>((page.value >> 12) % kJumpCacheEntries);
-    if (!(jump_pages[number / 64] & bit(number % 64))) return;
-    for (unsigned i = 0; i < kJumpCacheEntries; ++i) {
-      bool here = jump_page[i].number == number;
-      bool before = jump_page[i].straddles && (jump_page[i].number + 1) % kJumpCacheEntries == number;
-      if (here || before) forget_jump(i);
-    }
-    jump_pages[number / 64] &= ~bit(number % 64);
+    jump_entries.take_page(page, [this](unsigned i) { forget_jump(i); });
   }
   // MOV to CR3: what global pages gave stays.
   void flush_non_global() {
     for (auto& table : tlb) table.flush_non_global();
     access.flush();
-    for (u64& word : jump_pages) word = 0;
-    for (unsigned i = 0; i < kJumpCacheEntries; ++i) {
-      if (jump_page[i].global) {
-        note_jump_page(i, jump_page[i]);
-      } else {
-        forget_jump(i);
-      }
-    }
+    jump_entries.take_local([this](unsigned i) { forget_jump(i); });
   }
   void flush_tlb() {
     for (auto& table : tlb) table.flush();

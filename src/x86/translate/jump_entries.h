@@ -1,0 +1,65 @@
+#pragma once
+// Which entries of the jump cache are filled and in which linear page their blocks lie: what flushes need to
+// know. Owner: Context. Only the vCPU's thread.
+
+#include "x86/mmu/entry_set.h"
+
+namespace anykvm::x86 {
+
+inline constexpr unsigned kJumpCacheEntries = 4096;
+
+// Functions tend to begin at the same offsets of their pages, so the page number takes part.
+constexpr unsigned jump_cache_index(u64 rip) {
+  return static_cast<unsigned>((rip ^ rip >> 12) % kJumpCacheEntries);
+}
+
+class JumpEntries {
+ public:
+  // Entry `index` leads to a block that begins at linear address `start`; `straddles`: it continues on the
+  // next page.
+  void add(unsigned index, u64 start, bool global, bool straddles) {
+    const bool kept = global && !straddles;
+    m_page[index] = page_number(start);
+    m_straddles[index] = straddles;
+    (kept ? m_global : m_local).add(index);
+    (kept ? m_local : m_global).remove(index);
+    (kept ? m_global_pages : m_local_pages).add(m_page[index]);
+    if (straddles) m_local_pages.add(page_number(start + kPageSize));
+  }
+
+  // Each calls `forget` with the entries that must go.
+  template <class Forget>
+  void take_all(Forget forget) {
+    take_local(forget);
+    m_global.take_all(forget);
+    m_global_pages.clear();
+  }
+  template <class Forget>
+  void take_local(Forget forget) {
+    m_local.take_all(forget);
+    m_local_pages.clear();
+  }
+  template <class Forget>
+  void take_page(Gva page, Forget forget) {
+    const u16 number = page_number(page.value);
+    if (!m_local_pages.has(number) && !m_global_pages.has(number)) return;
+    for (unsigned i = 0; i < kJumpCacheEntries; ++i) {
+      bool before = m_straddles[i] && (m_page[i] + 1) % kJumpCacheEntries == number;
+      if (m_page[i] == number || before) forget(i);
+    }
+    m_local_pages.remove(number);
+    m_global_pages.remove(number);
+  }
+
+ private:
+  // Modulo 4096.
+  static constexpr u16 page_number(u64 address) { return static_cast<u16>(address >> 12 & 0xfff); }
+
+  u16 m_page[kJumpCacheEntries] = {};
+  bool m_straddles[kJumpCacheEntries] = {};
+  EntrySet<kJumpCacheEntries> m_global, m_local;
+  // Pages that entries may lie in, by number.
+  EntrySet<4096> m_global_pages, m_local_pages;
+};
+
+}  // namespace anykvm::x86
