@@ -5,6 +5,8 @@
 
 #include "x86/machine.h"
 #include "x86/mmu/resolve.h"
+#include "x86/translate/context.h"
+#include "x86/translate/mode.h"
 
 namespace anykvm::x86 {
 
@@ -19,6 +21,13 @@ struct Part {
 struct Parts {
   Part first{}, second{};
 };
+
+// Host address of the bytes if the TLB knows that the access is permitted: RAM within one page, and for a
+// write also that it is dirty and holds no code. Null: resolve() finds out.
+u8* find_in_tlb(Cpu& cpu, Gva address, unsigned size, Access access, Privilege privilege) {
+  if (cpu.watching()) return nullptr;
+  return cpu.context().tlb[mmu_of(cpu.state(), privilege)].find(address, size, access == Access::kWrite);
+}
 
 // The address behind the end of the first page. Outside 64-bit mode linear addresses wrap at 4 GiB (SDM
 // 3A 3.3.1); in compatibility mode too, unless the access is one of the CPU's own to a table that lies above.
@@ -96,6 +105,10 @@ void write_ram(Cpu& cpu, const Part& part, const u8* data) {
 }  // namespace
 
 Guest<void> read_linear(Cpu& cpu, Gva address, void* data, unsigned size, Privilege privilege) {
+  if (const u8* host = find_in_tlb(cpu, address, size, Access::kRead, privilege)) {
+    copy_bytes(data, host, size);
+    return {};
+  }
   if (cpu.watching() && privilege == Privilege::kCurrent) cpu.watch_data(address, size, false);
   Parts parts = TRY(resolve_parts(cpu, address, size, Access::kRead, privilege));
   auto* bytes = static_cast<u8*>(data);
@@ -105,6 +118,10 @@ Guest<void> read_linear(Cpu& cpu, Gva address, void* data, unsigned size, Privil
 }
 
 Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size, Privilege privilege) {
+  if (u8* host = find_in_tlb(cpu, address, size, Access::kWrite, privilege)) {
+    copy_bytes(host, data, size);
+    return {};
+  }
   if (cpu.watching() && privilege == Privilege::kCurrent) cpu.watch_data(address, size, true);
   Parts parts = TRY(resolve_parts(cpu, address, size, Access::kWrite, privilege));
   auto* bytes = static_cast<const u8*>(data);
@@ -122,10 +139,12 @@ Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privileg
 }
 
 Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access, Privilege privilege) {
+  if (u8* host = find_in_tlb(cpu, address, size, access, privilege)) return host;
   // Bulk copies go piece by piece while breakpoints are set, so that the trap comes after the right piece.
   bool bulk = size > 8;
   if (cpu.watching() && bulk) return static_cast<u8*>(nullptr);
-  if (cpu.watching() && privilege == Privilege::kCurrent) cpu.watch_data(address, size, access == Access::kWrite);
+  if (cpu.watching() && privilege == Privilege::kCurrent)
+    cpu.watch_data(address, size, access == Access::kWrite);
   Parts parts = TRY(resolve_parts(cpu, address, size, access, privilege));
   const PageAccess& page = parts.first.page;
   if (parts.second.size || !page.host) return static_cast<u8*>(nullptr);

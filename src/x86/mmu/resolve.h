@@ -6,8 +6,13 @@
 #include "x86/fault.h"
 #include "x86/mmu/paging.h"
 #include "x86/mmu/physical_memory.h"
+#include "x86/mmu/tlb.h"
 
 namespace anykvm::x86 {
+
+// The TLB for an access. Implicit ones of the supervisor may touch what explicit ones may with SMAP in force
+// (SDM 3A 4.6.1).
+MmuIndex mmu_of(const CpuState& state, Privilege privilege);
 
 struct PageAccess {
   Gpa gpa{};                         // of the byte asked for
@@ -21,7 +26,8 @@ struct PageAccess {
 // instruction.
 Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privilege);
 
-// Before `size` bytes at `page.host` (within the page) are written: the dirty log, and translations made from them.
+// Before `size` bytes at `page.host` (within the page) are written: the dirty log, and translations made from
+// them.
 void prepare_write(Cpu& cpu, const PageAccess& page, unsigned size);
 
 }  // namespace anykvm::x86

@@ -31,6 +31,27 @@ struct TlbTable {
   // A page that can never be looked up at this index, so its tag never matches.
   static constexpr u64 never(unsigned index) { return u64{index ^ 1} << 12; }
 
+  void fill(Gva address, u8* host_page, bool write, bool is_global) {
+    const unsigned index = index_of(address);
+    const u64 page = address.page().value;
+    const bool same = read_tag[index] == page && host[index] == reinterpret_cast<u64>(host_page);
+    read_tag[index] = page;
+    host[index] = reinterpret_cast<u64>(host_page);
+    if (write) {
+      write_tag[index] = page;
+    } else if (!same) {
+      write_tag[index] = never(index);
+    }
+    (is_global ? global : local).add(index);
+    (is_global ? local : global).remove(index);
+  }
+  // Host address of `size` bytes within the page; null: not here.
+  u8* find(Gva address, unsigned size, bool write) const {
+    const unsigned index = index_of(address);
+    const u64 offset = address.value - (write ? write_tag : read_tag)[index];
+    return offset <= kPageSize - size ? reinterpret_cast<u8*>(host[index] + offset) : nullptr;
+  }
+
   void flush();
   void flush_non_global();
   void flush_page(Gva address);

@@ -21,22 +21,6 @@ u8* leave_fault(Context* context, const GuestStop& stop) {
   return nullptr;
 }
 
-void fill(Context* context, MmuIndex mmu, Gva address, u8* host_page, bool write, bool global) {
-  TlbTable& table = context->tlb[mmu];
-  unsigned index = TlbTable::index_of(address);
-  u64 page = address.page().value;
-  bool same = table.read_tag[index] == page && table.host[index] == reinterpret_cast<u64>(host_page);
-  table.read_tag[index] = page;
-  (global ? table.global : table.local).add(index);
-  (global ? table.local : table.global).remove(index);
-  table.host[index] = reinterpret_cast<u64>(host_page);
-  if (write) {
-    table.write_tag[index] = page;
-  } else if (!same) {
-    table.write_tag[index] = TlbTable::never(index);
-  }
-}
-
 }  // namespace
 
 void Cpu::note_large_page(Gva address, u64 size) {
@@ -68,7 +52,7 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
   if (t.page_size > kPageSize) cpu.note_large_page(address, t.page_size);
   u8* host = slot->host + (t.gpa - slot->base);
   u8* host_page = host - address.page_offset();
-  fill(context, MissInfo::mmu(info), address, host_page, write, t.global);
+  context->tlb[MissInfo::mmu(info)].fill(address, host_page, write, t.global);
   if (!MissInfo::has_slot(info)) return host;
   context->access.fill(MissInfo::slot(info), address.page().value, host_page);
   return host;

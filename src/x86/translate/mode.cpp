@@ -16,13 +16,13 @@ bool flat_segments(const CpuState& state) {
          flat_data(state.segments[kEs]) && flat_data(state.segments[kSs]);
 }
 
+}  // namespace
+
 MmuIndex mmu_index(const CpuState& state) {
   if (state.cpl == 3) return kMmuUser;
   bool lifted = (state.cr4 & kCr4Smap) && (state.rflags & kFlagAc);
   return lifted ? kMmuSupervisorAc : kMmuSupervisor;
 }
-
-}  // namespace
 
 Mode compute_mode(const CpuState& state) {
   Mode mode;

@@ -34,6 +34,8 @@ struct Mode {
 };
 
 Mode compute_mode(const CpuState& state);
+// The TLB that accesses of the running code go by.
+MmuIndex mmu_index(const CpuState& state);
 
 struct ModeHash {
   std::size_t operator()(const Mode& m) const;
