@@ -8,7 +8,7 @@ started=$SECONDS
 build_packages=(g++ cmake ninja-build libzydis-dev libasmjit-dev libcli11-dev libfmt-dev libgtest-dev libgmock-dev
   libzstd-dev)
 client_packages=(qemu-system-x86 seabios gdb ipxe-qemu ovmf grub-common grub-pc-bin e2fsprogs grub-efi-amd64-bin)
-guest_packages=(busybox-static cpio gzip)
+guest_packages=(busybox-static cpio gzip kmod)
 bench_packages=(python3 libbenchmark-dev)
 
 say() { printf '==> [%3d s] %s\n' $((SECONDS - started)) "$*" >&2; }
@@ -71,19 +71,24 @@ newest_kernel_package() {
   return 1
 }
 
-# kernel_of_package PACKAGE: echoes the path of its vmlinuz, downloaded and unpacked (not installed) if need be.
+# unpack_package PACKAGE DIR: downloads it and unpacks it there; nothing is installed.
+unpack_package() {
+  local package=$1 dir=$2 deb
+  say "downloading $package"
+  rm -rf "$dir" && mkdir -p "$dir"
+  # As root, apt would otherwise complain that its own user cannot write here.
+  (cd "$dir" && apt-get download -qq -o APT::Sandbox::User="$(id -un)" "$package") >&2 || die "cannot download $package"
+  deb=("$dir"/*.deb)
+  say "unpacking $package"
+  dpkg-deb -x "${deb[0]}" "$dir" && rm "${deb[0]}" || die "cannot unpack $package"
+}
+
+# kernel_of_package PACKAGE: echoes the path of its vmlinuz, downloaded and unpacked if need be.
 kernel_of_package() {
-  local package=$1 dir=$guest_dir/$1 deb
+  local package=$1 dir=$guest_dir/$1
   if ! compgen -G "$dir/vmlinuz-*" >/dev/null; then
-    say "downloading $package"
-    rm -rf "$dir.tmp" && mkdir -p "$dir.tmp"
-    # As root, apt would otherwise complain that its own user cannot write here.
-    (cd "$dir.tmp" && apt-get download -qq -o APT::Sandbox::User="$(id -un)" "$package") >&2 ||
-      die "cannot download $package"
-    deb=("$dir.tmp"/*.deb)
-    say "unpacking $package"
-    dpkg-deb -x "${deb[0]}" "$dir.tmp/x" || die "cannot unpack $package"
-    mkdir -p "$dir" && mv "$dir.tmp"/x/boot/vmlinuz-* "$dir/" || die "$package has no kernel"
+    unpack_package "$package" "$dir.tmp"
+    mkdir -p "$dir" && mv "$dir.tmp"/boot/vmlinuz-* "$dir/" || die "$package has no kernel"
     rm -rf "$dir.tmp"
   fi
   compgen -G "$dir/vmlinuz-*" | head -1
@@ -107,18 +112,63 @@ choose_kernel() {
   ln -sfn "$package/$(basename "$kernel")" "$guest_dir/vmlinuz"
 }
 
+# pack_initrd DIR FILE: as the kernel wants it.
+pack_initrd() {
+  (cd "$1" && find . -print0 | LC_ALL=C sort -z | cpio --null --create --format=newc --quiet | gzip -1) >"$2.tmp" &&
+    mv "$2.tmp" "$2" || die "cannot make the initial RAM disk"
+}
+
+# start_initrd DIR INIT: the tree with busybox and our own /init.
+start_initrd() {
+  local busybox
+  busybox=$(command -v busybox) || die "busybox is not installed"
+  rm -rf "$1" && mkdir -p "$1"/{bin,dev,proc,sys,tmp,root}
+  install -m 755 "$busybox" "$1/bin/busybox"
+  install -m 755 "$2" "$1/init"
+}
+
 # Sets initrd=PATH: busybox and our own /init.
 make_initrd() {
+  local init=$root/tests/guests/demo/init
   initrd=$guest_dir/initrd.gz
-  local dir=$guest_dir/initrd busybox
-  busybox=$(command -v busybox) || die "busybox is not installed"
-  if [ "$initrd" -nt "$root/tests/guests/demo/init" ] && [ "$initrd" -nt "$busybox" ]; then return; fi
+  if [ "$initrd" -nt "$init" ] && [ "$initrd" -nt "$(command -v busybox)" ]; then return; fi
   say "making the initial RAM disk"
-  rm -rf "$dir" && mkdir -p "$dir"/{bin,dev,proc,sys,tmp,root}
-  install -m 755 "$busybox" "$dir/bin/busybox"
-  install -m 755 "$root/tests/guests/demo/init" "$dir/init"
-  (cd "$dir" && find . -print0 | LC_ALL=C sort -z | cpio --null --create --format=newc --quiet | gzip -1) >"$initrd.tmp" &&
-    mv "$initrd.tmp" "$initrd" || die "cannot make the initial RAM disk"
+  start_initrd "$guest_dir/initrd" "$init"
+  pack_initrd "$guest_dir/initrd" "$initrd"
+}
+
+# The guest that looks at disks and network cards, in $guest_dir/devices: the distribution's kernel for any machine, since
+# that for virtual machines lacks drivers, and these modules.
+device_modules=(crc32c_generic ext4 sd_mod ahci ata_piix virtio_pci virtio_blk virtio_net e1000)
+
+# add_module PACKAGE_DIR NAME DIR: the module behind those that it needs, numbered in the order of loading.
+add_module() {
+  local package=$1 file name
+  file=$(find "$package" -name "${2//[-_]/[-_]}.ko*" -print -quit)
+  [ -n "$file" ] || return 0  # built in
+  compgen -G "$3/*-$(basename "${file%.ko*}").ko" >/dev/null && return
+  for name in $(modinfo -F depends "$file" | tr , ' '); do add_module "$package" "$name" "$3"; done
+  case $file in
+    *.xz) xz -d "$file" ;;
+    *.zst) zstd -q -d "$file" ;;
+  esac || die "cannot unpack $file"
+  file=${file%.xz}
+  file=${file%.zst}
+  cp "$file" "$3/$(printf %02d "$(find "$3" -name '*.ko' | wc -l)")-$(basename "$file")"
+}
+
+make_devices_guest() {
+  local dir=$guest_dir/devices init=$root/tests/guests/devices/init package module
+  package=$(image_package "${DEVICES_KERNEL:-linux-image-amd64}" || image_package linux-image-generic) ||
+    die "no kernel package with drivers found; name one with DEVICES_KERNEL=linux-image-..."
+  if [ "$dir/initrd.gz" -nt "$init" ] && [ "$dir/initrd.gz" -nt "${BASH_SOURCE[0]}" ]; then return; fi
+  unpack_package "$package" "$dir/package"
+  mv "$dir"/package/boot/vmlinuz-* "$dir/vmlinuz" || die "$package has no kernel"
+  start_initrd "$dir/initrd" "$init"
+  mkdir "$dir/initrd/modules" "$dir/initrd/mnt"
+  for module in "${device_modules[@]}"; do add_module "$dir/package" "$module" "$dir/initrd/modules"; done
+  pack_initrd "$dir/initrd" "$dir/initrd.gz"
+  rm -rf "$dir/package"
 }
 
 prepare_guest() {

@@ -23,8 +23,12 @@ need() { # need COMMAND...: exit code 77 (skipped) if one is missing
 need_guest() { # need_guest GUEST_DIR
   kernel=$1/vmlinuz initrd=$1/initrd.gz
   [ -f "${KERNEL:-}" ] && kernel=$KERNEL
+  need_files "$kernel" "$initrd"
+}
+
+need_files() { # need_files FILE...: what scripts/check makes or installs
   local file
-  for file in "$kernel" "$initrd"; do
+  for file in "$@"; do
     [ -e "$file" ] || { echo "no $file: run scripts/check first"; exit 77; }
   done
 }

@@ -10,7 +10,7 @@ need qemu-system-x86_64 grub-mkimage
 need_guest "$guest_dir"
 code_image=/usr/share/OVMF/OVMF_CODE_4M.fd
 variables=/usr/share/OVMF/OVMF_VARS_4M.fd
-[ -e $code_image ] || { echo "no $code_image: scripts/check installs it"; exit 77; }
+need_files $code_image $variables
 cp $variables "$dir/variables"
 
 # host-phys-bits=off: this firmware makes page tables for all of the CPU's physical addresses, with pages of 2 MiB. For 48
