@@ -10,34 +10,12 @@ namespace {
 
 namespace x86 = asmjit::x86;
 
-// Straight code in all of the scattered RAM, by 4 KiB pages that end on an instruction. The 16 bytes of a
-// pattern are five instructions, one of them a load and one a jump.
-constexpr unsigned kPatternSize = 16, kPatternInstructions = 5, kPiece = 0x10000;
-
-void fill_with_code(Guest& guest) {
-  const std::uint64_t end = at::kScattered + at::kScatteredSize / 2;
-  for (std::uint64_t page = at::kScattered; page < end; page += 4096) {
-    guest.assemble(page, [&](Assembler& a) {
-      for (unsigned i = 0; i < 4096 / kPatternSize; ++i) {
-        if (i == 4096 / kPatternSize - 1 && (page + 4096) % kPiece == 0) {
-          a.jmp(x86::rbp);  // the end of a piece
-          return;
-        }
-        asmjit::Label next = a.newLabel();
-        a.mov(x86::rax, x86::qword_ptr(x86::rsi, 16));  // 4
-        a.add(x86::rax, x86::rbx);                      // 3
-        a.lea(x86::rbx, x86::ptr(x86::rax, 8));         // 4
-        a.test(x86::rax, x86::rax);                     // 3
-        a.short_().jz(next);                            // 2
-        a.bind(next);
-      }
-    });
-  }
-}
+// Half of the scattered RAM, a piece for each run.
+constexpr std::uint64_t kPiece = 0x10000, kCodeSize = at::kScatteredSize / 2;
 
 void translation(benchmark::State& state) {
   Guest guest;
-  fill_with_code(guest);
+  fill_with_code(guest, at::kScattered, kCodeSize, kPiece);
   guest.assemble(at::kCode, [](Assembler& a) {
     asmjit::Label back = a.newLabel(), start = a.newLabel();
     a.mov(x86::esi, at::kData);
@@ -53,7 +31,7 @@ void translation(benchmark::State& state) {
   measure(
       state, kPiece / kPatternSize * kPatternInstructions, [&] { guest.vcpu().run_to_end(); },
       [&] {
-        if (next == at::kScattered + at::kScatteredSize / 2) {
+        if (next == at::kScattered + kCodeSize) {
           guest.replace_ram();
           next = at::kScattered;
         }

@@ -144,7 +144,7 @@ Guest::Guest(unsigned vcpus, ApicMode apic) {
   void* ram = mmap(nullptr, at::kRamSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (ram == MAP_FAILED) die("mmap");
   m_ram = static_cast<std::uint8_t*>(ram);
-  set_ram(at::kRamSize);
+  set_slot(0, 0, at::kRamSize, m_ram);
   write_tables();
   auto shared_size = static_cast<std::size_t>(must_ioctl(m_system, KVM_GET_VCPU_MMAP_SIZE));
   for (unsigned i = 0; i < vcpus; ++i) {
@@ -165,16 +165,20 @@ Guest::~Guest() {
   munmap(m_ram, at::kRamSize);
 }
 
-void Guest::set_ram(std::uint64_t size) {
+void Guest::set_slot(unsigned slot, std::uint64_t address, std::uint64_t size, std::uint8_t* host) {
   kvm_userspace_memory_region region{};
+  region.slot = slot;
+  region.guest_phys_addr = address;
   region.memory_size = size;
-  region.userspace_addr = reinterpret_cast<std::uint64_t>(m_ram);
+  region.userspace_addr = reinterpret_cast<std::uint64_t>(host);
   must_ioctl(m_vm, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
+void Guest::copy_root(std::uint64_t address) { memcpy(ram(address), ram(kPml4), kPageSize); }
+
 void Guest::replace_ram() {
-  set_ram(0);
-  set_ram(at::kRamSize);
+  set_slot(0, 0, 0, m_ram);
+  set_slot(0, 0, at::kRamSize, m_ram);
 }
 
 void Guest::write_tables() {
@@ -236,6 +240,24 @@ void write_msr(Assembler& a, std::uint32_t index, std::uint64_t value) {
 void enable_x2apic(Assembler& a) { write_msr(a, 0x80f, 0x1ff); }
 void end_of_interrupt(Assembler& a) { write_msr(a, 0x80b, 0); }
 void exit_to_host(Assembler& a) { a.out(kExitPort, x86::al); }
+
+void fill_with_code(Guest& guest, std::uint64_t begin, std::uint64_t size, std::uint64_t piece) {
+  for (std::uint64_t page = begin; page < begin + size; page += kPageSize) {
+    guest.assemble(page, [&](Assembler& a) {
+      const bool last = (page + kPageSize - begin) % piece == 0;
+      for (unsigned i = 0; i < kPageSize / kPatternSize - last; ++i) {
+        asmjit::Label next = a.newLabel();
+        a.mov(x86::rax, x86::qword_ptr(x86::rsi, 16));  // 4 bytes
+        a.add(x86::rax, x86::rbx);                      // 3
+        a.lea(x86::rbx, x86::ptr(x86::rax, 8));         // 4
+        a.test(x86::rax, x86::rax);                     // 3
+        a.short_().jz(next);                            // 2
+        a.bind(next);
+      }
+      if (last) a.jmp(x86::rbp);
+    });
+  }
+}
 
 // --- Measuring ---
 

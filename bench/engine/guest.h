@@ -79,11 +79,14 @@ class Guest {
   void assemble(std::uint64_t address, const std::function<void(Assembler&)>& write);
   // Interrupt or exception `vector` is handled by what `write` assembles; it ends with IRETQ itself.
   void on_vector(unsigned vector, const std::function<void(Assembler&)>& write);
+  // KVM_SET_USER_MEMORY_REGION; slot 0 is the RAM. Size 0 takes the slot away.
+  void set_slot(unsigned slot, std::uint64_t address, std::uint64_t size, std::uint8_t* host);
+  // A page table of the highest level with the same contents as the one in use.
+  void copy_root(std::uint64_t address);
   // Takes the RAM away and gives it back, which drops all code translated from it.
   void replace_ram();
 
  private:
-  void set_ram(std::uint64_t size);
   void write_tables();
 
   int m_system, m_vm;
@@ -103,6 +106,12 @@ void write_msr(Assembler& a, std::uint32_t index, std::uint64_t value);  // clob
 void enable_x2apic(Assembler& a);                                        // software enable; the same
 void end_of_interrupt(Assembler& a);                                     // x2APIC; the same
 void exit_to_host(Assembler& a);
+
+// Straight code by 4 KiB pages that end on an instruction. The 16 bytes of a pattern are five instructions,
+// one of them a load from RSI and one a jump to the next. Each piece of `piece` bytes ends with a jump to
+// RBP.
+inline constexpr unsigned kPatternSize = 16, kPatternInstructions = 5;
+void fill_with_code(Guest& guest, std::uint64_t begin, std::uint64_t size, std::uint64_t piece);
 
 // --- Measuring. Counters: per_op in seconds, cycles of the host's TSC per operation. ---
 

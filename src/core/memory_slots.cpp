@@ -64,7 +64,8 @@ Result<MemorySlots::Change> MemorySlots::create(const kvm_userspace_memory_regio
   slot.size = region.memory_size;
   slot.host = reinterpret_cast<u8*>(region.userspace_addr);
   slot.read_only = region.flags & KVM_MEM_READONLY;
-  slot.pages = std::make_shared<std::vector<x86::PageMeta>>(region.memory_size / kPageSize);
+  slot.pages = x86::PageMetas::create(region.memory_size / kPageSize);
+  if (!slot.pages) return Error{ENOMEM, "no memory to keep track of the slot's pages"};
   set_logging(slot, region.flags & KVM_MEM_LOG_DIRTY_PAGES);
   m_slots.emplace(region.slot, std::move(slot));
   return Change::kCreated;

@@ -34,7 +34,7 @@ void Machine::stop_the_world(const std::function<void()>& change) {
 
 void Machine::set_slots(std::vector<MemorySlot> slots) {
   for (MemorySlot& slot : slots) {
-    if (!slot.pages) slot.pages = std::make_shared<std::vector<PageMeta>>(slot.size / kPageSize);
+    if (!slot.pages) slot.pages = PageMetas::create(slot.size / kPageSize);
   }
   stop_the_world([&] {
     forget_code();

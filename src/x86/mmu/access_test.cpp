@@ -82,7 +82,7 @@ class AccessTest : public testing::Test {
   static MemorySlot slot(u32 id, u64 base, u64 size, u8* host) {
     MemorySlot slot{.id = id, .base = Gpa(base), .size = size, .host = host, .read_only = id == 1};
     slot.dirty_bitmap = std::make_shared<std::vector<std::atomic<u64>>>(size / kPageSize / 64 + 1);
-    slot.pages = std::make_shared<std::vector<PageMeta>>(size / kPageSize);
+    slot.pages = PageMetas::create(size / kPageSize);
     return slot;
   }
   u8* host(u64 offset) {

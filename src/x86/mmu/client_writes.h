@@ -51,7 +51,7 @@ class ClientWrites {
     u8* host;
     u64 size;
     Gpa base;
-    std::shared_ptr<std::vector<PageMeta>> pages;
+    std::shared_ptr<PageMetas> pages;
     Level level;
     u8* end() const { return host + size; }
   };
@@ -60,7 +60,7 @@ class ClientWrites {
     u8* host;
     Gpa page;
     PageMeta* meta;
-    std::shared_ptr<std::vector<PageMeta>> pages;  // keeps `meta`
+    std::shared_ptr<PageMetas> pages;  // keeps `meta`
     bool shared;                                   // may be written through other mappings or files
     bool scanned;                                  // the kernel says whether it was written
     bool suspect;                                  // it did

@@ -1,7 +1,7 @@
 #pragma once
 // Guest physical memory: which ranges are RAM, where the client keeps them, which pages were written.
-// Owner: x86::Machine. Lookups from any vCPU thread inside Cpu::run(); changes only while the world is stopped
-// (Machine::stop_the_world), so lookups need no lock.
+// Owner: x86::Machine. Lookups from any vCPU thread inside Cpu::run(); changes only while the world is
+// stopped (Machine::stop_the_world), so lookups need no lock.
 
 #include <atomic>
 #include <memory>
@@ -18,6 +18,26 @@ struct PageMeta {
   std::atomic<u8> guard{0};       // how writes of the client are noticed while there is code (mmu/client_writes)
 };
 
+// PageMeta for each page of a slot, all zero at first. Host memory is taken only for what is touched: a slot
+// may be large and sparse.
+class PageMetas {
+ public:
+  // Null: the host has no address space for so many.
+  static std::shared_ptr<PageMetas> create(u64 pages);
+  ~PageMetas();
+  PageMetas(const PageMetas&) = delete;
+  PageMetas& operator=(const PageMetas&) = delete;
+
+  u64 size() const { return m_size; }
+  PageMeta& operator[](u64 page) const { return m_pages[page]; }
+
+ private:
+  PageMetas(PageMeta* pages, u64 size) : m_pages(pages), m_size(size) {}
+
+  PageMeta* m_pages;
+  u64 m_size;
+};
+
 // One memory slot (KVM API 4.35). `host` is the client's userspace_addr; RAM is never copied.
 struct MemorySlot {
   u32 id = 0;  // slot number as the client gave it: address space in bits 31:16
@@ -27,7 +47,7 @@ struct MemorySlot {
   bool read_only = false;
   // Bit per page, set when the guest or the CPU's page walker writes; null when logging is off.
   std::shared_ptr<std::vector<std::atomic<u64>>> dirty_bitmap{};
-  std::shared_ptr<std::vector<PageMeta>> pages{};
+  std::shared_ptr<PageMetas> pages{};
 
   bool contains(Gpa address) const { return address >= base && address - base < size; }
   PageMeta& meta(Gpa address) const { return (*pages)[(address - base) / kPageSize]; }
