@@ -46,7 +46,10 @@ void set_cpuid(int system, int vcpu, unsigned index) {
   must_ioctl(system, KVM_GET_SUPPORTED_CPUID, cpuid);
   auto* entries = reinterpret_cast<kvm_cpuid_entry2*>(cpuid + 1);
   for (unsigned i = 0; i < cpuid->nent; ++i) {
-    if (entries[i].function == 1) entries[i].ebx = (entries[i].ebx & 0xffffff) | index << 24;
+    if (entries[i].function == 1) {
+      entries[i].ebx = (entries[i].ebx & 0xffffff) | index << 24;
+      entries[i].ecx |= 1u << 24;  // TSC deadlines, which the list of what is supported leaves to the client
+    }
     if (entries[i].function == 0xb) entries[i].edx = index;
   }
   must_ioctl(vcpu, KVM_SET_CPUID2, cpuid);
