@@ -23,12 +23,13 @@ class Files:
     guest_bench: str
     kernel: str
     initrd: str
-    memory: str = "512M"
+    memory_mib: int = 512
 
 
 @dataclass
 class Outcome:
     boot: float | None = None  # seconds until the guest's first program
+    memory: float | None = None  # MiB of the VMM's process at the end, without the guest's RAM
     times: dict = field(default_factory=dict)  # workload -> ns, the best in this run
     values: dict = field(default_factory=dict)  # workload -> what it computed
     operations: dict = field(default_factory=dict)
@@ -63,7 +64,7 @@ class Engine:
         if self.kind == "native":
             environment.update(word.split("=", 1) for word in words)
             environment["bench_folder"] = "/dev/shm"
-        return watch(arguments, environment, boots=self.kind != "native")
+        return watch(arguments, environment, None if self.kind == "native" else files.memory_mib)
 
 
 def native(_program, files, cpus, _words):
@@ -77,12 +78,12 @@ def command_line(words):
 
 
 def anykvm(program, files, cpus, words):
-    return [program, "run", "--kernel", files.kernel, "--initrd", files.initrd, "--memory", files.memory,
+    return [program, "run", "--kernel", files.kernel, "--initrd", files.initrd, "--memory", f"{files.memory_mib}M",
             "--cpus", str(cpus), "--append", " ".join(["quiet rdinit=/bench", *words])]
 
 
 def qemu(files, cpus, words):
-    return ["-smp", str(cpus), "-m", files.memory, "-kernel", files.kernel, "-initrd", files.initrd,
+    return ["-smp", str(cpus), "-m", f"{files.memory_mib}M", "-kernel", files.kernel, "-initrd", files.initrd,
             "-append", command_line(words), "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]
 
 
@@ -97,8 +98,8 @@ def qemu_tcg(program, files, cpus, words):
 KINDS = {"native": native, "anykvm": anykvm, "qemu-anykvm": qemu_anykvm, "tcg": qemu_tcg}
 
 
-def watch(arguments, environment, boots):
-    """Runs the program and reads its lines as they come."""
+def watch(arguments, environment, guest_mib):
+    """Runs the program and reads its lines as they come. `guest_mib`: the guest's RAM; None if there is no guest."""
     started = time.monotonic()
     process = subprocess.Popen(arguments, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, start_new_session=True)
@@ -116,7 +117,7 @@ def watch(arguments, environment, boots):
             match line[at:].split():
                 case ["BENCH", "begin", clock]:
                     begin = (arrived, int(clock))
-                    outcome.boot = arrived - started if boots else None
+                    outcome.boot = arrived - started if guest_mib else None
                 case ["BENCH", "result", name, best, operations, value]:
                     outcome.times[name] = int(best)
                     outcome.operations[name] = int(operations)
@@ -125,6 +126,8 @@ def watch(arguments, environment, boots):
                     raise RunFailed(" ".join(what))
                 case ["BENCH", "end", clock]:
                     end = (arrived, int(clock))
+                    if guest_mib:
+                        outcome.memory = memory_beyond_ram(process.pid, guest_mib)
         process.wait()
     finally:
         limit.cancel()
@@ -135,6 +138,23 @@ def watch(arguments, environment, boots):
         raise RunFailed("did not finish; its last lines:\n" + "\n".join(lines[-15:]))
     check_clock(end[0] - begin[0], (end[1] - begin[1]) / 1e9)
     return outcome
+
+
+def memory_beyond_ram(pid, guest_mib):
+    """MiB that the process has for itself: all mappings but the one that is the guest's RAM. None: it has ended already."""
+    mappings = []
+    try:
+        with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key == "Size":
+                    mappings.append([int(value.split()[0]) / 1024, 0.0])
+                elif key == "Pss":
+                    mappings[-1][1] = int(value.split()[0]) / 1024
+    except OSError:
+        return None
+    ram = min((m for m in mappings if m[0] >= guest_mib), default=None)
+    return sum(m[1] for m in mappings if m is not ram) if ram else None
 
 
 def check_clock(host_seconds, guest_seconds):

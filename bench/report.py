@@ -64,7 +64,7 @@ class Table:
         return [(e, t) for t in self.rivals for e in self.engines[1:] if e not in self.rivals]
 
     def as_dict(self):
-        out = {"baseline": self.base, "workloads": {}, "means": {}, "boot_seconds": {}, "scaling": {}}
+        out = {"baseline": self.base, "workloads": {}, "means": {}}
         for w, group in self.groups.items():
             row = {e: {"ns": self.times[e][w], "ratio": self.ratio(e, w)} for e in self.engines if w in self.times[e]}
             if row:
@@ -137,6 +137,13 @@ def boot_rows(engines, boots):
         rows.append([e, f"{mine['median']:.0f} ±{mine['spread']:.0f}",
                      *[number(median(a / b for a, b in zip(boots[e], boots[t]))) for t in rivals]])
     return rows
+
+
+def memory_rows(engines, memory):
+    """memory[engine]: MiB beyond the guest's RAM, one for each round."""
+    found = [e for e in engines if memory.get(e)]
+    rows = [["memory of the VMM beyond the guest's RAM", "MiB"]]
+    return rows + [[e, f"{median(memory[e]):.0f}"] for e in found] if found else []
 
 
 def scaling_rows(engines, times, counts):

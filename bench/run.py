@@ -72,11 +72,14 @@ class Results:
     def __init__(self, engines):
         self.times = {e.label: {} for e in engines}
         self.boots = {e.label: [] for e in engines}
+        self.memory = {e.label: [] for e in engines}
         self.operations, self.values, self.wrong = {}, {}, []
 
     def add(self, engine, cpus, outcome):
         if outcome.boot is not None and cpus == 1:
             self.boots[engine.label].append(outcome.boot)
+        if outcome.memory is not None and cpus == 1:
+            self.memory[engine.label].append(outcome.memory)
         for name, nanoseconds in outcome.times.items():
             key = f"{name}@{cpus}" if cpus > 1 else name
             self.times[engine.label].setdefault(key, []).append(nanoseconds)
@@ -150,11 +153,12 @@ def main():
     print("\n".join(f"{name}: {value}" for name, value in machine.items()))
     print(f"\nTime per operation under {labels[0]}; then time / {labels[0]}'s time: median ± half the quartile distance\n")
     print(report.align(table.rows()))
-    for rows in (boots, scaling):
+    for rows in (boots, report.memory_rows(labels, results.memory), scaling):
         if rows:
             print("\n" + report.align(rows))
     if arguments.json:
         details = {"machine": machine, **table.as_dict(), "boot_seconds": results.boots,
+                   "memory_mib": results.memory,
                    "smp_ns": {e: {w: t for w, t in times.items() if "@" in w} for e, times in results.times.items()}}
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(details, file, indent=1)
