@@ -10,7 +10,7 @@ namespace anykvm::irqchip {
 namespace {
 
 constexpr u32 kVersion = 0x14;  // integrated APIC of a Pentium 4 or later
-constexpr u32 kHighestLvt = 5;  // six entries: no CMCI
+constexpr u32 kHighestLvt = 5;  // six entries; CMCI's is a seventh
 constexpr u32 kSvrReset = 0xff;
 constexpr u32 kDfrReset = 0xffffffff;
 constexpr u32 kLvtExtInt = 7u << 8;
@@ -45,6 +45,7 @@ void Lapic::reset_registers() {
   set_reg(kApicDfr, kDfrReset);
   set_reg(kApicSvr, kSvrReset);
   for (u32 offset : kLvtOffsets) set_reg(offset, kLvtMasked);
+  if (m_has_cmci) set_reg(kApicLvtCmci, kLvtMasked);
   // A PC's firmware leaves the boot processor in virtual wire mode. There may be no firmware; KVM does it
   // too.
   if (is_bsp()) set_reg(kApicLvtLint0, kLvtExtInt);
@@ -55,13 +56,20 @@ void Lapic::reset_registers() {
 
 void Lapic::update_version() {
   u32 suppress = m_features.suppress_eoi_broadcast ? kVersionSuppressEoiBroadcast : 0;
-  set_reg(kApicVersion, kVersion | kHighestLvt << 16 | suppress);
+  const u32 highest_lvt = kHighestLvt + (m_has_cmci ? 1 : 0);
+  set_reg(kApicVersion, kVersion | highest_lvt << 16 | suppress);
 }
 
 // SDM 3A 10.12.5.1 and 10.12.10.2: in x2APIC mode the ID has 32 bits, and the logical ID follows from it.
 void Lapic::update_ids() {
   set_reg(kApicId, x2apic_mode() ? m_id : m_id << 24);
   if (x2apic_mode()) set_reg(kApicLdr, (m_id >> 4) << 16 | 1u << (m_id & 0xf));
+}
+
+void Lapic::set_has_cmci(bool has) {
+  m_has_cmci = has;
+  set_reg(kApicLvtCmci, has ? kLvtMasked : 0);
+  update_version();
 }
 
 void Lapic::set_features(const Features& features) {

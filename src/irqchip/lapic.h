@@ -64,9 +64,16 @@ class Lapic {
   u64 next_deadline_ns() const;  // kNever: none (also when masked)
   void expire(u64 now_ns);       // call when the clock has reached next_deadline_ns(); too early is harmless
 
+  // A corrected machine-check error. Nothing happens without KVM_X86_SETUP_MCE's permission.
+  void raise_cmci() {
+    if (m_has_cmci) deliver_lvt(kApicLvtCmci);
+  }
+
   // --- vCPU ---
 
   void reset(bool init);
+  // The seventh entry of the LVT (SDM 3A 10.5.1), before the guest runs.
+  void set_has_cmci(bool has);
   void set_features(const Features& features);
 
   // With the PIC in the client (split irqchip), it supplies the vector instead of an INTR line:
@@ -143,6 +150,7 @@ class Lapic {
   bool write_x2apic(u32 offset, u64 value);
   // The part that both modes share, reserved bits already dealt with.
   void write_register(u32 offset, u32 value);
+  bool is_lvt(u32 offset) const;
   u32 svr_writable_bits() const;
   u32 lvt_writable_bits(u32 offset) const;
   void write_lvt(u32 offset, u32 value);
@@ -160,6 +168,7 @@ class Lapic {
   LapicHost& m_host;
   const u32 m_id;
   Features m_features;
+  bool m_has_cmci = false;
   std::atomic<u64> m_apic_base;
   // Register at offset 10H * i. The x2APIC's 64-bit ICR lies in ICR (low) and ICR2 (high).
   std::array<Register, 64> m_regs{};

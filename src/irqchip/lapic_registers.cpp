@@ -17,14 +17,16 @@ constexpr u32 kDivideBits = 0xb;
 
 bool is_vector_table(u32 offset) { return offset >= kApicIsr && offset < kApicIrr + 0x80; }
 
-bool is_lvt(u32 offset) { return offset >= kApicLvtTimer && offset <= kApicLvtError; }
-
 bool is_read_only(u32 offset) {
   return is_vector_table(offset) || offset == kApicId || offset == kApicVersion || offset == kApicApr ||
          offset == kApicPpr || offset == kApicRrd || offset == kApicTimerCurrent;
 }
 
 }  // namespace
+
+bool Lapic::is_lvt(u32 offset) const {
+  return (offset >= kApicLvtTimer && offset <= kApicLvtError) || (m_has_cmci && offset == kApicLvtCmci);
+}
 
 // What a read gives, in either mode; nothing: no such register.
 std::optional<u32> Lapic::read_register(u32 offset) {
@@ -146,6 +148,7 @@ void Lapic::write_svr(u32 value) {
   // SDM 3A 10.4.7.2: while the APIC is disabled by software, all LVT entries are masked.
   for (u32 offset = kApicLvtTimer; offset <= kApicLvtError; offset += 0x10)
     set_reg(offset, reg(offset) | kLvtMasked);
+  if (m_has_cmci) set_reg(kApicLvtCmci, reg(kApicLvtCmci) | kLvtMasked);
   m_host.deadline_changed();
 }
 

@@ -44,6 +44,7 @@ Result<> Lapic::set_state(const kvm_lapic_state& state, bool ids_32bit) {
     set_reg(offset, page_read(state, offset));
   for (u32 offset = kApicLvtTimer; offset <= kApicLvtError; offset += 0x10)
     set_reg(offset, page_read(state, offset) & lvt_writable_bits(offset));
+  if (m_has_cmci) set_reg(kApicLvtCmci, page_read(state, kApicLvtCmci) & lvt_writable_bits(kApicLvtCmci));
   update_ids();
   restore_timer(state);
   m_host.interrupt_posted();

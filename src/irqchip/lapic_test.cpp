@@ -254,6 +254,19 @@ TEST_F(LapicTest, narrow_read_gives_part_of_a_register_and_narrow_write_nothing)
   EXPECT_EQ(cpu.read(kApicTpr), 0u);
 }
 
+TEST_F(LapicTest, cmci_entry_exists_where_it_was_set_up) {
+  cpu.write(kApicLvtCmci, 0x45);
+  EXPECT_EQ(cpu.read(kApicLvtCmci), 0u);
+  cpu.lapic.set_has_cmci(true);
+  EXPECT_EQ(cpu.read(kApicVersion), 0x60014u);
+  EXPECT_EQ(cpu.read(kApicLvtCmci), kLvtMasked);
+  cpu.lapic.raise_cmci();
+  EXPECT_EQ(cpu.lapic.highest_requested(), -1);
+  cpu.write(kApicLvtCmci, 0x45);
+  cpu.lapic.raise_cmci();
+  EXPECT_EQ(cpu.lapic.highest_requested(), 0x45);
+}
+
 TEST_F(LapicTest, read_only_registers_ignore_writes) {
   cpu.write(kApicId, 0x07000000);
   cpu.write(kApicVersion, 0);

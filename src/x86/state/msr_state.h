@@ -13,7 +13,7 @@ namespace anykvm::x86 {
 u64 default_arch_capabilities();
 
 inline constexpr unsigned kMtrrVariableRanges = 8;
-inline constexpr unsigned kMachineCheckBanks = 10;
+inline constexpr unsigned kMachineCheckBanks = 32;
 
 struct MsrState {
   // The rows of tables/msrs.def that are nothing but storage.
@@ -37,11 +37,13 @@ struct MsrState {
   u64 spec_ctrl = 0;
   u64 hwcr = 0;
   u64 platform_info = 0;
-  u64 mcg_status = 0;
+  u64 mcg_cap = 0x10a;  // ten banks, MCG_CTL
+  u64 mcg_status = 0, mcg_ctl = ~u64{0};
   u64 mtrr_def_type = 0;
   std::array<u64, 2 * kMtrrVariableRanges> mtrr_variable{};  // base, mask, base, mask ...
   std::array<u64, 11> mtrr_fixed{};                          // in the order of their indices
   std::array<u64, 4 * kMachineCheckBanks> mc_banks{};        // CTL, STATUS, ADDR, MISC of each bank
+  std::array<u64, kMachineCheckBanks> mc_ctl2{};
   u64 kvm_system_time = 0, kvm_wall_clock = 0;
 };
 

@@ -146,26 +146,4 @@ bool set_platform_info(Cpu& cpu, u32, u64 value, MsrAccess access) {
   return true;
 }
 
-// --- Machine check ---
-
-std::optional<u64> get_mcg_status(Cpu& cpu, u32, MsrAccess) { return cpu.state().msrs.mcg_status; }
-bool set_mcg_status(Cpu& cpu, u32, u64 value, MsrAccess access) {
-  if (access == MsrAccess::kGuest && value != 0) return false;  // SDM 3B 16.3.1.2
-  cpu.state().msrs.mcg_status = value;
-  return true;
-}
-
-std::optional<u64> get_mc_bank(Cpu& cpu, u32 index, MsrAccess) {
-  return cpu.state().msrs.mc_banks[index - 0x400];
-}
-bool set_mc_bank(Cpu& cpu, u32 index, u64 value, MsrAccess access) {
-  constexpr u32 kStatus = 1;  // of CTL, STATUS, ADDR, MISC
-  u32 which = (index - 0x400) % 4;
-  bool guest = access == MsrAccess::kGuest;
-  bool status_writable = cpu.state().msrs.hwcr & bit(18);  // McStatusWrEn, APM 2 9.3.2.2
-  if (guest && which == kStatus && value != 0 && !status_writable) return false;
-  cpu.state().msrs.mc_banks[index - 0x400] = value;
-  return true;
-}
-
 }  // namespace anykvm::x86

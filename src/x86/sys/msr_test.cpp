@@ -260,6 +260,17 @@ TEST_F(Msrs, mcg_status_guest_may_only_clear_it) {
   EXPECT_TRUE(write(0x17a, 0));
 }
 
+TEST_F(Msrs, mc_control_takes_all_or_nothing) {
+  EXPECT_TRUE(write(0x400, ~u64{0}));
+  EXPECT_TRUE(write(0x400, ~bit(10)));
+  EXPECT_FALSE(write(0x400, 5));
+}
+
+TEST_F(Msrs, mc_banks_end_where_mcg_cap_says) {
+  EXPECT_TRUE(read(0x427).has_value());
+  EXPECT_FALSE(read(0x428).has_value());
+}
+
 TEST_F(Msrs, mc_status_is_writable_with_mc_status_wr_en) {
   EXPECT_FALSE(write(0x401, 1));
   ASSERT_TRUE(write(0xc0010015, bit(18) | bit(24)));
