@@ -3,6 +3,7 @@
 // Owner: nobody; functions. Any thread; those of abi::vcpu with the vCPU's mutex held.
 
 #include <linux/kvm.h>
+#include <linux/kvm_para.h>
 
 #include "anykvm/anykvm.h"
 #include "base/client_memory.h"
@@ -79,6 +80,12 @@ using Target = core::Vcpu;
 
 // The deviations from hardware that exist here and that a client can switch off.
 inline constexpr u64 kQuirks = KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
+
+// Exits that can be switched off. PAUSE never exits; MWAIT is undefined.
+inline constexpr u64 kDisableExits = KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE;
+
+// The hypercalls that the client may ask to answer, by number.
+inline constexpr u64 kClientHypercalls = u64{1} << KVM_HC_MAP_GPA_RANGE;
 
 // What KVM_SET_GUEST_DEBUG understands.
 inline constexpr u32 kGuestDebugFlags =

@@ -21,6 +21,16 @@ u64 scaled(u64 host_tsc, u64 ratio) {
   return static_cast<u64>((static_cast<unsigned __int128>(host_tsc) * ratio) >> 32);
 }
 
+// A CPU whose HLT does not exit does not wait for a kick in it (KVM API 7.13).
+void hide_pv_unhalt(std::vector<x86::CpuidEntry>& entries) {
+  x86::CpuModel model;
+  model.set_entries(entries);
+  if (const x86::CpuidEntry* features = model.find_pv_features()) {
+    constexpr u32 kPvUnhalt = 1u << 7;
+    entries[static_cast<std::size_t>(features - model.entries().data())].eax &= ~kPvUnhalt;
+  }
+}
+
 u64 tsc_ratio(u32 guest_khz) {
   return guest_khz == host_tsc_khz() ? kRatioOne : scale(kRatioOne, guest_khz, host_tsc_khz());
 }
@@ -96,6 +106,13 @@ Result<> Vcpu::set_mp_state(u32 mp) {
   }
 }
 
+// A halt that does not exit shows to nobody.
+u32 Vcpu::mp_state() const {
+  const x86::MpState mp = m_cpu->state().mp_state;
+  if (mp == x86::MpState::kHalted && (!m_lapic || m_unhalted.load())) return KVM_MP_STATE_RUNNABLE;
+  return static_cast<u32>(mp);
+}
+
 Result<> Vcpu::inject_interrupt(u32 vector) {
   if (vector > 255) return Error{EINVAL, "vector is above 255"};
   if (m_vm.has_pic()) return Error{ENXIO, "the interrupt controller is inside"};
@@ -149,6 +166,7 @@ Result<> Vcpu::set_cpuid(std::vector<x86::CpuidEntry> entries) {
     features.x2apic = entry.ecx & (1u << 21);
     features.tsc_deadline = entry.ecx & (1u << 24);
   }
+  if (m_vm.halts_without_exit()) hide_pv_unhalt(entries);
   m_cpu->model().set_entries(std::move(entries));
   features.physical_bits = static_cast<u8>(m_cpu->model().physical_address_bits());
   features.suppress_eoi_broadcast = features.x2apic && !m_vm.has_pic();
@@ -259,6 +277,11 @@ void Vcpu::interrupt_posted() {
 void Vcpu::nmi() {
   m_cpu->queue_nmi();
   m_cpu->request(x86::kAttentionEvent);
+  m_waiter.wake();
+}
+
+void Vcpu::unhalt() {
+  m_unhalted = true;
   m_waiter.wake();
 }
 

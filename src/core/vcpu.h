@@ -15,6 +15,7 @@
 #include "core/shared_page.h"
 #include "core/single_waiter.h"
 #include "core/stats.h"
+#include "core/steal_time.h"
 #include "core/timer_thread.h"
 #include "irqchip/clock.h"
 #include "irqchip/lapic.h"
@@ -47,7 +48,7 @@ class Vcpu final : private x86::Platform,
 
   Result<> set_signal_mask(std::optional<SignalSet> mask);
   Result<> set_mp_state(u32 state);
-  u32 mp_state() const { return static_cast<u32>(m_cpu->state().mp_state); }
+  u32 mp_state() const;
   u32 sipi_vector() const { return m_sipi_vector.load(); }
   void set_sipi_vector(u32 vector) { m_sipi_vector = static_cast<u8>(vector); }
 
@@ -69,6 +70,9 @@ class Vcpu final : private x86::Platform,
   // KVM_VCPU_TSC_OFFSET: guest TSC = scaled host TSC + offset.
   u64 tsc_offset() { return state().tsc_offset; }
   void set_tsc_offset(u64 offset);
+
+  // KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
+  void enforce_pv_features(bool enforce) { m_enforces_pv_features = enforce; }
 
   bool has_run() const { return m_has_run; }
   // KVM_GET_STATS_FD.
@@ -108,10 +112,22 @@ class Vcpu final : private x86::Platform,
   void report_msr(const x86::Exit& exit);
   void report_debug(const x86::Exit& exit);
   void report_internal_error(const x86::Exit& exit);
-  void answer_hypercall();
+  void tell_instruction();
+  void report_hypercall(const x86::Exit& exit);
   void expire_timers();
   // Has the timer thread watch the LAPIC's deadline while the vCPU is in guest code.
   void arm_timer();
+
+  // --- what KVM tells its guests about time and waiting ---
+  void show_running();  // before guest code runs
+  void show_stopped();  // when it does not any more
+
+  // --- hypercalls (hypercalls.cpp) ---
+  x86::Hypercall kvm_hypercall(u32* client_call);
+  std::optional<i64> kvm_call(u64 number, const std::array<u64, 4>& arguments, u32* client_call);
+  i64 send_ipis(const std::array<u64, 4>& arguments, bool wide);
+  bool pv_permitted(x86::Feature feature);
+  void set_result(u64 value);  // RAX, as wide as the code
 
   // --- the guest's own copy of TPR, ISR and IRR (vapic.cpp) ---
   void take_vapic_tpr();  // inside Cpu::run()
@@ -143,11 +159,15 @@ class Vcpu final : private x86::Platform,
   bool msr_exit_wanted(u32 reason) override;
   bool platform_info_readable() override;
   bool fixes_hypercalls() override;
+  x86::Hypercall hypercall(u32* client_call) override;
+  void hypercall_answered(u32 client_call, u64 answer) override;
+  bool enforces_pv_features() override { return m_enforces_pv_features; }
   u64 client_tsc_offset(u64 value, u64 offset) override;
 
   // --- irqchip::LapicHost: any thread, must not block ---
   void interrupt_posted() override;
   void nmi() override;
+  void unhalt() override;
   void init() override;
   void sipi(u8 vector) override;
   void client_ioapic_eoi(u8 vector) override;
@@ -177,12 +197,15 @@ class Vcpu final : private x86::Platform,
   x86::Exit m_io_exit;  // what the client is answering
   bool m_has_run = false;
   Stats m_stats{Stats::Kind::kVcpu};
+  bool m_enforces_pv_features = false;
+  StealTime m_steal_time;
   u32 m_clock_generation = 0;  // of the time that the guest was shown last
 
   SingleWaiter m_waiter;
   std::atomic<u8> m_requests{0};  // bits of Request
   std::atomic<u8> m_sipi_vector{0};
   u8 m_client_eoi = 0;  // of kRequestClientEoi
+  std::atomic<bool> m_unhalted{false};  // a kick that ends the next halt whatever RFLAGS.IF says
   std::atomic<bool> m_signalled{false};
   std::atomic<bool> m_in_guest{false};  // inside Cpu::run(): deadlines are the timer thread's
   TimerThread::Timer* m_timer = nullptr;

@@ -11,6 +11,7 @@
 #include "core/client_registers.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
+#include "x86/mmu/access.h"
 #include "x86/sys/kvmclock.h"
 
 namespace anykvm::core {
@@ -26,10 +27,17 @@ T read_once(const T& field) {
 
 constexpr u64 kSyncFields = KVM_SYNC_X86_VALID_FIELDS;
 
-// What the kernel's KVM_HC_* calls return in RAX.
-constexpr u64 kHypercallUnknown = static_cast<u64>(-1000);  // KVM_ENOSYS
-constexpr u64 kHypercallForbidden = static_cast<u64>(-1);   // KVM_EPERM
-constexpr u64 kHypercallPollIrq = 1;                        // KVM_HC_VAPIC_POLL_IRQ
+// The client's answer to a hypercall of this kind.
+u64 hypercall_result(const kvm_run& run, u32 kind) {
+  switch (kind) {
+    case KVM_EXIT_XEN:
+      return read_once(run.xen.u.hcall.result);
+    case KVM_EXIT_HYPERV:
+      return read_once(run.hyperv.u.hcall.result);
+    default:
+      return read_once(run.hypercall.ret);
+  }
+}
 
 // For the trace: what a port or MMIO exit asks for.
 std::string access_of_exit(const kvm_run& run) {
@@ -57,6 +65,7 @@ Result<> Vcpu::run() {
     else if (result = begin_run(); result.ok())
       result = run_until_exit(signals);
   }
+  show_stopped();
   save_run_state();
   m_stats.count(VcpuStat::exits);
   ANYKVM_TRACE(exit, "vcpu {} exit {}{} rip {:#x} result {}", m_id, m_shared.run().exit_reason,
@@ -98,10 +107,12 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
     if (report_client_eoi()) return {};
     handle_apic_requests();
     if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
+      m_unhalted = false;
       m_stats.count(VcpuStat::halt_wakeup);
       state().mp_state = x86::MpState::kRunnable;
     }
     if (state().mp_state != x86::MpState::kRunnable) {
+      show_stopped();
       wait(signals);
       continue;
     }
@@ -112,12 +123,21 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
   }
 }
 
-x86::Exit Vcpu::run_guest() {
+void Vcpu::show_running() {
   const u32 clock_generation = m_vm.clock().generation();
   if (m_clock_generation != clock_generation) {
     m_clock_generation = clock_generation;
-    x86::refresh_kvmclock(*m_cpu);
+    m_cpu->visit_memory([this] { x86::refresh_kvmclock(*m_cpu); });
   }
+  if (StealTime::enabled(state())) m_cpu->visit_memory([this] { m_steal_time.running(*m_cpu); });
+}
+
+void Vcpu::show_stopped() {
+  if (StealTime::enabled(state())) m_cpu->visit_memory([this] { m_steal_time.stopped(*m_cpu); });
+}
+
+x86::Exit Vcpu::run_guest() {
+  show_running();
   if (!m_lapic) return m_cpu->run();
   m_in_guest.store(true);
   expire_timers();
@@ -147,6 +167,10 @@ Error Vcpu::left_at_once() {
 // --- The client's answers ---
 
 void Vcpu::complete_client_io() {
+  if (m_io_exit.reason == Reason::kHypercall) {
+    const u64 result = hypercall_result(m_shared.run(), m_io_exit.code);
+    return m_cpu->complete_io(&result);
+  }
   if (m_io_exit.reason == Reason::kMsr) {
     const u64 data = read_once(m_shared.run().msr.data);
     return m_cpu->complete_io(&data, read_once(m_shared.run().msr.error) != 0);
@@ -205,7 +229,7 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
       return false;
     case Reason::kHalt:
       m_stats.count(VcpuStat::halt_exits);
-      if (m_lapic) return state().mp_state = x86::MpState::kHalted, false;
+      if (m_lapic || m_vm.halts_without_exit()) return state().mp_state = x86::MpState::kHalted, false;
       state().mp_state = x86::MpState::kRunnable;
       run.exit_reason = KVM_EXIT_HLT;
       return true;
@@ -220,7 +244,7 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
     case Reason::kInternalError:
       return report_internal_error(exit), true;
     case Reason::kHypercall:
-      return answer_hypercall(), false;
+      return report_hypercall(exit), true;
     case Reason::kTprAccess:
       return run.exit_reason = KVM_EXIT_SET_TPR, true;
     case Reason::kInterruptWindow:
@@ -298,17 +322,22 @@ void Vcpu::report_internal_error(const x86::Exit& exit) {
   run.exit_reason = KVM_EXIT_INTERNAL_ERROR;
   run.internal.suberror = exit.code;
   run.internal.ndata = 0;
+  if (exit.code == KVM_INTERNAL_ERROR_EMULATION && m_vm.tells_failed_instructions()) tell_instruction();
 }
 
-// None of KVM's paravirtual calls is offered in CPUID; the oldest one is harmless, the rest is unknown.
-void Vcpu::answer_hypercall() {
-  u64& rax = state().gpr[x86::kRax];
-  u64 answer = kHypercallUnknown;
-  if (state().cpl != 0)
-    answer = kHypercallForbidden;
-  else if (rax == kHypercallPollIrq)
-    answer = 0;
-  rax = state().code64() ? answer : answer & 0xffffffff;
+// The bytes at RIP, as far as they can be fetched (KVM API 7.25).
+void Vcpu::tell_instruction() {
+  auto& failure = m_shared.run().emulation_failure;
+  std::array<u8, sizeof failure.insn_bytes> bytes{};
+  u8 size = 0;
+  m_cpu->visit_memory([&] {
+    while (size < bytes.size() && x86::read_code_byte(*m_cpu, size, &bytes[size])) ++size;
+  });
+  constexpr u32 kFlagsAndBytes = 3;  // in words of 64 bits
+  failure.ndata = kFlagsAndBytes;
+  failure.flags = size ? KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES : 0;
+  failure.insn_size = size;
+  memcpy(failure.insn_bytes, bytes.data(), bytes.size());
 }
 
 void Vcpu::save_run_state() {

@@ -30,6 +30,7 @@ void Vcpu::expire_timers() {
 
 // HLT ends with an interrupt that can be taken or an NMI (SDM 2A, HLT).
 bool Vcpu::runnable_after_halt() {
+  if (m_unhalted.load()) return true;
   const x86::Events& events = state().events;
   if (m_cpu->nmi_queued() && !events.nmi.masked) return true;
   if (events.nmi.injected || events.exception.injected || events.interrupt.injected) return true;
@@ -56,7 +57,8 @@ void Vcpu::wait(RunSignals& signals) {
   expire_timers();
   if (wake_condition()) return;
   const u64 start = monotonic_ns();
-  if (m_spin_ns && spin_until(start + m_spin_ns)) {
+  const bool may_spin = state().msrs.kvm_poll_control & 1;
+  if (may_spin && m_spin_ns && spin_until(start + m_spin_ns)) {
     ANYKVM_COUNT(halts_spun);
   } else {
     signals.before_sleep();

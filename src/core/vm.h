@@ -110,6 +110,21 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   void set_msr_exits(u32 reasons) { m_msr_exits = reasons; }
   u32 msr_exits() const { return m_msr_exits.load(std::memory_order_relaxed); }
   MsrFilter& msr_filter() { return m_msr_filter; }
+  // KVM_CAP_X86_DISABLE_EXITS: bits of KVM_X86_DISABLE_EXITS_*, which stay set.
+  void disable_exits(u64 exits) { m_disabled_exits |= exits; }
+  bool halts_without_exit() const {
+    return m_disabled_exits.load(std::memory_order_relaxed) & KVM_X86_DISABLE_EXITS_HLT;
+  }
+  // KVM_CAP_EXIT_ON_EMULATION_FAILURE.
+  void tell_failed_instructions(bool tell) { m_tells_failed_instructions = tell; }
+  bool tells_failed_instructions() const {
+    return m_tells_failed_instructions.load(std::memory_order_relaxed);
+  }
+  // KVM_CAP_EXIT_HYPERCALL: bit n for KVM_HC_* n, which the client answers.
+  void set_client_hypercalls(u64 calls) { m_client_hypercalls = calls; }
+  bool client_answers_hypercall(u64 number) const {
+    return number < 64 && (m_client_hypercalls.load(std::memory_order_relaxed) >> number & 1);
+  }
 
   // Populates guest memory from `gpa` on, at most `size` bytes; returns how many bytes it was. ENOENT: no
   // slot at `gpa`.
@@ -145,6 +160,9 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   std::atomic<bool> m_platform_info_readable{true};
   std::atomic<u32> m_msr_exits{0};
   std::atomic<u64> m_disabled_quirks{0};
+  std::atomic<u64> m_disabled_exits{0};
+  std::atomic<u64> m_client_hypercalls{0};
+  std::atomic<bool> m_tells_failed_instructions{false};
   MsrFilter m_msr_filter;
   KvmClock m_clock;
   TscSync m_tsc_sync;

@@ -161,9 +161,11 @@ Lapic::Accepted Lapic::accept(DeliveryMode mode, u8 vector, bool level_triggered
     case DeliveryMode::kStartup:
       m_host.sipi(vector);
       return Accepted::kYes;
-    case DeliveryMode::kSmi:         // no system management mode here
-    case DeliveryMode::kRemoteRead:  // not since the Pentium
-    case DeliveryMode::kExtInt:      // the PIC reaches CPUs through LINT0 only
+    case DeliveryMode::kRemoteRead:
+      m_host.unhalt();
+      return Accepted::kYes;
+    case DeliveryMode::kSmi:     // no system management mode here
+    case DeliveryMode::kExtInt:  // the PIC reaches CPUs through LINT0 only
       break;
   }
   return Accepted::kNo;

@@ -135,6 +135,12 @@ void Cpu::stop_the_world(const std::function<void()>& change) {
   m_machine.enter_guest(*this);
 }
 
+void Cpu::visit_memory(const std::function<void()>& work) {
+  m_machine.enter_guest(*this);
+  work();
+  m_machine.leave_guest(*this);
+}
+
 // --- Breakpoints ---
 
 void Cpu::set_guest_debug(const GuestDebug& debug) {
@@ -169,6 +175,7 @@ void Cpu::complete_io(const void* data, bool refused) { m_private->replay.comple
 Guest<bool> Cpu::client_msr(u32 index, bool write, u32 reason, u64* value) {
   return m_private->replay.msr(index, write, reason, value, m_private->exit);
 }
+Guest<u64> Cpu::client_hypercall(u32 code) { return m_private->replay.call(code, m_private->exit); }
 bool Cpu::io_pending() const { return m_private->replay.pending(); }
 void Cpu::io_done() { m_private->replay.done(); }
 void Cpu::io_element_done() { m_private->replay.element_done(); }

@@ -125,6 +125,8 @@ class Cpu {
   Guest<void> pio_read_ahead(u16 port, void* data, unsigned size, unsigned count);
   // RDMSR or WRMSR by the client (KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR). False: it refused.
   Guest<bool> client_msr(u32 index, bool write, u32 reason, u64* value);
+  // The client's answer to a hypercall of kind `code` (KVM_EXIT_*).
+  Guest<u64> client_hypercall(u32 code);
   // The current instruction is complete: forget its answers.
   void io_done();
   // One element of a repeated instruction is complete: forget its answers, but not what was read ahead.
@@ -143,6 +145,10 @@ class Cpu {
   void note_large_page(Gva address, u64 size);
   // Machine::stop_the_world() from this CPU's own thread, between blocks.
   void stop_the_world(const std::function<void()>& change);
+
+  // From the vCPU's thread outside run(): `work` may use guest memory, whose layout does not change
+  // meanwhile. It must not stop the world.
+  void visit_memory(const std::function<void()>& work);
 
   // Guest TSC now, from the host TSC (scaled, offset).
   u64 read_tsc() const;

@@ -18,7 +18,7 @@ struct Exit {
     kShutdown,         // triple fault
     kDebug,            // debug exception that the client asked for; debug_* fields
     kInternalError,    // an instruction or state we cannot run; `code` is a KVM_INTERNAL_ERROR_* value
-    kHypercall,        // VMCALL or VMMCALL that the client handles
+    kHypercall,        // VMCALL or VMMCALL that the client answers: code (KVM_EXIT_* of its kind)
     kTprAccess,        // CR8 or TPR lowered below the client's threshold (KVM_EXIT_SET_TPR)
     kInterruptWindow,  // request_interrupt_window, and the window is open
     kMemoryFault,      // the client has unmapped guest RAM that is needed: EFAULT

@@ -9,6 +9,13 @@
 
 namespace anykvm::x86 {
 
+// What became of a VMCALL or VMMCALL.
+enum class Hypercall : u8 {
+  kDone,      // answered, registers are set
+  kClient,    // the client answers (Exit::Reason::kHypercall); hypercall_answered() sets the registers
+  kUndefined  // #UD
+};
+
 class Platform {
  public:
   virtual ~Platform() = default;
@@ -50,6 +57,16 @@ class Platform {
     (void)reason;
     return false;
   }
+  // A hypercall, with its arguments in the registers. kClient: `client_call` says who is asked
+  // (KVM_EXIT_HYPERCALL, KVM_EXIT_HYPERV or KVM_EXIT_XEN), and the same question gets the same answer when
+  // the instruction is executed again.
+  virtual Hypercall hypercall(u32* client_call) {
+    (void)client_call;
+    return Hypercall::kUndefined;
+  }
+  virtual void hypercall_answered(u32 client_call, u64 answer) { (void)client_call, (void)answer; }
+  // Does a guest without a paravirtual feature in CPUID not get it? (KVM_CAP_ENFORCE_PV_FEATURE_CPUID)
+  virtual bool enforces_pv_features() { return false; }
   // Is the other vendor's hypercall instruction replaced where the guest uses it? Otherwise it is #UD.
   virtual bool fixes_hypercalls() { return true; }
   // KVM_CAP_MSR_PLATFORM_INFO.

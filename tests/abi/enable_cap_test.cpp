@@ -40,6 +40,27 @@ TEST(EnableCap, apic_bus_cycle_needs_an_apic_and_comes_before_vcpus) {
   EXPECT_EQ(enable_cap(with.vm, kCapability, 40), -EINVAL);
 }
 
+TEST(EmulationFailure, tells_the_instruction_if_asked_to) {
+  Guest guest;
+  Pages page(4096);
+  page.data()[0] = 0x90;
+  ASSERT_EQ(guest.set_region(1, 0x10000, 4096, page.address()), 0);
+  kvm_regs regs = guest.regs();
+  regs.rip = 0x20000;  // no slot
+  kvm_sregs sregs{};
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_SREGS, &sregs), 0);
+  sregs.cs.limit = 0xffffffff;
+  sregs.cs.g = 1;
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_SREGS, &sregs), 0);
+  guest.set_regs(regs);
+  EXPECT_EQ(enable_cap(guest.vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 2), -EINVAL);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_INTERNAL_ERROR));
+  EXPECT_EQ(guest.shared->emulation_failure.suberror, static_cast<unsigned>(KVM_INTERNAL_ERROR_EMULATION));
+  EXPECT_EQ(guest.shared->emulation_failure.flags, 0u);  // there is nothing to show
+}
+
 TEST(Quirks, foreign_hypercall_is_replaced) {
   Guest guest({0x0f, 0x01, 0xc1, 0x0f, 0x01, 0xd9, 0xf4});  // vmcall; vmmcall; hlt
   ASSERT_EQ(guest.run(), 0);

@@ -58,10 +58,13 @@ Result<long> get_msrs(core::Vcpu& vcpu, ClientPtr<kvm_msrs> list) {
 Result<long> set_msrs(core::Vcpu& vcpu, ClientPtr<kvm_msrs> list) {
   const MsrList msrs = TRY(read_msr_list(list));
   long done = 0;
-  for (const kvm_msr_entry& entry : msrs.entries) {
-    if (!set_msr(vcpu, entry.index, entry.data)) break;
-    ++done;
-  }
+  // Some of them have the CPU write to guest memory.
+  vcpu.cpu().visit_memory([&] {
+    for (const kvm_msr_entry& entry : msrs.entries) {
+      if (!set_msr(vcpu, entry.index, entry.data)) break;
+      ++done;
+    }
+  });
   vcpu.cpu().state_replaced();
   return done;
 }

@@ -49,6 +49,25 @@ Result<long> enable_disable_quirks2(core::Vm& vm, const kvm_enable_cap& request)
   return 0;
 }
 
+Result<long> enable_disable_exits(core::Vm& vm, const kvm_enable_cap& request) {
+  if (request.args[0] & ~kDisableExits) return Error{EINVAL, "exits that cannot be switched off"};
+  vm.disable_exits(request.args[0]);
+  return 0;
+}
+
+// Such failures always exit here; what this adds is the instruction's bytes.
+Result<long> enable_exit_on_emulation_failure(core::Vm& vm, const kvm_enable_cap& request) {
+  if (request.args[0] > 1) return Error{EINVAL, "0 or 1"};
+  vm.tell_failed_instructions(request.args[0] != 0);
+  return 0;
+}
+
+Result<long> enable_exit_hypercall(core::Vm& vm, const kvm_enable_cap& request) {
+  if (request.args[0] & ~kClientHypercalls) return Error{EINVAL, "hypercalls that the client cannot answer"};
+  vm.set_client_hypercalls(request.args[0]);
+  return 0;
+}
+
 Result<long> enable_platform_info(core::Vm& vm, const kvm_enable_cap& request) {
   vm.set_platform_info_readable(request.args[0] != 0);
   return 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/client_memory.h"
 #include "x86/machine.h"
 #include "x86/mmu/resolve.h"
 #include "x86/translate/context.h"
@@ -150,6 +151,16 @@ Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access, Pri
   if (parts.second.size || !page.host) return static_cast<u8*>(nullptr);
   if (access == Access::kWrite) prepare_write(cpu, page, size);
   return page.host;
+}
+
+bool read_code_byte(Cpu& cpu, unsigned offset, u8* byte) {
+  const CpuState& state = cpu.state();
+  const u64 rip = state.rip + offset;
+  const Gva address(state.code64() ? rip : (state.segments[kCs].base + rip) & low_bits(32));
+  const auto page = resolve(cpu, address, Access::kFetch, Privilege::kCurrent);
+  if (!page.ok() || !page.value().host) return false;
+  // The client may have unmapped the memory.
+  return copy_from_client(byte, reinterpret_cast<u64>(page.value().host), 1).ok();
 }
 
 bool read_physical(Cpu& cpu, Gpa address, void* data, unsigned size) {

@@ -40,6 +40,9 @@ Guest<void> store(Cpu& cpu, Gva address, T value, Privilege privilege = Privileg
 // #SS(0) for SS, #GP(0) otherwise. `offset` is already truncated to the address size.
 Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size, Access access);
 
+// The byte at RIP + `offset`, for whoever reports an instruction. False where it cannot be fetched from RAM.
+bool read_code_byte(Cpu& cpu, unsigned offset, u8* byte);
+
 // Guest physical memory without paging, for tables that the CPU finds by physical address and for PV structures.
 // False where it is not RAM.
 bool read_physical(Cpu& cpu, Gpa address, void* data, unsigned size);

@@ -107,6 +107,25 @@ Guest<bool> IoReplay::msr(u32 index, bool write, u32 reason, u64* value, Exit& e
   return !fragment->refused;
 }
 
+Guest<u64> IoReplay::call(u32 code, Exit& exit) {
+  const BusAddress where{.address = code, .call = true};
+  Fragment* fragment = replayed(where, false, sizeof(u64));
+  if (!fragment) {
+    fragment = &m_log.emplace_back(Fragment{.where = where, .size = sizeof(u64)});
+    m_asked = 1;
+  }
+  if (!fragment->answered) {
+    exit = Exit{};
+    exit.reason = Exit::Reason::kHypercall;
+    exit.code = code;
+    return GuestStop::exit();
+  }
+  u64 answer = 0;
+  std::memcpy(&answer, fragment->data.data(), sizeof answer);
+  ++m_cursor;
+  return answer;
+}
+
 void IoReplay::complete(const void* data, bool refused) {
   if (!pending()) return;
   Fragment& fragment = m_log.back();

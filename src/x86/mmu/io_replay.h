@@ -16,10 +16,11 @@ struct BusAddress {
   bool port = false;
   u64 address = 0;  // port number, guest physical address, or MSR
   bool msr = false;
+  bool call = false;
 
   bool operator==(const BusAddress&) const = default;
-  static BusAddress memory(Gpa gpa) { return {false, gpa.value, false}; }
-  static BusAddress io_port(u16 number) { return {true, number, false}; }
+  static BusAddress memory(Gpa gpa) { return {.address = gpa.value}; }
+  static BusAddress io_port(u16 number) { return {.port = true, .address = number}; }
 };
 
 class IoReplay {
@@ -44,6 +45,9 @@ class IoReplay {
   // The client carries out an access to an MSR: the value to write, or where the one read goes. False: it
   // refused.
   Guest<bool> msr(u32 index, bool write, u32 reason, u64* value, Exit& exit);
+
+  // The client answers a hypercall of kind `code`.
+  Guest<u64> call(u32 code, Exit& exit);
 
   // The client's answer to the exit: what a read returned; null for writes. Without an open exit nothing
   // happens. `data` has as many items as the exit asked for.

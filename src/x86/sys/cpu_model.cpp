@@ -84,10 +84,22 @@ const CpuidEntry* CpuModel::find_out_of_range(u32 leaf, u32 subleaf) const {
   return find(basic->eax, subleaf);
 }
 
+// KVM's leaves move up where another hypervisor's stand first (Linux: Documentation/virt/kvm/x86/cpuid.rst).
+const CpuidEntry* CpuModel::find_pv_features() const {
+  constexpr u32 kFirst = 0x40000000, kLast = 0x40010000, kStep = 0x100;
+  constexpr u32 kKvmk = 0x4b4d564b, kVmkv = 0x564b4d56, kM = 0x4d;  // "KVMKVMKVM\0\0\0"
+  for (const CpuidEntry& entry : m_entries) {
+    if (entry.function < kFirst || entry.function >= kLast || entry.function % kStep) continue;
+    if (entry.ebx == kKvmk && entry.ecx == kVmkv && entry.edx == kM) return find(entry.function + 1, 0);
+  }
+  return nullptr;
+}
+
 void CpuModel::recompute() {
   m_features.assign(std::size(kFeatureRows), false);
+  const CpuidEntry* pv_features = find_pv_features();
   for (const FeatureRow& row : kFeatureRows) {
-    const CpuidEntry* entry = find(row.leaf, row.subleaf);
+    const CpuidEntry* entry = row.leaf == kPvFeaturesLeaf ? pv_features : find(row.leaf, row.subleaf);
     if (entry)
       m_features[static_cast<std::size_t>(row.feature)] = has_bit(cpuid_register(*entry, row.reg), row.bitnr);
   }

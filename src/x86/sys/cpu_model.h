@@ -43,6 +43,8 @@ class CpuModel {
   // IA32_APIC_BASE, which is not part of CpuState: op_cpuid() minds it.
   CpuidResult cpuid(u32 leaf, u32 subleaf, const CpuState& state) const;
 
+  // The entry with KVM's own features, or null. It points into entries().
+  const CpuidEntry* find_pv_features() const;
   unsigned physical_address_bits() const { return m_physical_address_bits; }
   u64 xcr0_supported() const { return m_xcr0_supported; }
   // Bits of CR4 and EFER that this CPU has; others are reserved (#GP).

@@ -117,13 +117,26 @@ TEST(CpuModel, recompute_cr4_and_efer_follow_features) {
 class FeatureRows : public testing::TestWithParam<FeatureRow> {};
 INSTANTIATE_TEST_SUITE_P(Table, FeatureRows, testing::ValuesIn(kFeatureRows));
 
+// KVM's own features count behind its signature only.
+constexpr CpuidEntry kKvmSignature{0x40000000, 0, 0, 0x40000001, 0x4b4d564b, 0x564b4d56, 0x4d};
+
 // A model whose CPUID shows this bit and no other has this feature.
 TEST_P(FeatureRows, has_reads_the_bit_of_the_row) {
   const FeatureRow& row = GetParam();
   CpuidEntry entry{row.leaf, row.subleaf, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, 0, 0, 0, 0};
-  EXPECT_FALSE(model_of({entry}).has(row.feature));
+  EXPECT_FALSE(model_of({kKvmSignature, entry}).has(row.feature));
   cpuid_register(entry, row.reg) = 1u << row.bitnr;
-  EXPECT_TRUE(model_of({entry}).has(row.feature));
+  EXPECT_TRUE(model_of({kKvmSignature, entry}).has(row.feature));
+}
+
+TEST(CpuModel, kvm_features_stand_behind_the_signature_wherever_it_is) {
+  CpuidEntry hyperv{0x40000001, 0, 0, ~0u, 0, 0, 0}, features{0x40000101, 0, 0, 1u << 5, 0, 0, 0};
+  CpuidEntry signature = kKvmSignature;
+  EXPECT_FALSE(model_of({hyperv}).has(Feature::kKvmStealTime));
+  signature.function = 0x40000100;
+  const CpuModel moved = model_of({hyperv, signature, features});
+  EXPECT_TRUE(moved.has(Feature::kKvmStealTime));
+  EXPECT_FALSE(moved.has(Feature::kKvmPvUnhalt));
 }
 
 class AlwaysOffered : public testing::TestWithParam<Feature> {};

@@ -7,7 +7,7 @@
 namespace anykvm::x86 {
 
 enum class CpuidRegister : u8 { eax, ebx, ecx, edx };
-enum class FeatureRequirement : u8 { kHost, kAlways, kModel };
+enum class FeatureRequirement : u8 { kHost, kAlways, kModel, kSchedstat };
 
 struct FeatureRow {
   Feature feature;
@@ -23,6 +23,12 @@ inline constexpr FeatureRow kFeatureRows[] = {
 #include "x86/tables/features.def"
 #undef ANYKVM_FEATURE
 };
+
+// One of KVM's own, in the leaf behind its signature.
+inline constexpr u32 kPvFeaturesLeaf = 0x40000001;
+constexpr bool is_pv_feature(Feature feature) {
+  return kFeatureRows[static_cast<std::size_t>(feature)].leaf == kPvFeaturesLeaf;
+}
 
 // The register of a CPUID answer (CpuidEntry or CpuidResult) that a row means.
 template <class Answer>

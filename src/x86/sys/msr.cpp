@@ -4,6 +4,7 @@
 #include <array>
 #include <iterator>
 
+#include "x86/sys/feature_table.h"
 #include "x86/sys/msr_functions.h"
 
 namespace anykvm::x86 {
@@ -98,8 +99,9 @@ const MsrRow* find_row(u32 index) {
   return index <= row->last ? &*row : nullptr;
 }
 
-bool visible(const Cpu& cpu, const MsrRow& row, MsrAccess access) {
-  return access == MsrAccess::kClient || !row.feature || cpu.model().has(*row.feature);
+bool visible(Cpu& cpu, const MsrRow& row, MsrAccess access) {
+  if (access == MsrAccess::kClient || !row.feature || cpu.model().has(*row.feature)) return true;
+  return is_pv_feature(*row.feature) && !cpu.platform().enforces_pv_features();
 }
 
 std::vector<u32> indices_in(Lists first, Lists second) {

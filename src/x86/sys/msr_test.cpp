@@ -77,6 +77,7 @@ class Msrs : public testing::Test {
   void SetUp() override {
     cpu().model().set_entries(supported_cpuid());
     cpu().state().msrs = {};
+    cpu().state().msrs.mcg_cap = 0x520;  // all banks, MCG_CTL, CMCI
     cpu().state().tsc_offset = 0;
   }
 
@@ -267,6 +268,7 @@ TEST_F(Msrs, mc_control_takes_all_or_nothing) {
 }
 
 TEST_F(Msrs, mc_banks_end_where_mcg_cap_says) {
+  cpu().state().msrs.mcg_cap = 0x50a;
   EXPECT_TRUE(read(0x427).has_value());
   EXPECT_FALSE(read(0x428).has_value());
 }

@@ -3,6 +3,7 @@
 #include <asm/kvm_para.h>
 #include <cpuid.h>
 #include <linux/kvm.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -74,7 +75,14 @@ bool registers_usable(const FeatureRow& row) {
   }
 }
 
+// The kernel says how long a thread waited for a CPU (CONFIG_SCHED_INFO).
+bool host_has_schedstat() {
+  static const bool has = access("/proc/thread-self/schedstat", R_OK) == 0;
+  return has;
+}
+
 bool offered(const FeatureRow& row) {
+  if (row.requirement == FeatureRequirement::kSchedstat) return host_has_schedstat();
   if (row.requirement == FeatureRequirement::kAlways) return true;
   if (row.requirement == FeatureRequirement::kModel) return false;
   CpuidResult host = host_cpuid(row.leaf, row.subleaf);

@@ -29,6 +29,7 @@ class QuietPlatform : public Platform {
   u32 apic_id() override { return 0; }
   u64 kvmclock_ns(u64) override { return 0; }
   u32 tsc_khz() override { return 1000000; }
+  bool enforces_pv_features() override { return true; }
 };
 
 class Guest64 {

@@ -1,0 +1,200 @@
+// What KVM offers to its guests beside hardware: hypercalls, steal time, features that the client enforces,
+// exits that the client switches off.
+#include <linux/kvm_para.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <thread>
+
+#include "kvm.h"
+
+namespace anykvm::test {
+namespace {
+
+constexpr std::uint32_t kStealTimeMsr = 0x4b564d03;
+
+struct MsrList {
+  kvm_msrs header;
+  kvm_msr_entry entry;
+};
+
+long set_msr(const Guest& guest, std::uint32_t index, std::uint64_t value) {
+  MsrList list{};
+  list.header.nmsrs = 1;
+  list.entry = {index, 0, value};
+  return call(guest.vcpu, KVM_SET_MSRS, &list);
+}
+
+unsigned exit_of(const Guest& guest) { return guest.shared->exit_reason; }
+
+void set_call(Guest& guest, std::uint64_t number, std::uint64_t rbx = 0, std::uint64_t rcx = 0,
+              std::uint64_t rdx = 0, std::uint64_t rsi = 0) {
+  kvm_regs regs = guest.regs();
+  regs.rip = Guest::kCode;
+  regs.rax = number;
+  regs.rbx = rbx;
+  regs.rcx = rcx;
+  regs.rdx = rdx;
+  regs.rsi = rsi;
+  guest.set_regs(regs);
+}
+
+std::int32_t eax(Guest& guest) { return static_cast<std::int32_t>(guest.regs().rax); }
+
+// --- Hypercalls ---
+
+TEST(Hypercall, unknown_number_is_enosys) {
+  Guest guest({0x0f, 0x01, 0xc1, 0xf4});  // vmcall; hlt
+  set_call(guest, 999);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(eax(guest), -KVM_ENOSYS);
+}
+
+TEST(Hypercall, client_answers_map_gpa_range_when_it_asked_for_it) {
+  Guest guest({0x0f, 0x01, 0xc1, 0xf4});
+  set_call(guest, KVM_HC_MAP_GPA_RANGE, 0x1000, 1, 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(eax(guest), -KVM_ENOSYS);
+  EXPECT_EQ(enable_cap(guest.vm, KVM_CAP_EXIT_HYPERCALL, 1), -EINVAL);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_EXIT_HYPERCALL, 1u << KVM_HC_MAP_GPA_RANGE), 0);
+  set_call(guest, KVM_HC_MAP_GPA_RANGE, 0x1000, 2, 3);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_HYPERCALL));
+  EXPECT_EQ(guest.shared->hypercall.nr, static_cast<unsigned>(KVM_HC_MAP_GPA_RANGE));
+  EXPECT_EQ(guest.shared->hypercall.args[0], 0x1000u);
+  EXPECT_EQ(guest.shared->hypercall.args[1], 2u);
+  EXPECT_EQ(guest.shared->hypercall.args[2], 3u);
+  guest.shared->hypercall.ret = 42;
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_HLT));
+  EXPECT_EQ(eax(guest), 42);
+}
+
+TEST(Hypercall, map_gpa_range_checks_its_range_first) {
+  Guest guest({0x0f, 0x01, 0xc1, 0xf4});
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_EXIT_HYPERCALL, 1u << KVM_HC_MAP_GPA_RANGE), 0);
+  set_call(guest, KVM_HC_MAP_GPA_RANGE, 0x1001, 1, 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(eax(guest), -KVM_EINVAL);
+}
+
+TEST(Hypercall, send_ipi_reaches_the_cpus_of_the_bitmap) {
+  Guest guest({0x0f, 0x01, 0xc1, 0xe6, 0x10}, Guest::Chips::kIrqchip);  // vmcall; out 10h,al
+  Handle second(call(guest.vm, KVM_CREATE_VCPU, 1ul));
+  kvm_lapic_state state{};
+  ASSERT_EQ(call(second, KVM_GET_LAPIC, &state), 0);
+  state.regs[0xf1] = 1;  // software-enabled
+  ASSERT_EQ(call(second, KVM_SET_LAPIC, &state), 0);
+  set_call(guest, KVM_HC_SEND_IPI, 2, 0, 0, 0x45);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(eax(guest), 1);
+  ASSERT_EQ(call(second, KVM_GET_LAPIC, &state), 0);
+  EXPECT_EQ(state.regs[0x220] & 0x20, 0x20);  // IRR, vector 45H
+}
+
+TEST(Hypercall, kick_ends_a_halt_without_interrupts) {
+  Guest guest({0x0f, 0x01, 0xc1, 0xe6, 0x10}, Guest::Chips::kIrqchip);
+  Handle second(call(guest.vm, KVM_CREATE_VCPU, 1ul));
+  auto* shared = static_cast<kvm_run*>(kvm_mmap(guest.shared_size, second));
+  guest.memory.data()[0x4000] = 0xe6;  // out 11h,al
+  guest.memory.data()[0x4001] = 0x11;
+  kvm_sregs sregs{};
+  ASSERT_EQ(call(second, KVM_GET_SREGS, &sregs), 0);
+  sregs.cs.base = sregs.cs.selector = 0;
+  ASSERT_EQ(call(second, KVM_SET_SREGS, &sregs), 0);
+  kvm_regs regs{};
+  regs.rip = 0x4000;
+  regs.rflags = 2;
+  ASSERT_EQ(call(second, KVM_SET_REGS, &regs), 0);
+  kvm_mp_state halted{KVM_MP_STATE_HALTED};
+  ASSERT_EQ(call(second, KVM_SET_MP_STATE, &halted), 0);
+  std::thread waiter([&] { EXPECT_EQ(call(second, KVM_RUN), 0); });
+  usleep(10'000);
+  set_call(guest, KVM_HC_KICK_CPU, 0, 1);
+  EXPECT_EQ(guest.run(), 0);
+  waiter.join();
+  EXPECT_EQ(shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(shared->io.port, 0x11);
+  munmap(shared, guest.shared_size);
+}
+
+// --- Features that the client enforces ---
+
+// mov ecx,4b564d01h; rdmsr; hlt. Vector 13: out 13h,al.
+TEST(PvFeatures, msr_of_a_feature_that_cpuid_lacks_faults_if_enforced) {
+  Guest guest({0x66, 0xb9, 0x01, 0x4d, 0x56, 0x4b, 0x0f, 0x32, 0xf4});
+  guest.memory.data()[13 * 4 + 1] = 0x20;
+  guest.memory.data()[0x2000] = 0xe6;
+  guest.memory.data()[0x2001] = 0x13;
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_HLT));
+  ASSERT_EQ(enable_cap(guest.vcpu, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1), 0);
+  guest.start_at_code();
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+}
+
+TEST(PvFeatures, call_of_a_feature_that_cpuid_lacks_is_enosys_if_enforced) {
+  Guest guest({0x0f, 0x01, 0xc1, 0xf4});
+  ASSERT_EQ(enable_cap(guest.vcpu, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1), 0);
+  set_call(guest, KVM_HC_SCHED_YIELD);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(eax(guest), -KVM_ENOSYS);
+}
+
+TEST(EnableCapVcpu, unknown_capabilities_and_bad_pointers_fail) {
+  Guest guest;
+  EXPECT_EQ(enable_cap(guest.vcpu, KVM_CAP_USER_MEMORY, 1), -EINVAL);
+  EXPECT_EQ(call(guest.vcpu, KVM_ENABLE_CAP, kBadPointer), -EFAULT);
+}
+
+// --- Steal time ---
+
+TEST(StealTime, record_is_kept_while_the_cpu_runs_and_says_when_it_does_not) {
+  Guest guest({0xe6, 0x10, 0xe6, 0x10});  // out 10h,al, twice
+  EXPECT_EQ(set_msr(guest, kStealTimeMsr, 0x5000 | 0x3f), 0);
+  ASSERT_EQ(set_msr(guest, kStealTimeMsr, 0x5000 | 1), 1);
+  ASSERT_EQ(guest.run(), 0);
+  std::uint32_t version = 0, after = 0;
+  memcpy(&version, guest.memory.data() + 0x5008, sizeof version);
+  EXPECT_NE(version, 0u);
+  EXPECT_EQ(version % 2, 0u);
+  usleep(2'000);
+  ASSERT_EQ(guest.run(), 0);
+  memcpy(&after, guest.memory.data() + 0x5008, sizeof after);
+  EXPECT_GT(after, version);
+  EXPECT_EQ(guest.memory.data()[0x5010] & 1, 1);  // it does not run now
+}
+
+// --- Exits that are switched off ---
+
+TEST(DisableExits, halt_inside_waits_for_a_signal_or_an_interrupt) {
+  Guest guest;  // hlt
+  EXPECT_EQ(enable_cap(guest.vm, KVM_CAP_X86_DISABLE_EXITS, 1u << 20), -EINVAL);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT), 0);
+  struct sigaction action {
+  }, old{};
+  action.sa_handler = [](int) {};
+  sigaction(SIGUSR1, &action, &old);
+  std::thread kick([self = pthread_self()] {
+    usleep(20'000);
+    pthread_kill(self, SIGUSR1);
+  });
+  EXPECT_EQ(guest.run(), -EINTR);
+  kick.join();
+  sigaction(SIGUSR1, &old, nullptr);
+  guest.memory.data()[0x80 * 4 + 1] = 0x20;  // vector 80H: out 20h,al
+  guest.memory.data()[0x2000] = 0xe6;
+  guest.memory.data()[0x2001] = 0x20;
+  kvm_interrupt interrupt{0x80};
+  ASSERT_EQ(call(guest.vcpu, KVM_INTERRUPT, &interrupt), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.shared->io.port, 0x20);
+}
+
+}  // namespace
+}  // namespace anykvm::test
