@@ -35,8 +35,9 @@ void AccessSlots::flush_page(Gva address) {
 
 // Read slots are emptied as well: they find their page in the TLB again.
 void AccessSlots::forbid_writes(const u8* host_page) {
-  empty_if(
-      [wanted = reinterpret_cast<u64>(host_page)](const AccessSlot& slot) { return slot.host == wanted; });
+  empty_if([wanted = reinterpret_cast<u64>(host_page)](const AccessSlot& slot) {
+    return slot.tag + slot.delta == wanted;
+  });
 }
 
 bool AccessSlots::thrashes(u32 slot, u64 now) {

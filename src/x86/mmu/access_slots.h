@@ -3,7 +3,7 @@
 // access stands at a constant place, so the check is off the path of the address. Owner: Context of one vCPU.
 // Only the vCPU's thread.
 //
-//   hit: linear - tag <= 4096 - size      host address = linear - tag + host
+//   hit: linear - tag <= 4096 - size      host address = linear + delta
 //
 // Accesses get slots in turn when they are translated (SlotNumbers), reads and writes from areas of their
 // own, because permissions differ; several may share one. The journal holds the slots that are filled, so
@@ -35,8 +35,8 @@ class SlotNumbers {
 };
 
 struct AccessSlot {
-  u64 tag;   // linear page, or kNever
-  u64 host;  // host address of the page
+  u64 tag;    // linear page, or kNever
+  u64 delta;  // host address - linear address
 };
 
 struct AccessSlots {
@@ -56,7 +56,7 @@ struct AccessSlots {
   // The same as translated code's thunk does (make_slot_miss).
   void fill(u32 slot, u64 page, const u8* host_page) {
     if (slots[slot].tag == kNever) journal[journal_size++] = slot;
-    slots[slot] = {page, reinterpret_cast<u64>(host_page)};
+    slots[slot] = {page, reinterpret_cast<u64>(host_page) - page};
   }
 
   void flush();
@@ -72,7 +72,7 @@ struct AccessSlots {
   u64 since[kSlotCount] = {};
 
  private:
-  void empty(u32 slot) { slots[slot] = {kNever, kNowhere}; }
+  void empty(u32 slot) { slots[slot] = {kNever, kNowhere - kNever}; }
   template <class Predicate>
   void empty_if(Predicate predicate);
 };

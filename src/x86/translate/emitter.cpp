@@ -98,8 +98,8 @@ void Emitter::protect_flags(u32 live) {
   m_flags = FlagsAt::kImage;
 }
 
-void Emitter::flags_to_host() {
-  if (m_flags == FlagsAt::kImage) host::restore_flags_by_scratch(a);
+void Emitter::flags_to_host(const Gp& spare) {
+  if (m_flags == FlagsAt::kImage) host::restore_flags_by(a, spare);
   m_flags = FlagsAt::kHost;
 }
 
@@ -203,14 +203,19 @@ bool Emitter::wants_slot() const {
   return mode.mmu == kMmuUser && !m_slots.avoids(m_block.gpa + (m_rip - m_block.rip));
 }
 
+Emitter::Miss Emitter::new_miss(unsigned size, bool write, bool masked) {
+  Miss miss;
+  miss.entry = a.newLabel();
+  miss.resume = a.newLabel();
+  miss.info = MissInfo::make(size, write, mode.mmu, masked);
+  miss.guest_offset = static_cast<u16>(m_rip - m_block.rip);
+  miss.flags = flags_at(m_live_before);
+  return miss;
+}
+
 // R10 = linear address before, host address after. Clobbers flags.
 void Emitter::fast_access(unsigned size, bool write, bool masked) {
-  Miss miss{a.newLabel(),
-            a.newLabel(),
-            0,
-            MissInfo::make(size, write, mode.mmu, masked),
-            static_cast<u16>(m_rip - m_block.rip),
-            flags_at(m_live_before)};
+  Miss miss = new_miss(size, write, masked);
   if (wants_slot()) {
     look_into_slot(miss);
   } else {
@@ -220,16 +225,48 @@ void Emitter::fast_access(unsigned size, bool write, bool masked) {
   m_misses.push_back(miss);
 }
 
+// Offset of a new slot in the Context.
+std::size_t Emitter::take_slot(Miss& miss) {
+  const u32 slot = m_slots.next(MissInfo::write(miss.info));
+  miss.info = MissInfo::with_slot(miss.info, slot);
+  return offsetof(Context, access) + offsetof(AccessSlots, slots) + sizeof(AccessSlot) * slot;
+}
+
 // See mmu/access_slots.h.
 void Emitter::look_into_slot(Miss& miss) {
-  const u32 slot = m_slots.next(MissInfo::write(miss.info));
-  const std::size_t at = offsetof(Context, access) + offsetof(AccessSlots, slots) + sizeof(AccessSlot) * slot;
-  miss.info = MissInfo::with_slot(miss.info, slot);
-  miss.tag = at + offsetof(AccessSlot, tag);
-  a.sub(kAddress, host::gs(miss.tag));
-  a.cmp(kAddress, static_cast<i32>(kPageSize - MissInfo::size(miss.info)));
+  const std::size_t slot = take_slot(miss);
+  a.mov(kScratch, kAddress);
+  a.sub(kScratch, host::gs(slot + offsetof(AccessSlot, tag)));
+  a.cmp(kScratch, static_cast<i32>(kPageSize - MissInfo::size(miss.info)));
   a.ja(miss.entry);
-  a.add(kAddress, host::gs(at + offsetof(AccessSlot, host)));
+  a.add(kAddress, host::gs(slot + offsetof(AccessSlot, delta)));
+}
+
+bool Emitter::open_by_delta(u8 base, i64 displacement, SegmentIndex segment, unsigned size, bool write) {
+  const bool plain = mode.code64() && mode.direct_memory() && segment != kFs && segment != kGs;
+  if (!plain || base >= 16 || !resident(base) || !wants_slot()) return false;
+  protect_flags();
+  Miss miss = new_miss(size, write, false);
+  miss.base = base;
+  miss.displacement = static_cast<i32>(displacement);
+  const std::size_t slot = take_slot(miss);
+  a.lea(kScratch, ptr(reg(base), miss.displacement));
+  a.sub(kScratch, host::gs(slot + offsetof(AccessSlot, tag)));
+  a.cmp(kScratch, static_cast<i32>(kPageSize - size));
+  a.ja(miss.entry);
+  a.mov(kScratch, host::gs(slot + offsetof(AccessSlot, delta)));
+  a.bind(miss.resume);
+  m_misses.push_back(miss);
+  return true;
+}
+
+Emitter::StackAccess Emitter::open_stack(i32 displacement, unsigned size, bool read, bool write, bool first,
+                                         bool last) {
+  if (open_by_delta(kRsp, displacement, kSs, size, write))
+    return {ptr(kGuestRsp, kScratch, 0, displacement, size), kAddress};
+  stack_offset(displacement);
+  open_access(kSs, size, read, write, first, last);
+  return {ptr(kAddress, 0, size), kScratch};
 }
 
 // See mmu/tlb.h.
@@ -479,13 +516,19 @@ void Emitter::emit_exit(Exit& exit) {
 }
 
 void Emitter::emit_miss(const Miss& miss) {
-  const bool slot = MissInfo::has_slot(miss.info);
+  const bool slot = MissInfo::has_slot(miss.info), by_delta = miss.base != kNoRegister;
   const u8* thunk = slot ? m_thunks.slot_miss[MissInfo::write(miss.info)] : m_thunks.tlb_miss;
   a.bind(miss.entry);
-  a.add(kAddress, slot ? host::gs(miss.tag) : host::gs_indexed(miss.tag, kScratch));
+  if (by_delta) a.lea(kAddress, ptr(reg(miss.base), miss.displacement));
+  if (!slot) a.add(kAddress, host::gs_indexed(miss.tag, kScratch));
   a.mov(slot ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
   a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
   m_block.sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
+  if (by_delta) {
+    a.mov(kScratch, kAddress);
+    a.lea(kAddress, ptr(reg(miss.base), miss.displacement));
+    a.sub(kScratch, kAddress);
+  }
   a.jmp(miss.resume);
 }
 

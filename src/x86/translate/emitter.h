@@ -39,7 +39,8 @@ class Emitter {
   // --- Flags ---
   void protect_flags() { protect_flags(m_live_before); }
   void protect_flags(u32 live);  // host flags are about to be clobbered
-  void flags_to_host();          // an instruction reads host flags, or code leaves the block
+  // An instruction reads host flags, or code leaves the block. Clobbers `spare`.
+  void flags_to_host(const asmjit::x86::Gp& spare = host::kScratch);
   void flags_written() { m_flags = FlagsAt::kHost; }
   FlagsAt flags_at(u32 live) const;
 
@@ -49,7 +50,18 @@ class Emitter {
   void open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first = true,
                    bool last = true);
   void open_masked_access(const Decoded& decoded);
+  // An access at [base + displacement] by the difference between host and linear addresses, which is left in
+  // R11; R10 is free. False, and nothing done, where that is not possible.
+  bool open_by_delta(u8 base, i64 displacement, SegmentIndex segment, unsigned size, bool write);
   void close_access(bool last = true);  // after a write
+  // An access to the stack, at RSP + `displacement`: the operand for it, and a register that is free
+  // meanwhile.
+  struct StackAccess {
+    asmjit::x86::Mem operand;
+    asmjit::x86::Gp spare;
+  };
+  StackAccess open_stack(i32 displacement, unsigned size, bool read, bool write, bool first = true,
+                         bool last = true);
   // Stack address: RSP + `displacement` by the stack's width, in R10.
   void stack_offset(i32 displacement);
   void move_rsp(i32 displacement);            // adds to the stack pointer
@@ -80,10 +92,12 @@ class Emitter {
  private:
   struct Miss {
     asmjit::Label entry, resume;
-    std::size_t tag;  // in the Context, of the slot; without one, of the TLB entry with index R11
-    u64 info;         // MissInfo
-    u16 guest_offset;
-    FlagsAt flags;
+    std::size_t tag = 0;    // in the Context, of the TLB entry with index R11, if there is no slot
+    u64 info = 0;           // MissInfo
+    u8 base = kNoRegister;  // by delta: the access is at base + displacement
+    i32 displacement = 0;
+    u16 guest_offset = 0;
+    FlagsAt flags = FlagsAt::kHost;
   };
   struct Aside {
     asmjit::Label entry, resume;
@@ -102,6 +116,8 @@ class Emitter {
   void record_site(bool fault, FlagsAt flags, const u8* borrowed);
   void slow_access(SlowSite* site);
   void fast_access(unsigned size, bool write, bool masked);
+  std::size_t take_slot(Miss& miss);
+  Miss new_miss(unsigned size, bool write, bool masked);
   void look_into_slot(Miss& miss);
   void look_into_tlb(Miss& miss);
   bool wants_slot() const;

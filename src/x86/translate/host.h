@@ -52,12 +52,12 @@ inline void save_flags_by_scratch(Assembler& a) {
   a.mov(gs(offsetof(Context, flags_image), 2), asmjit::x86::ax);
   a.mov(asmjit::x86::rax, kScratch);
 }
-inline void restore_flags_by_scratch(Assembler& a) {
-  a.mov(kScratch, asmjit::x86::rax);
+inline void restore_flags_by(Assembler& a, const Gp& spare) {
+  a.mov(spare, asmjit::x86::rax);
   a.movzx(asmjit::x86::eax, gs(offsetof(Context, flags_image), 2));
   a.add(asmjit::x86::al, 0x7f);  // OF comes back from the overflow of 1 + 7FH
   a.sahf();
-  a.mov(asmjit::x86::rax, kScratch);
+  a.mov(asmjit::x86::rax, spare);
 }
 
 // Host flags to Context::flags_image; RAX is preserved through Context::spill.

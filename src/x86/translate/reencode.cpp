@@ -24,25 +24,36 @@ class Bytes {
 
 // The register numbers that end up in the encoding, extension bit included.
 struct Numbers {
-  u8 reg, rm, vvvv;
+  u8 reg, rm, vvvv, index;
 };
 
 Numbers choose(const Decoded& d, const HostFields& f) {
-  Numbers n{d.insn.reg, d.insn.rm, d.vvvv};
+  Numbers n{d.insn.reg, d.insn.rm, d.vvvv, 0};
   if (d.reg_is_gpr) n.reg = f.reg;
   if (d.vvvv_is_gpr) n.vvvv = f.vvvv;
   if (d.insn.has_memory) {
     n.rm = f.memory_base;
+    if (f.indexed()) n.index = f.memory_index;
   } else if (d.rm_is_gpr || d.opcode_is_gpr) {
     n.rm = f.rm;
   }
   return n;
 }
 
-u8 modrm_byte(const Decoded& d, const Numbers& n) {
-  u8 original = d.insn.bytes[d.modrm_at];
-  unsigned mod = d.insn.has_memory ? 0 : original & 0xc0;
-  return static_cast<u8>(mod | (n.reg & 7) << 3 | (n.rm & 7));
+void put_modrm(const Decoded& d, const HostFields& f, const Numbers& n, Bytes* out) {
+  const unsigned reg = (n.reg & 7u) << 3;
+  if (!d.insn.has_memory) {
+    out->put((d.insn.bytes[d.modrm_at] & 0xc0u) | reg | (n.rm & 7));
+  } else if (!f.indexed()) {
+    out->put(reg | (n.rm & 7));
+  } else {
+    constexpr unsigned kSibAndDisplacement32 = 0x84;
+    out->put(kSibAndDisplacement32 | reg);
+    out->put((n.index & 7u) << 3 | (n.rm & 7));
+    u8 displacement[4];
+    std::memcpy(displacement, &f.displacement, 4);
+    out->put(displacement, 4);
+  }
 }
 
 void put_immediates(const Decoded& d, Bytes* out) {
@@ -70,7 +81,8 @@ void put_legacy_prefixes(const Decoded& d, Bytes* out) {
 unsigned put_legacy(const Decoded& d, const HostFields& f, Bytes* out) {
   Numbers n = choose(d, f);
   put_legacy_prefixes(d, out);
-  unsigned rex = (d.insn.rex_w ? 8 : 0) | (d.reg_is_gpr || d.insn.rex ? (n.reg >> 3) << 2 : 0) | n.rm >> 3;
+  unsigned rex = (d.insn.rex_w ? 8 : 0) | (d.reg_is_gpr || d.insn.rex ? (n.reg >> 3) << 2 : 0) |
+                 (n.index >> 3) << 1 | n.rm >> 3;
   // The low opcode bits of one-byte INC and DEC are REX prefixes for the host.
   bool one_byte_inc_dec = d.insn.code_bits != 64 && d.insn.opcode_map == 0 && (d.insn.opcode & 0xf0) == 0x40;
   if (rex || d.insn.rex) out->put(0x40 | rex);
@@ -89,7 +101,7 @@ unsigned put_legacy(const Decoded& d, const HostFields& f, Bytes* out) {
   } else {
     out->put(d.insn.bytes[d.opcode_at]);
   }
-  if (d.insn.has_modrm) out->put(modrm_byte(d, n));
+  if (d.insn.has_modrm) put_modrm(d, f, n, out);
   put_immediates(d, out);
   return out->size();
 }
@@ -131,10 +143,10 @@ unsigned put_vex(const Decoded& d, const HostFields& f, Bytes* out) {
   if (d.insn.code_bits != 64) last |= 0x40;  // vvvv names eight registers there
   if (d.vvvv_is_gpr) last = (last & 0x87) | (~n.vvvv & 0xf) << 3;
   out->put(0xc4);
-  out->put((n.reg & 8 ? 0 : 0x80) | 0x40 | (n.rm & 8 ? 0 : 0x20) | map);
+  out->put((n.reg & 8 ? 0 : 0x80) | (n.index & 8 ? 0 : 0x40) | (n.rm & 8 ? 0 : 0x20) | map);
   out->put(last);
   out->put(d.insn.bytes[d.opcode_at]);
-  if (d.insn.has_modrm) out->put(modrm_byte(d, n));
+  if (d.insn.has_modrm) put_modrm(d, f, n, out);
   if (d.insn.code_bits != 64 && names_register_in_immediate(d)) {
     out->put(d.insn.bytes[d.immediate_at] & 0x7fu);
   } else {
@@ -149,13 +161,13 @@ unsigned put_evex(const Decoded& d, const HostFields& f, Bytes* out) {
   const u8* prefix = d.insn.bytes + d.prefix_at;
   unsigned p0 = prefix[1];
   if (d.reg_is_gpr) p0 = (p0 & ~0x90u) | 0x10 | (n.reg & 8 ? 0 : 0x80);
-  if (d.insn.has_memory || d.rm_is_gpr) p0 = (p0 & ~0x60u) | 0x40 | (n.rm & 8 ? 0 : 0x20);
+  if (d.insn.has_memory || d.rm_is_gpr) p0 = (p0 & ~0x60u) | (n.index & 8 ? 0 : 0x40) | (n.rm & 8 ? 0 : 0x20);
   out->put(0x62);
   out->put(p0);
   out->put(ignores_w(d) ? prefix[2] & 0x7fu : prefix[2]);
   out->put(prefix[3]);
   out->put(d.insn.bytes[d.opcode_at]);
-  out->put(modrm_byte(d, n));
+  put_modrm(d, f, n, out);
   put_immediates(d, out);
   return out->size();
 }

@@ -13,9 +13,12 @@ using host::kScratch;
 // (or none that it can name), loads them before and stores them after.
 class OperandRegisters {
  public:
-  OperandRegisters(Emitter& e, const Decoded& d) : m_e(e), m_d(d) {
-    if (!d.high_byte) m_free[m_free_count++] = static_cast<u8>(kScratch.id());
-    if (!d.high_byte && !d.insn.has_memory) m_free[m_free_count++] = static_cast<u8>(kAddress.id());
+  // `address`: the scratch register that the memory operand needs.
+  OperandRegisters(Emitter& e, const Decoded& d, const asmjit::x86::Gp& address) : m_e(e), m_d(d) {
+    for (const auto& scratch : {kScratch, kAddress}) {
+      bool taken = d.insn.has_memory && scratch == address;
+      if (!d.high_byte && !taken) m_free[m_free_count++] = static_cast<u8>(scratch.id());
+    }
   }
 
   u8 map(u8 gpr, bool written) {
@@ -88,14 +91,20 @@ class OperandRegisters {
 // access writes back must hold what was there.
 bool may_write_nothing(const Decoded& d) { return d.memory_write && d.vector == VectorClass::kX87; }
 
-void open_memory(Emitter& e, const Decoded& d) {
+// Opens the memory operand. True: by the difference in R11 (Emitter::open_by_delta), else its host address is
+// in R10.
+bool open_memory(Emitter& e, const Decoded& d) {
+  const MemoryOperand& m = d.insn.memory;
+  const bool simple = !d.high_byte && !d.masked_memory && m.index == kNoRegister && d.insn.address_size == 8;
+  if (simple && e.open_by_delta(m.base, m.displacement, m.segment, m.size, d.memory_write)) return true;
   e.effective_offset(d.insn);
   if (d.masked_memory) {
     e.open_masked_access(d);
   } else {
     bool read = d.memory_read || may_write_nothing(d);
-    e.open_access(d.insn.memory.segment, d.insn.memory.size, read, d.memory_write);
+    e.open_access(m.segment, m.size, read, d.memory_write);
   }
+  return false;
 }
 
 bool partial_flags_write(const Decoded& d) { return d.flags_written && d.flags_killed != kFlagsArithmetic; }
@@ -104,19 +113,26 @@ bool partial_flags_write(const Decoded& d) { return d.flags_written && d.flags_k
 
 void emit_as_is(Emitter& e, const Decoded& d) {
   bool memory = d.insn.has_memory && d.insn.memory.size != 0;
-  if (memory) open_memory(e, d);
   if (d.vector != VectorClass::kNone) e.ensure_vector();
-  if (d.flags_read || partial_flags_write(d)) e.flags_to_host();
+  bool by_delta = memory && open_memory(e, d);
+  if (d.vector != VectorClass::kNone) e.ensure_vector();  // a slow access has saved it
+  if (d.flags_read || partial_flags_write(d)) e.flags_to_host(by_delta ? kAddress : kScratch);
 
-  OperandRegisters registers(e, d);
+  OperandRegisters registers(e, d, by_delta ? kScratch : kAddress);
   HostFields fields;
-  if (d.insn.has_memory) fields.memory_base = registers.map_address();
+  if (by_delta) {
+    fields.memory_base = host::register_of(d.insn.memory.base);
+    fields.memory_index = static_cast<u8>(kScratch.id());
+    fields.displacement = static_cast<i32>(d.insn.memory.displacement);
+  } else if (d.insn.has_memory) {
+    fields.memory_base = registers.map_address();
+  }
   if (d.reg_is_gpr) fields.reg = d.reg_high ? d.insn.reg : registers.map(d.insn.reg, d.reg_written);
   if (d.rm_is_gpr || d.opcode_is_gpr)
     fields.rm = d.rm_high ? d.insn.rm : registers.map(d.insn.rm, d.rm_written || d.opcode_written);
   if (d.vvvv_is_gpr) fields.vvvv = registers.map(d.vvvv, d.vvvv_written);
 
-  u8 bytes[24];
+  u8 bytes[28];
   unsigned length = reencode(d, fields, bytes);
   e.record_fault_site(registers.borrowed());
   e.a.embed(bytes, length);

@@ -17,18 +17,18 @@ u64 relative_target(Emitter& e, const Insn& insn) {
 
 Mem at_address(unsigned size) { return ptr(kAddress, 0, size); }
 
-// R10 = the bytes at R10, zero-extended.
-void load_address(Emitter& e, unsigned size) {
+// R10 = the bytes at `from`, zero-extended.
+void load_address(Emitter& e, const Mem& from) {
   e.record_fault_site();
-  switch (size) {
+  switch (from.size()) {
     case 2:
-      e.a.movzx(kAddress.r32(), at_address(2));
+      e.a.movzx(kAddress.r32(), from);
       break;
     case 4:
-      e.a.mov(kAddress.r32(), at_address(4));
+      e.a.mov(kAddress.r32(), from);
       break;
     default:
-      e.a.mov(kAddress, at_address(8));
+      e.a.mov(kAddress, from);
       break;
   }
 }
@@ -38,7 +38,7 @@ void load_target(Emitter& e, const Decoded& d, bool last) {
   if (d.insn.has_memory) {
     e.effective_offset(d.insn);
     e.open_access(d.insn.memory.segment, d.insn.operand_size, true, false, true, last);
-    load_address(e, d.insn.operand_size);
+    load_address(e, at_address(d.insn.operand_size));
     return;
   }
   e.load_gpr(kAddress, d.insn.rm);
@@ -47,22 +47,11 @@ void load_target(Emitter& e, const Decoded& d, bool last) {
 }
 
 void push_return_address(Emitter& e, unsigned size, bool first) {
-  e.stack_offset(-static_cast<i32>(size));
-  e.open_access(kSs, size, false, true, first, true);
-  u64 value = e.next_rip();
-  e.a.mov(kScratch, value);
+  const auto stack = e.open_stack(-static_cast<i32>(size), size, false, true, first);
+  e.a.mov(stack.spare, e.next_rip());
+  const Gp value = size == 2 ? Gp(stack.spare.r16()) : size == 4 ? Gp(stack.spare.r32()) : stack.spare;
   e.record_fault_site();
-  switch (size) {
-    case 2:
-      e.a.mov(at_address(2), kScratch.r16());
-      break;
-    case 4:
-      e.a.mov(at_address(4), kScratch.r32());
-      break;
-    default:
-      e.a.mov(at_address(8), kScratch);
-      break;
-  }
+  e.a.mov(stack.operand, value);
   e.close_access();
   e.move_rsp(-static_cast<i32>(size));
 }
@@ -126,9 +115,7 @@ void emit_call(Emitter& e, const Decoded& d) {
 
 void emit_ret(Emitter& e, const Decoded& d) {
   unsigned size = d.insn.operand_size;
-  e.stack_offset(0);
-  e.open_access(kSs, size, true, false);
-  load_address(e, size);
+  load_address(e, e.open_stack(0, size, true, false).operand);
   unsigned released = d.insn.opcode == 0xc2 ? d.insn.immediate & 0xffff : 0;
   e.move_rsp(static_cast<i32>(size + released));
   e.jump_to_address();

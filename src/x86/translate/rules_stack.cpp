@@ -17,44 +17,54 @@ Gp sized(const Gp& reg, unsigned size) {
   return size == 1 ? Gp(reg.r8()) : size == 2 ? Gp(reg.r16()) : size == 4 ? Gp(reg.r32()) : Gp(reg.r64());
 }
 
-// Pushes what `load` puts into R11 after the stack has been opened.
-template <class Load>
-void push_from(Emitter& e, unsigned size, bool first, Load load) {
-  e.stack_offset(-static_cast<i32>(size));
-  e.open_access(kSs, size, false, true, first, true);
-  load();
+// Pushes the register that `value` gives when it is handed a free one.
+template <class Value>
+void push(Emitter& e, unsigned size, bool first, Value value) {
+  const auto stack = e.open_stack(-static_cast<i32>(size), size, false, true, first);
+  const Gp from = value(stack.spare);
   e.record_fault_site();
-  e.a.mov(at_address(size), sized(kScratch, size));
+  e.a.mov(stack.operand, sized(from, size));
   e.close_access();
   e.move_rsp(-static_cast<i32>(size));
+}
+
+void push_memory(Emitter& e, const Insn& insn) {
+  const unsigned size = insn.operand_size;
+  e.effective_offset(insn);
+  e.open_access(insn.memory.segment, size, true, false, true, false);
+  e.record_fault_site();
+  e.a.mov(sized(kScratch, size), at_address(size));
+  e.a.mov(ANYKVM_GS(value), kScratch);
+  push(e, size, false, [&](const Gp& spare) {
+    e.a.mov(spare, ANYKVM_GS(value));
+    return spare;
+  });
 }
 
 }  // namespace
 
 void emit_push(Emitter& e, const Decoded& d) {
   const Insn& insn = d.insn;
-  unsigned size = insn.operand_size;
-  if (insn.has_memory) {
-    e.effective_offset(insn);
-    e.open_access(insn.memory.segment, size, true, false, true, false);
-    e.record_fault_site();
-    e.a.mov(sized(kScratch, size), at_address(size));
-    e.a.mov(ANYKVM_GS(value), kScratch);
-    push_from(e, size, false, [&] { e.a.mov(kScratch, ANYKVM_GS(value)); });
-  } else if (d.rm_is_gpr || d.opcode_is_gpr) {
-    push_from(e, size, true, [&] { e.load_gpr(kScratch, insn.rm); });
-  } else {
-    push_from(e, size, true, [&] { e.a.mov(kScratch, insn.immediate); });
-  }
+  const unsigned size = insn.operand_size;
+  if (insn.has_memory) return push_memory(e, insn);
+  const bool of_register = d.rm_is_gpr || d.opcode_is_gpr;
+  push(e, size, true, [&](const Gp& spare) {
+    if (!of_register) {
+      e.a.mov(spare, insn.immediate);
+      return spare;
+    }
+    if (Emitter::resident(insn.rm)) return Emitter::reg(insn.rm);
+    e.load_gpr(spare, insn.rm);
+    return spare;
+  });
 }
 
 // POP with a memory operand is a helper: its address is computed with the stack pointer already moved.
 void emit_pop(Emitter& e, const Decoded& d) {
   unsigned size = d.insn.operand_size;
-  e.stack_offset(0);
-  e.open_access(kSs, size, true, false);
+  const auto stack = e.open_stack(0, size, true, false);
   e.record_fault_site();
-  e.a.mov(sized(kAddress, size), at_address(size));
+  e.a.mov(sized(kAddress, size), stack.operand);
   e.move_rsp(static_cast<i32>(size));
   e.store_gpr(d.insn.rm, kAddress, size);
 }

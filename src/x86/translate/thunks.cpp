@@ -138,7 +138,7 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   const std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * kMmuUser;
   const std::size_t tags = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
   const std::size_t tag = offsetof(AccessSlots, slots) + offsetof(AccessSlot, tag);
-  const std::size_t page = offsetof(AccessSlots, slots) + offsetof(AccessSlot, host);
+  const std::size_t delta = offsetof(AccessSlots, slots) + offsetof(AccessSlot, delta);
   const std::array saved = {rax, rcx, rdx};
   auto spill = [](unsigned i) { return host::gs(offsetof(Context, miss_spill) + 8 * i); };
   auto restore = [&] {
@@ -161,13 +161,16 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   a.mov(r11d, edx);
   a.shl(r11d, 4);
   a.mov(rdx, host::gs_indexed(table + offsetof(TlbTable, host), rax));
-  a.mov(rax, access_field(page, r11, 0, 8));
+  a.mov(rax, access_field(tag, r11, 0, 8));
   a.sub(r10, rcx);
   a.mov(access_field(tag, r11, 0, 8), r10);
-  a.mov(access_field(page, r11, 0, 8), rdx);
-  a.lea(r10, ptr(rdx, rcx));
-  a.bt(rax, 62);  // AccessSlots::kNowhere
-  a.jnc(in_journal);
+  a.add(rcx, rdx);
+  a.sub(rdx, r10);
+  a.mov(access_field(delta, r11, 0, 8), rdx);
+  a.mov(r10, rcx);
+  a.rol(rax, 1);
+  a.cmp(rax, 1);  // AccessSlots::kNever
+  a.jne(in_journal);
   journal_slot(a);
   a.bind(in_journal);
   restore();

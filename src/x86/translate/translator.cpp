@@ -221,7 +221,7 @@ void emit_patchable_nop(asmjit::x86::Assembler& a) {
 // Returns the offset of the entry with flags in the host; the other is at 0.
 std::size_t emit_entries(asmjit::x86::Assembler& a, const Block& block) {
   emit_patchable_nop(a);
-  if (!block.kills_flags) host::restore_flags_by_scratch(a);
+  if (!block.kills_flags) host::restore_flags_by(a, host::kScratch);
   a.align(asmjit::AlignMode::kCode, 8);
   std::size_t host_entry = a.offset();
   emit_patchable_nop(a);
