@@ -24,14 +24,16 @@ def parse_arguments():
 def run(program, only):
     """name -> (seconds, TSC cycles) for one operation."""
     command = [program, f"--benchmark_filter={only}", "--benchmark_min_time=0.1", "--benchmark_format=json"]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    process = report.start_first(command, stderr=subprocess.DEVNULL, text=True)
+    output = process.communicate()[0]
+    if process.returncode:
+        sys.exit(f"==> {program} failed: run it to see why")
     return {b["name"].split("/iterations")[0]: (b["per_op"], b["cycles"]) for b in json.loads(output)["benchmarks"]}
 
 
 def main():
     arguments = parse_arguments()
     programs = arguments.program or ["build/engine_bench"]
-    report.be_served_first()
     rounds = {p: [] for p in programs}
     for number in range(1, (arguments.count or arguments.rounds) + 1):
         for program in programs:

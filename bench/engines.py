@@ -7,6 +7,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import report
+
 TIME_LIMIT = 300  # seconds for one run of the program
 CLOCK_TOLERANCE = 0.05  # how far the guest's clock may be from the host's over a whole run...
 CLOCK_SLACK = 0.1  # ... and how many seconds the console may be late
@@ -101,8 +103,7 @@ KINDS = {"native": native, "anykvm": anykvm, "qemu-anykvm": qemu_anykvm, "tcg": 
 def watch(arguments, environment, guest_mib):
     """Runs the program and reads its lines as they come. `guest_mib`: the guest's RAM; None if there is no guest."""
     started = time.monotonic()
-    process = subprocess.Popen(arguments, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)
+    process = report.start_first(arguments, env=environment, stderr=subprocess.STDOUT)
     limit = threading.Timer(TIME_LIMIT, lambda: os.killpg(process.pid, signal.SIGKILL))
     limit.start()
     outcome, lines, begin, end = Outcome(), [], None, None

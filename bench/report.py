@@ -1,6 +1,7 @@
 """Ratios, medians, spreads and tables out of the times of all rounds; what both programs here share."""
 
 import os
+import subprocess
 from math import exp, log
 from statistics import median, quantiles
 
@@ -13,12 +14,18 @@ AVERAGES = [
 ]
 
 
-def be_served_first():
-    """Other work on the machine disturbs less then; all engines inherit it. Not everybody may."""
+def start_first(command, **options):
+    """A process that other work on the machine disturbs less, if we may have that (root may). Linux shares CPU time among
+    sessions first ("autogroup"), so it gets a session of its own; nice values count only within one."""
+    process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               **options)
     try:
-        os.nice(-15)
-    except PermissionError:
+        os.setpriority(os.PRIO_PROCESS, process.pid, -15)
+        with open(f"/proc/{process.pid}/autogroup", "w", encoding="ascii") as file:
+            file.write("-15")
+    except OSError:
         pass
+    return process
 
 
 def geometric_mean(values):
@@ -26,8 +33,8 @@ def geometric_mean(values):
 
 
 def summary(values):
-    """Median, and half the distance between the quartiles."""
-    spread = 0.0
+    """Median, and half the distance between the quartiles, if there is more than one value."""
+    spread = None
     if len(values) > 1:
         first, _, third = quantiles(values, n=4, method="inclusive")
         spread = (third - first) / 2
@@ -37,15 +44,20 @@ def summary(values):
 class Table:
     """times[engine][workload]: a list with one number for each round; the first engine is what others are compared with."""
 
-    def __init__(self, engines, groups, times, operations):
+    def __init__(self, engines, groups, times, operations, minimum=False):
         self.engines, self.groups, self.times, self.operations = engines, groups, times, operations
+        self.minimum = minimum
         self.base = engines[0]
         self.rivals = [e for e in engines[1:] if e.startswith("tcg")]
 
     def ratios(self, engine, workload, base=None):
         """engine / base, round by round: what slows the machine down for a while slows down both."""
         mine, others = self.times[engine].get(workload), self.times[base or self.base].get(workload)
-        return [a / b for a, b in zip(mine, others)] if mine and others else []
+        if not mine or not others:
+            return []
+        if self.minimum:
+            return [min(mine) / min(others)]
+        return [a / b for a, b in zip(mine, others)]
 
     def ratio(self, engine, workload, base=None):
         values = self.ratios(engine, workload, base)
@@ -102,7 +114,7 @@ class Table:
         times = self.times[self.base].get(workload)
         if not times:
             return "-"
-        ns = median(times) / self.operations[workload]
+        ns = (min if self.minimum else median)(times) / self.operations[workload]
         return f"{ns:.2f} ns" if ns < 100 else f"{ns / 1000:.2f} us"
 
 
@@ -113,6 +125,8 @@ def number(value):
 def with_spread(result):
     if result is None:
         return "-"
+    if result["spread"] is None:
+        return f"{result['median']:.2f}"
     return f"{result['median']:6.2f} ±{100 * result['spread'] / result['median']:2.0f} %"
 
 
@@ -134,7 +148,7 @@ def boot_rows(engines, boots):
     rows = [["boot to first program", "ms", *[f"/ {t}" for t in rivals]]]
     for e in engines:
         mine = summary([1000 * s for s in boots[e]])
-        rows.append([e, f"{mine['median']:.0f} ±{mine['spread']:.0f}",
+        rows.append([e, f"{mine['median']:.0f}" + ("" if mine["spread"] is None else f" ±{mine['spread']:.0f}"),
                      *[number(median(a / b for a, b in zip(boots[e], boots[t]))) for t in rivals]])
     return rows
 
