@@ -1,7 +1,7 @@
 /*
  * anykvm: the Linux KVM API (x86-64) in user space. Requests, structures, return values and errno are those of
- * <linux/kvm.h> and of the kernel's documentation, so these four functions can stand in for open(2), ioctl(2), mmap(2) and
- * close(2) on /dev/kvm and on what comes from it.
+ * <linux/kvm.h> and of the kernel's documentation, so these functions can stand in for open(2), ioctl(2), mmap(2),
+ * close(2) and fallocate(2) on /dev/kvm and on what comes from it.
  */
 #ifndef ANYKVM_ANYKVM_H
 #define ANYKVM_ANYKVM_H
@@ -24,9 +24,11 @@ int anykvm_ioctl(int fd, unsigned long request, ...);
 void *anykvm_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset);
 /* A VM or vCPU lives until its last descriptor is closed; close them with this, not with close(2). */
 int anykvm_close(int fd);
+/* As fallocate(2), on what KVM_CREATE_GUEST_MEMFD gave: gives memory back or takes it ahead of its use. */
+int anykvm_fallocate(int fd, int mode, off_t offset, off_t length);
 
 /*
- * For whoever interposes the C library's functions and so sees more than the four above.
+ * For whoever interposes the C library's functions and so sees more than the above.
  */
 struct sigaction;
 /* 1 if the descriptor is one of ours now. */

@@ -9,6 +9,7 @@
 #include "abi/objects.h"
 #include "base/raw_syscall.h"
 #include "core/cancellation.h"
+#include "core/guest_memory.h"
 #include "core/run_signals.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
@@ -97,6 +98,14 @@ void* anykvm_mmap(void* address, size_t length, int protection, int flags, int f
   u8* mapping = reinterpret_cast<u8*>(mapped);
   abi::map_ring(*object->vcpu, mapping, length, offset);
   return mapping;
+}
+
+int anykvm_fallocate(int fd, int mode, off_t offset, off_t length) {
+  auto object = abi::find_object(fd);
+  if (!object) return fallocate(fd, mode, offset, length);
+  if (!object->guest_memory) return abi::fail(ENODEV);
+  auto done = object->guest_memory->allocate(fd, mode, offset, length);
+  return done.ok() ? 0 : abi::fail(done.error().code);
 }
 
 int anykvm_close(int fd) {

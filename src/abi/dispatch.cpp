@@ -120,6 +120,7 @@ Result<long> dispatch_vcpu(core::Vcpu& object, unsigned long request, u64 argume
 
 Result<long> dispatch_any(const Object& object, unsigned long request, u64 argument) {
   if (object.system) return dispatch_system(*object.system, request, argument);
+  if (object.guest_memory) return Error{ENOTTY, "guest memory has no requests"};
   core::Vm& vm = object.vm ? *object.vm : object.vcpu->vm();
   if (!vm.belongs_to_this_process()) return Error{EIO, "the VM belongs to the process that made it"};
   return object.vm ? dispatch_vm(vm, request, argument) : dispatch_vcpu(*object.vcpu, request, argument);

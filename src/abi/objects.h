@@ -13,17 +13,19 @@
 namespace anykvm::core {
 class Vm;
 class Vcpu;
+class GuestMemory;
 }  // namespace anykvm::core
 
 namespace anykvm::abi {
 
 struct System {};
 
-// What a descriptor stands for: exactly one of the three.
+// What a descriptor stands for: exactly one of the four.
 struct Object {
   std::shared_ptr<System> system;
   std::shared_ptr<core::Vm> vm;
   std::shared_ptr<core::Vcpu> vcpu;
+  std::shared_ptr<core::GuestMemory> guest_memory;
 };
 
 // A descriptor without content whose name shows in /proc/self/fd. For the system and VM objects.

@@ -110,6 +110,7 @@ class Vcpu final : private x86::Platform,
   void report_pio(const x86::Exit& exit);
   void report_mmio(const x86::Exit& exit);
   void report_msr(const x86::Exit& exit);
+  Error report_private_access(u64 gpa);
   void report_debug(const x86::Exit& exit);
   void report_internal_error(const x86::Exit& exit);
   void tell_instruction();

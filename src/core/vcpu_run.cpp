@@ -119,6 +119,8 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
     if (!m_vm.has_pic()) m_cpu->set_interrupt_window_request(read_once(run.request_interrupt_window));
     const x86::Exit exit = run_guest();
     if (exit.reason == Reason::kMemoryFault) return Error{EFAULT, "guest memory is not mapped"};
+    if (exit.reason == Reason::kMmio && m_vm.is_private(Gpa(exit.gpa)))
+      return report_private_access(exit.gpa);
     if (handle_exit(exit)) return {};
   }
 }
@@ -294,6 +296,17 @@ void Vcpu::report_mmio(const x86::Exit& exit) {
   run.mmio.len = exit.size;
   run.mmio.is_write = exit.write;
   memcpy(run.mmio.data, exit.data.data(), sizeof run.mmio.data);
+}
+
+// A private page without memory: the client makes it shared, or gives it memory, and the instruction is
+// executed again.
+Error Vcpu::report_private_access(u64 gpa) {
+  m_cpu->io_done();
+  kvm_run& run = m_shared.run();
+  run.exit_reason = KVM_EXIT_MEMORY_FAULT;
+  const anykvm_memory_fault fault{KVM_MEMORY_EXIT_FLAG_PRIVATE, Gpa(gpa).page().value, kPageSize};
+  memcpy(run.padding, &fault, sizeof fault);
+  return Error{EFAULT, "a private page has no memory"};
 }
 
 void Vcpu::report_msr(const x86::Exit& exit) {

@@ -25,11 +25,12 @@ unsigned g_fork_generation = 0;
 
 u64 Vm::PitClock::now_ns() { return monotonic_ns(); }
 
-Vm::Vm(std::unique_ptr<x86::Machine> machine)
+Vm::Vm(std::unique_ptr<x86::Machine> machine, u64 type)
     : m_creation_tsc(host_tsc()),
       m_fork_generation(g_fork_generation),
       m_default_tsc_khz(host_tsc_khz()),
-      m_machine(std::move(machine)) {}
+      m_machine(std::move(machine)),
+      m_type(type) {}
 
 Vm::~Vm() {
   if (m_pit_timer) m_timers.remove(m_pit_timer);
@@ -39,8 +40,8 @@ Vm::~Vm() {
 bool Vm::belongs_to_this_process() const { return m_fork_generation == g_fork_generation; }
 
 Result<std::shared_ptr<Vm>> Vm::create(u64 type) {
-  if (type != 0) return Error{EINVAL, "unknown VM type"};
-  return std::shared_ptr<Vm>(new Vm(TRY(x86::Machine::create())));
+  if (type != KVM_X86_DEFAULT_VM && type != KVM_X86_SW_PROTECTED_VM) return Error{EINVAL, "unknown VM type"};
+  return std::shared_ptr<Vm>(new Vm(TRY(x86::Machine::create()), type));
 }
 
 // --- vCPUs ---
@@ -81,18 +82,6 @@ bool Vm::has_vcpus() const {
 
 // --- memory ---
 
-Result<> Vm::set_user_memory_region(const kvm_userspace_memory_region& region) {
-  std::lock_guard lock(m_slots_mutex);
-  auto change = TRY(m_slots.set_region(region));
-  ANYKVM_TRACE(memory, "slot {} gpa {:#x} size {:#x} host {:#x} flags {:#x}: change {}", region.slot,
-               region.guest_phys_addr, region.memory_size, region.userspace_addr, region.flags,
-               static_cast<int>(change));
-  if (change == MemorySlots::Change::kNothing) return {};
-  m_stats.count(VmStat::memory_layout_changes);
-  m_machine->set_slots(m_slots.layout());
-  return {};
-}
-
 Result<> Vm::get_dirty_log(u32 slot_id, u64 client_bitmap) {
   if (slot_id >= kMaxMemorySlots) return Error{EINVAL, "no such slot or address space"};
   std::lock_guard lock(m_slots_mutex);
@@ -102,6 +91,7 @@ Result<> Vm::get_dirty_log(u32 slot_id, u64 client_bitmap) {
   std::vector<u64> snapshot(bitmap.size());
   // Stopping the world flushes the TLBs, so the next write to each page is noticed again.
   m_machine->stop_the_world([&] {
+    collect(m_cut_logs);
     for (std::size_t i = 0; i < bitmap.size(); ++i) snapshot[i] = bitmap[i].exchange(0);
   });
   auto copied = copy_to_client(client_bitmap, snapshot.data(), snapshot.size() * sizeof(u64));

@@ -18,6 +18,7 @@
 
 #include "base/expected.h"
 #include "core/coalesced_io.h"
+#include "core/guest_memory.h"
 #include "core/io_events.h"
 #include "core/irq_fds.h"
 #include "core/kvm_clock.h"
@@ -38,10 +39,16 @@ inline constexpr u32 kMaxVcpus = 1024;
 // vCPU numbers are below this.
 inline constexpr u32 kMaxVcpuIds = 4 * kMaxVcpus;
 
+// What holds the private pages of a slot: `memory` from `offset` on.
+struct GuestBacking {
+  std::shared_ptr<GuestMemory> memory;
+  u64 offset = 0;
+};
+
 class Vm final : public std::enable_shared_from_this<Vm> {
  public:
-  // `type` is KVM_CREATE_VM's argument; EINVAL for any but 0. EACCES, EPERM: generated code may not be
-  // executed here.
+  // `type` is KVM_CREATE_VM's argument, KVM_X86_*_VM; EINVAL for others. EACCES, EPERM: generated code may
+  // not be executed here.
   static Result<std::shared_ptr<Vm>> create(u64 type);
   ~Vm();
   Vm(const Vm&) = delete;
@@ -57,7 +64,14 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   bool has_vcpus() const;
 
   // --- memory ---
-  Result<> set_user_memory_region(const kvm_userspace_memory_region& region);
+  // With a backing, private pages of a new slot use that memory.
+  Result<> set_user_memory_region(const kvm_userspace_memory_region& region,
+                                  const GuestBacking& backing = {});
+  // KVM_X86_SW_PROTECTED_VM: pages can be private.
+  bool has_private_memory() const { return m_type == KVM_X86_SW_PROTECTED_VM; }
+  // KVM_SET_MEMORY_ATTRIBUTES. ENOMEM.
+  Result<> set_private(u64 first, u64 end, bool is_private);
+  bool is_private(Gpa address);
   // Copies the slot's dirty bitmap to the client and clears it; later writes are seen again.
   Result<> get_dirty_log(u32 slot, u64 client_bitmap);
   // All in one slot. Not from inside Cpu::run().
@@ -145,7 +159,18 @@ class Vm final : public std::enable_shared_from_this<Vm> {
     u64 guest_tsc_to_ns(u64) override { return irqchip::kNever; }
   };
 
-  explicit Vm(std::unique_ptr<x86::Machine> machine);
+  Vm(std::unique_ptr<x86::Machine> machine, u64 type);
+  // The parts of slots whose attributes differ, each with memory and a dirty log of its own.
+  struct CutLog {
+    u32 slot;
+    u64 first_page;
+    std::shared_ptr<std::vector<std::atomic<u64>>> bitmap;
+  };
+  Result<> check_backing(const kvm_userspace_memory_region& region, const GuestBacking& backing) const;
+  Result<> publish_layout();  // m_slots_mutex
+  Result<> cut(const x86::MemorySlot& slot, std::vector<x86::MemorySlot>& layout,
+               std::vector<CutLog>& logs) const;                    // m_slots_mutex
+  void collect(const std::vector<CutLog>& logs);                    // m_slots_mutex
   void apply_x2apic_api();                                          // m_mutex
   void install_irqchip(std::unique_ptr<irqchip::IrqChip> irqchip);  // m_mutex
   void pit_expired();
@@ -172,8 +197,13 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   const std::unique_ptr<x86::Machine> m_machine;
 
   std::mutex m_slots_mutex;
-  MemorySlots m_slots;              // m_slots_mutex
-  Stats m_stats{Stats::Kind::kVm};  // m_slots_mutex
+  MemorySlots m_slots;  // m_slots_mutex
+  const u64 m_type;
+  PrivateRanges m_private;                 // m_slots_mutex
+  std::map<u32, GuestBacking> m_backings;  // m_slots_mutex; by slot
+  std::vector<CutLog> m_cut_logs;          // m_slots_mutex
+  std::atomic<bool> m_any_private{false};  // !m_private.empty(), for whoever has no lock
+  Stats m_stats{Stats::Kind::kVm};         // m_slots_mutex
 
   // The order matters for destruction: irqfd thread, vCPUs, timer thread, chips.
   mutable std::mutex m_mutex;

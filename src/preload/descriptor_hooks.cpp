@@ -14,6 +14,8 @@ namespace {
 constinit Real<int(int, unsigned long, unsigned long)> real_ioctl{"ioctl"};
 constinit Real<void*(void*, std::size_t, int, int, int, off_t)> real_mmap{"mmap"};
 constinit Real<void*(void*, std::size_t, int, int, int, off_t)> real_mmap64{"mmap64"};
+constinit Real<int(int, int, off_t, off_t)> real_fallocate{"fallocate"};
+constinit Real<int(int, int, off_t, off_t)> real_fallocate64{"fallocate64"};
 constinit Real<int(int)> real_close{"close"};
 constinit Real<int(int)> real___close{"__close"};
 constinit Real<int(unsigned, unsigned, int)> real_close_range{"close_range"};
@@ -52,6 +54,18 @@ void* hook_mmap(void* address, std::size_t length, int protection, int flags, in
 void* hook_mmap64(void*, std::size_t, int, int, int, off_t) ANYKVM_HOOK(mmap64);
 void* hook_mmap64(void* address, std::size_t length, int protection, int flags, int fd, off_t offset) {
   return map(real_mmap64, address, length, protection, flags, fd, offset);
+}
+
+int hook_fallocate(int, int, off_t, off_t) ANYKVM_HOOK(fallocate);
+int hook_fallocate(int fd, int mode, off_t offset, off_t length) {
+  if (const Engine* engine = owner_of(fd)) return engine->fallocate(fd, mode, offset, length);
+  return real_fallocate(fd, mode, offset, length);
+}
+
+int hook_fallocate64(int, int, off_t, off_t) ANYKVM_HOOK(fallocate64);
+int hook_fallocate64(int fd, int mode, off_t offset, off_t length) {
+  if (const Engine* engine = owner_of(fd)) return engine->fallocate(fd, mode, offset, length);
+  return real_fallocate64(fd, mode, offset, length);
 }
 
 int hook_close(int) ANYKVM_HOOK(close);

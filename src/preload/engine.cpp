@@ -49,6 +49,7 @@ bool find_functions(void* library, Engine& engine) {
          find(library, "anykvm_owns", engine.owns) &&
          find(library, "anykvm_close_range", engine.close_range) &&
          find(library, "anykvm_replaced", engine.replaced) &&
+         find(library, "anykvm_fallocate", engine.fallocate) &&
          find(library, "anykvm_sigaction", engine.sigaction);
 }
 

@@ -20,6 +20,7 @@ struct Engine {
   int (*owns)(int);
   void (*close_range)(unsigned, unsigned);
   void (*replaced)(int);
+  int (*fallocate)(int, int, off_t, off_t);
   int (*sigaction)(int, const struct sigaction*, struct sigaction*);
 };
 

@@ -68,6 +68,9 @@ long on_descriptor(long number, long a, long b, long c, long d, long e, long f) 
           device_ioctl(fd, static_cast<unsigned long>(b), static_cast<unsigned long>(c), &result))
         return result;
       break;
+    case SYS_fallocate:
+      if (const Engine* engine = owner_of(fd)) return engine->fallocate(fd, static_cast<int>(b), c, d);
+      break;
     case SYS_close:
       if (const Engine* engine = owner_of(fd)) return engine->close(fd);
       break;
@@ -120,6 +123,7 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f) {
       break;
     case SYS_ioctl:
     case SYS_close:
+    case SYS_fallocate:
     case SYS_close_range:
     case SYS_mmap:
     case SYS_dup2:

@@ -48,7 +48,10 @@ Result<long> get_vcpu_mmap_size(System&, u64 argument) {
 
 namespace vm {
 
-Result<long> check_extension(core::Vm&, u64 number) { return capability(number); }
+Result<long> check_extension(core::Vm& vm, u64 number) {
+  const bool private_memory = number == KVM_CAP_MEMORY_ATTRIBUTES || number == KVM_CAP_GUEST_MEMFD;
+  return private_memory && !vm.has_private_memory() ? 0 : capability(number);
+}
 
 }  // namespace vm
 }  // namespace anykvm::abi
