@@ -12,8 +12,8 @@ namespace x86 = asmjit::x86;
 
 // KVM_RUN, an exit, and back: the loop around it is the client's.
 void measure_exits(benchmark::State& state, unsigned reason,
-                   const std::function<void(Assembler&)>& instruction) {
-  Guest guest;
+                   const std::function<void(Assembler&)>& instruction, RamKind ram = RamKind::kPrivate) {
+  Guest guest(1, ApicMode::kX2apic, ram);
   guest.assemble(at::kCode, [&](Assembler& a) {
     a.mov(x86::rsi, at::kNothing);
     asmjit::Label again = a.newLabel();
@@ -29,6 +29,13 @@ void exit_pio_write(benchmark::State& state) {
   measure_exits(state, KVM_EXIT_IO, [](Assembler& a) { a.out(kUnusedPort, x86::al); });
 }
 BENCHMARK(exit_pio_write);
+
+// Shared memory can change by other mappings of it, so it is looked at each time.
+void exit_pio_write_shared_ram(benchmark::State& state) {
+  measure_exits(
+      state, KVM_EXIT_IO, [](Assembler& a) { a.out(kUnusedPort, x86::al); }, RamKind::kShared);
+}
+BENCHMARK(exit_pio_write_shared_ram);
 
 void exit_pio_read(benchmark::State& state) {
   measure_exits(state, KVM_EXIT_IO, [](Assembler& a) { a.in(x86::al, kUnusedPort); });

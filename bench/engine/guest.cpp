@@ -139,12 +139,13 @@ void Vcpu::run_to_end() {
 
 // --- Guest ---
 
-Guest::Guest(unsigned vcpus, ApicMode apic) {
+Guest::Guest(unsigned vcpus, ApicMode apic, RamKind kind) {
   m_system = anykvm_open("/dev/kvm", O_RDWR | O_CLOEXEC);
   if (m_system < 0) die("open");
   m_vm = must_ioctl(m_system, KVM_CREATE_VM);
   must_ioctl(m_vm, KVM_CREATE_IRQCHIP);
-  void* ram = mmap(nullptr, at::kRamSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  const int sharing = kind == RamKind::kShared ? MAP_SHARED : MAP_PRIVATE;
+  void* ram = mmap(nullptr, at::kRamSize, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
   if (ram == MAP_FAILED) die("mmap");
   m_ram = static_cast<std::uint8_t*>(ram);
   set_slot(0, 0, at::kRamSize, m_ram);

@@ -39,6 +39,7 @@ inline constexpr std::uint64_t kLapic = 0xfee00000;
 inline constexpr unsigned kExitPort = 0xf4;    // OUT ends run_to_end()
 inline constexpr unsigned kUnusedPort = 0x10;  // no device, no end
 enum class ApicMode { kXapic, kX2apic };
+enum class RamKind { kPrivate, kShared };  // anonymous memory: others cannot, or could, map it too
 
 class Vcpu {
  public:
@@ -63,7 +64,7 @@ class Vcpu {
 
 class Guest {
  public:
-  explicit Guest(unsigned vcpus = 1, ApicMode apic = ApicMode::kX2apic);
+  explicit Guest(unsigned vcpus = 1, ApicMode apic = ApicMode::kX2apic, RamKind ram = RamKind::kPrivate);
   ~Guest();
   Guest(const Guest&) = delete;
   Guest& operator=(const Guest&) = delete;
