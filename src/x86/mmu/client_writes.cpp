@@ -165,9 +165,21 @@ bool ClientWrites::protect_anew(const Fd& fd, const Range& range, u8* page) {
   return protect(fd, page, true) || (register_range(fd, range.host, range.size) && protect(fd, page, true));
 }
 
+// By address and size: layouts may have thousands of ranges, of which a change leaves most as they are.
+ClientWrites::RangeLevels ClientWrites::levels_of(const std::vector<Range>& ranges) {
+  RangeLevels levels;
+  for (const Range& range : ranges) {
+    auto [known, added] = levels.try_emplace({range.host, range.size}, range.level);
+    if (!added && known->second == Level::kVerify) known->second = range.level;
+  }
+  return levels;
+}
+
 // m_mutex. Gives memory back that no slot has any longer, so that the client may use it as it likes.
 void ClientWrites::release_gone(const std::vector<Range>& before) {
+  const RangeLevels kept = levels_of(m_ranges);
   for (const Range& old : before) {
+    if (kept.contains({old.host, old.size})) continue;
     u8* from = old.host;
     while (from < old.end()) {
       u8* next = old.end();
@@ -191,11 +203,11 @@ void ClientWrites::set_slots(const std::vector<MemorySlot>& slots) {
   std::lock_guard lock(m_mutex);
   const std::vector<Range> before = std::move(m_ranges);
   m_ranges.clear();
+  const RangeLevels known = levels_of(before);
   for (const MemorySlot& slot : slots) {
-    auto same = std::find_if(before.begin(), before.end(), [&](const Range& range) {
-      return range.host == slot.host && range.size == slot.size && range.level != Level::kVerify;
-    });
-    const Level level = same != before.end() ? same->level : register_best(slot.host, slot.size);
+    auto same = known.find({slot.host, slot.size});
+    const bool registered = same != known.end() && same->second != Level::kVerify;
+    const Level level = registered ? same->second : register_best(slot.host, slot.size);
     m_ranges.push_back({slot.host, slot.size, slot.base, slot.pages, level});
   }
   release_gone(before);

@@ -5,6 +5,7 @@
 // lock; it is taken before CodeCache's.
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -55,16 +56,18 @@ class ClientWrites {
     Level level;
     u8* end() const { return host + size; }
   };
+  using RangeLevels = std::map<std::pair<u8*, u64>, Level>;
+
   // A page whose bytes are compared.
   struct Listed {
     u8* host;
     Gpa page;
     PageMeta* meta;
     std::shared_ptr<PageMetas> pages;  // keeps `meta`
-    bool shared;                                   // may be written through other mappings or files
-    bool scanned;                                  // the kernel says whether it was written
-    bool suspect;                                  // it did
-    unsigned age;                                  // verify() calls
+    bool shared;                       // may be written through other mappings or files
+    bool scanned;                      // the kernel says whether it was written
+    bool suspect;                      // it did
+    unsigned age;                      // verify() calls
   };
 
   explicit ClientWrites(CodeCache& code) : m_code(code) {}
@@ -73,6 +76,7 @@ class ClientWrites {
 
   bool register_range(const Fd& fd, u8* host, u64 size);
   void unregister_range(u8* host, u64 size);
+  static RangeLevels levels_of(const std::vector<Range>& ranges);
   void release_gone(const std::vector<Range>& before);
   Level register_best(u8* host, u64 size);
   bool protect(const Fd& fd, u8* page, bool on);
