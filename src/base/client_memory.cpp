@@ -9,11 +9,18 @@
 #include <mutex>
 
 #include "base/fd.h"
+#include "base/guarded_memory.h"
 
 namespace anykvm {
 namespace {
 
 constexpr Error kFault{EFAULT, "the client's address is not accessible"};
+
+// Once a vCPU has run, faults are ours to handle, and a copy costs no system call.
+Result<> copy_directly(void* to, const void* from, std::size_t size) {
+  if (!guarded_copy(to, from, size)) return kFault;
+  return {};
+}
 
 // Once process_vm_readv() turned out to be forbidden (seccomp filters of containers do that), it is not tried
 // again.
@@ -39,6 +46,7 @@ Result<> copy_through_file(const void* from, void* to, std::size_t size) {
 Result<> copy_from_client(void* to, u64 client_address, std::size_t size) {
   if (size == 0) return {};
   auto* from = reinterpret_cast<void*>(client_address);
+  if (guarded_memory_ready()) return copy_directly(to, from, size);
   if (g_vm_copy_forbidden.load(std::memory_order_relaxed)) return copy_through_file(from, to, size);
   iovec local{to, size}, remote{from, size};
   ssize_t copied = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
@@ -51,6 +59,7 @@ Result<> copy_from_client(void* to, u64 client_address, std::size_t size) {
 Result<> copy_to_client(u64 client_address, const void* from, std::size_t size) {
   if (size == 0) return {};
   auto* to = reinterpret_cast<void*>(client_address);
+  if (guarded_memory_ready()) return copy_directly(to, from, size);
   if (g_vm_copy_forbidden.load(std::memory_order_relaxed)) return copy_through_file(from, to, size);
   iovec local{const_cast<void*>(from), size}, remote{to, size};
   ssize_t copied = process_vm_writev(getpid(), &local, 1, &remote, 1, 0);

@@ -25,6 +25,10 @@ inline Guarded guarded_equal(const void* a, const void* b, std::size_t size) {
   return static_cast<Guarded>(anykvm_guarded_compare(a, b, size));
 }
 
+// The process has such handlers from now on.
+void guarded_memory_is_ready();
+bool guarded_memory_ready();
+
 // For signal handlers: where to go on if the instruction at `pc` is such an access and faulted; else null.
 const u8* guarded_landing(const u8* pc);
 

@@ -75,6 +75,7 @@ void install_host_signal_handlers() {
       sigaction(signal, &action, &g_previous[signal]);
     }
     g_installed.store(true);
+    guarded_memory_is_ready();
   });
 }
 
