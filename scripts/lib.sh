@@ -7,7 +7,7 @@ started=$SECONDS
 
 build_packages=(g++ cmake ninja-build libzydis-dev libasmjit-dev libcli11-dev libfmt-dev libgtest-dev libgmock-dev
   libzstd-dev)
-client_packages=(qemu-system-x86 seabios gdb ipxe-qemu ovmf grub-common grub-pc-bin e2fsprogs grub-efi-amd64-bin)
+client_packages=(qemu-system-x86 qemu-utils seabios gdb ipxe-qemu ovmf grub-common grub-pc-bin e2fsprogs grub-efi-amd64-bin)
 guest_packages=(busybox-static cpio gzip kmod)
 bench_packages=(python3 libbenchmark-dev)
 

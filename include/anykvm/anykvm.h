@@ -37,7 +37,8 @@ int anykvm_owns(int fd);
 void anykvm_close_range(unsigned first, unsigned last);
 /* dup2(2) or the like has made `fd` name another file. */
 void anykvm_replaced(int fd);
-/* Call in place of sigaction(2). 1: done. 0: not done, call sigaction(2); the next KVM_RUN looks for a new handler. */
+/* Call in place of sigaction(2). 1: done. 0: not done: call sigaction(2), then this again, so that a KVM_RUN in progress knows
+ * the handler. */
 int anykvm_sigaction(int signal, const struct sigaction *action, struct sigaction *old);
 
 #ifdef __cplusplus

@@ -124,6 +124,6 @@ void anykvm_replaced(int fd) { abi::forget(fd); }
 
 int anykvm_sigaction(int signal, const struct sigaction* action, struct sigaction* old) {
   if (x86::change_fault_action(signal, action, old)) return 1;
-  if (action) core::signal_dispositions_changed();
+  core::signal_disposition_changed(action ? signal : 0);
   return 0;
 }

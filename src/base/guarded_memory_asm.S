@@ -79,6 +79,73 @@ guarded_function anykvm_guarded_compare
         ret
         .cfi_endproc
 
+// at RDI, expected RSI, desired RDX, size ECX
+guarded_function anykvm_guarded_compare_exchange
+        .cfi_startproc
+        movq    (%rsi), %rax
+        cmpl    $4, %ecx
+        je      4f
+        ja      8f
+        cmpl    $2, %ecx
+        je      2f
+        lock cmpxchgb %dl, (%rdi)
+        jmp     3f
+2:      lock cmpxchgw %dx, (%rdi)
+        jmp     3f
+4:      lock cmpxchgl %edx, (%rdi)
+        jmp     3f
+8:      lock cmpxchgq %rdx, (%rdi)
+3:      jne     5f
+        movl    $1, %eax
+        ret
+5:      movq    %rax, (%rsi)
+        movl    $2, %eax
+        ret
+        .cfi_endproc
+
+// to RDI, from RSI, elements RDX, size ECX
+guarded_function anykvm_guarded_movs
+        .cfi_startproc
+        movl    %ecx, %eax
+        movq    %rdx, %rcx
+        cmpl    $4, %eax
+        je      4f
+        ja      8f
+        cmpl    $2, %eax
+        je      2f
+        rep movsb
+        jmp     3f
+2:      rep movsw
+        jmp     3f
+4:      rep movsl
+        jmp     3f
+8:      rep movsq
+3:      movl    $1, %eax
+        ret
+        .cfi_endproc
+
+// to RDI, value RSI, elements RDX, size ECX
+guarded_function anykvm_guarded_stos
+        .cfi_startproc
+        movl    %ecx, %r8d
+        movq    %rdx, %rcx
+        movq    %rsi, %rax
+        cmpl    $4, %r8d
+        je      4f
+        ja      8f
+        cmpl    $2, %r8d
+        je      2f
+        rep stosb
+        jmp     3f
+2:      rep stosw
+        jmp     3f
+4:      rep stosl
+        jmp     3f
+8:      rep stosq
+3:      movl    $1, %eax
+        ret
+        .cfi_endproc
+
 anykvm_guarded_end:
 
 anykvm_guarded_landing:

@@ -69,5 +69,33 @@ TEST_F(GuardedMemory, comparison) {
   EXPECT_EQ(guarded_equal(end() - 8, ours.data(), 64), Guarded::kFault);
 }
 
+TEST_F(GuardedMemory, compare_exchange_of_each_size) {
+  for (unsigned size : {1u, 2u, 4u, 8u}) {
+    const u64 ones = size == 8 ? ~u64{0} : (u64{1} << size * 8) - 1;
+    std::memset(m_base, 0xff, 16);
+    u64 expected = 1;
+    EXPECT_EQ(guarded_compare_exchange(m_base, &expected, 2, size), Guarded::kNo);
+    EXPECT_EQ(expected, ones);
+    EXPECT_EQ(guarded_compare_exchange(m_base, &expected, 2, size), Guarded::kYes);
+    EXPECT_EQ(m_base[0], 2);
+    EXPECT_EQ(m_base[size], 0xff);
+    EXPECT_EQ(guarded_compare_exchange(end(), &expected, 2, size), Guarded::kFault);
+    EXPECT_EQ(guarded_update(m_base, size, [](u64 value) { return value + 1; }), 2u);
+    EXPECT_EQ(guarded_update(end(), size, [](u64 value) { return value; }), std::nullopt);
+  }
+}
+
+TEST_F(GuardedMemory, string_operations_of_each_size) {
+  for (unsigned size : {1u, 2u, 4u, 8u}) {
+    EXPECT_TRUE(anykvm_guarded_stos(m_base, 0x0807060504030201, 3, size));
+    EXPECT_EQ(m_base[3 * size - 1], size);
+    EXPECT_TRUE(anykvm_guarded_movs(m_base + 64, m_base, 3, size));
+    EXPECT_EQ(std::memcmp(m_base + 64, m_base, 3 * size), 0);
+    EXPECT_FALSE(anykvm_guarded_stos(end() - size, 0, 2, size));
+    EXPECT_FALSE(anykvm_guarded_movs(end() - size, m_base, 2, size));
+    EXPECT_FALSE(anykvm_guarded_movs(m_base, end() - size, 2, size));
+  }
+}
+
 }  // namespace
 }  // namespace anykvm

@@ -1,13 +1,17 @@
 #include "core/run_signals.h"
 
 #include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <mutex>
 
 #include "base/counters.h"
+#include "base/helper_thread.h"
 #include "base/trace.h"
 #include "core/host_tsc.h"
 
@@ -57,6 +61,7 @@ constexpr unsigned kEagerScans = 64;
 std::mutex g_mutex;                             // guards dispositions that we change
 std::array<unsigned, kSignals + 1> g_guards{};  // g_mutex: RunSignals objects that guard a signal
 std::atomic<u64> g_last_scan{0};                // host TSC
+std::atomic<bool> g_reported{false};            // somebody calls signal_disposition_changed()
 
 bool get_action(int signal, KernelAction* action) {
   return syscall(SYS_rt_sigaction, signal, nullptr, action, sizeof(SignalSet)) == 0;
@@ -93,6 +98,53 @@ bool scan_due() {
   if (t_scans < kEagerScans) return ++t_scans, true;
   return host_tsc() - g_last_scan.load(std::memory_order_relaxed) >
          u64{kScanIntervalUs} * host_tsc_khz() / 1000;
+}
+
+// --- Looking again while KVM_RUN goes on, where nobody reports changes ---
+
+constexpr unsigned kRescanFirstMs = 4, kRescanLastMs = 64, kRescansWithoutRuns = 8;
+std::atomic<u32> g_running{0};       // threads inside KVM_RUN
+std::atomic<u32> g_runs{0};          // KVM_RUNs begun
+std::atomic<u32> g_thread_awake{0};  // futex
+
+void rescan_until_nobody_runs() {
+  unsigned interval = kRescanFirstMs;
+  for (unsigned idle = 0; idle < kRescansWithoutRuns && !g_reported.load();) {
+    const u32 runs = g_runs.load();
+    const timespec pause{0, static_cast<long>(interval) * 1'000'000};
+    nanosleep(&pause, nullptr);
+    idle = g_running.load() ? 0 : idle + 1;
+    if (!idle) scan();
+    interval = g_runs.load() != runs ? kRescanFirstMs : std::min(2 * interval, kRescanLastMs);
+  }
+}
+
+void rescan_thread() {
+  for (;;) {
+    rescan_until_nobody_runs();
+    g_thread_awake.store(0);
+    // Somebody who began to run before that did not wake us.
+    if (g_running.load() && !g_reported.load()) {
+      g_thread_awake.store(1);
+      continue;
+    }
+    while (!g_thread_awake.load())
+      syscall(SYS_futex, &g_thread_awake, FUTEX_WAIT_PRIVATE, 0, nullptr, nullptr, 0);
+  }
+}
+
+void start_or_wake_rescans() {
+  static std::atomic<bool> started{false};
+  [[maybe_unused]] static const int forked = pthread_atfork(nullptr, nullptr, [] {
+    started.store(false);
+    g_thread_awake.store(0);
+    g_running.store(0);
+  });
+  if (g_thread_awake.exchange(1)) return;
+  if (!started.exchange(true))
+    start_helper_thread("anykvm-signals", rescan_thread).detach();
+  else
+    syscall(SYS_futex, &g_thread_awake, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
 }
 
 // Stands in for the default action of signals that KVM_RUN is to report and leave pending.
@@ -161,6 +213,9 @@ RunSignals::RunSignals(SignalListener& listener, std::optional<SignalSet> mask)
     scan();
     m_scanned = true;
   }
+  g_runs.fetch_add(1, std::memory_order_relaxed);
+  g_running.fetch_add(1);
+  if (!g_thread_awake.load() && !g_reported.load(std::memory_order_relaxed)) start_or_wake_rescans();
   t_running = this;
   std::atomic_signal_fence(std::memory_order_seq_cst);
   m_saved_mask = change_mask(SIG_UNBLOCK, kFaults);
@@ -177,6 +232,7 @@ RunSignals::~RunSignals() {
   if (m_mask_changed) change_mask(SIG_SETMASK, m_saved_mask);
   std::atomic_signal_fence(std::memory_order_seq_cst);
   t_running = nullptr;
+  g_running.fetch_sub(1);
   if (m_guarded) unguard(m_guarded);
   for (unsigned i = 0; i < m_requeue_count; ++i)
     syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), m_requeue[i].si_signo, &m_requeue[i]);
@@ -200,7 +256,16 @@ void RunSignals::arrived(siginfo_t& info) {
   m_listener.signal_arrived();
 }
 
-void signal_dispositions_changed() { g_last_scan.store(0, std::memory_order_relaxed); }
+// May be called in a signal handler, as sigaction(2) may: then the lock may be this thread's own.
+void signal_disposition_changed(int signal) {
+  g_reported.store(true, std::memory_order_relaxed);
+  if (signal < 1 || signal > kSignals || (kIgnored & signal_bit(signal))) return;
+  std::unique_lock lock(g_mutex, std::try_to_lock);
+  if (lock)
+    hook(signal);
+  else
+    g_last_scan.store(0, std::memory_order_relaxed);
+}
 
 }  // namespace anykvm::core
 

@@ -54,7 +54,8 @@ class RunSignals {
   unsigned m_requeue_count = 0;
 };
 
-// Somebody who sees the client's calls of sigaction() reports changes here, which makes scans unnecessary.
-void signal_dispositions_changed();
+// Somebody who sees the client's calls of sigaction() reports them here, after the call: the handler is noticed at once, also
+// by threads that are inside KVM_RUN already. Once anything was reported (0: nothing yet), nobody looks again and again.
+void signal_disposition_changed(int signal);
 
 }  // namespace anykvm::core

@@ -6,6 +6,7 @@
 
 #include <atomic>
 
+#include "base/guarded_memory.h"
 #include "core/host_tsc.h"
 #include "x86/machine.h"
 #include "x86/mmu/access.h"
@@ -55,8 +56,8 @@ u8* preempted_byte(x86::Cpu& cpu) {
 
 void StealTime::running(x86::Cpu& cpu) {
   if (u8* preempted = preempted_byte(cpu)) {
-    // SAFETY: guest RAM that other vCPUs change by locked instructions: one atomic exchange.
-    if (__atomic_exchange_n(preempted, u8{0}, __ATOMIC_SEQ_CST) & kFlushTlb) cpu.flush_tlb();
+    const auto before = guarded_update(preempted, 1, [](u64) { return u64{0}; });
+    if (before.value_or(0) & kFlushTlb) cpu.flush_tlb();
   }
   if (host_tsc() < m_next_look) return;
   m_next_look = host_tsc() + host_tsc_khz() * kIntervalUs / 1000;
@@ -76,7 +77,7 @@ void StealTime::running(x86::Cpu& cpu) {
 
 void StealTime::stopped(x86::Cpu& cpu) {
   u8* preempted = preempted_byte(cpu);
-  if (preempted) __atomic_fetch_or(preempted, kPreempted, __ATOMIC_SEQ_CST);
+  if (preempted) guarded_update(preempted, 1, [](u64 value) { return value | kPreempted; });
 }
 
 }  // namespace anykvm::core

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "base/guarded_memory.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
 
@@ -21,8 +22,8 @@ Result<> Vcpu::set_vapic_address(u64 address) {
 
 void Vcpu::take_vapic_tpr() {
   const u8* word = m_vapic && m_lapic ? m_vm.machine().memory().host(*m_vapic, sizeof(u32)) : nullptr;
-  // SAFETY: guest RAM, which other vCPUs may write at the same time: one load.
-  if (word) m_lapic->set_tpr(__atomic_load_n(word, __ATOMIC_RELAXED));
+  u32 value = 0;
+  if (word && guarded_copy(&value, word, sizeof value)) m_lapic->set_tpr(static_cast<u8>(value));
 }
 
 void Vcpu::show_vapic() {
@@ -31,7 +32,7 @@ void Vcpu::show_vapic() {
   const u32 in_service = static_cast<u32>(std::max(m_lapic->highest_in_service(), 0)) & 0xf0;
   const u32 requested = static_cast<u32>(std::max(m_lapic->highest_requested(), 0));
   const u32 shown = m_lapic->tpr() | in_service << 8 | requested << 24;
-  memcpy(word, &shown, sizeof shown);
+  guarded_copy(word, &shown, sizeof shown);
 }
 
 }  // namespace anykvm::core

@@ -6,11 +6,13 @@
 #include "x86/cpu.h"
 #include "x86/mmu/client_writes.h"
 #include "x86/translate/code_cache.h"
+#include "x86/translate/host_signals.h"
 
 namespace anykvm::x86 {
 
 Result<std::unique_ptr<Machine>> Machine::create() {
   std::unique_ptr<Machine> machine(new Machine);
+  install_host_signal_handlers();  // for guarded accesses outside Cpu::run()
   machine->m_code = TRY(CodeCache::create());
   machine->m_client_writes = ClientWrites::create(*machine->m_code);
   return machine;

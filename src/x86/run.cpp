@@ -419,7 +419,10 @@ void Cpu::machine_discards_code() {
 }
 
 Exit Cpu::run() {
-  install_host_signal_handlers();
+  // A client that brings handlers of its own has them by the time its threads run vCPUs.
+  thread_local bool looked = false;
+  if (!looked) install_host_signal_handlers();
+  looked = true;
   const CodeMemory& memory = m_machine.code().memory();
   set_current_context(m_context, m_machine.code().thunks().leave_by_signal, memory.begin(), memory.end());
   m_context->host_mxcsr = _mm_getcsr();

@@ -228,7 +228,6 @@ void make_kickable() {
   struct sigaction action {};
   action.sa_handler = [](int) {};
   sigaction(SIGUSR1, &action, nullptr);
-  usleep(3'000);  // docs/decisions/signals.md: noticed after 2 ms
 }
 
 // The guest waits in a loop for its own code to change; `change` comes from another thread. With `kicks` the

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/client_memory.h"
+#include "base/guarded_memory.h"
 #include "x86/machine.h"
 #include "x86/mmu/resolve.h"
 #include "x86/translate/context.h"
@@ -66,48 +66,24 @@ Guest<void> bus_write(Cpu& cpu, const Part& part, const u8* data) {
   return {};
 }
 
-// One access of 1, 2, 4 or 8 aligned bytes must not be torn: other vCPUs look on.
-// SAFETY: `host` and `size` are within one page of a slot; the client keeps it mapped (DESIGN D8 handles if
-// not).
-template <class T>
-void copy_whole(void* to, const void* from) {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  asm volatile("" : "+r"(value));  // keeps the copy one load and one store
-  std::memcpy(to, &value, sizeof value);
-}
-void copy_bytes(void* to, const void* from, unsigned size) {
-  switch (size) {
-    case 1:
-      return copy_whole<u8>(to, from);
-    case 2:
-      return copy_whole<u16>(to, from);
-    case 4:
-      return copy_whole<u32>(to, from);
-    case 8:
-      return copy_whole<u64>(to, from);
-    default:
-      std::memcpy(to, from, size);
-  }
-}
-
 Guest<void> read_part(Cpu& cpu, const Part& part, u8* data) {
   if (!part.page.host) return bus_read(cpu, part, data);
-  copy_bytes(data + part.offset, part.page.host, part.size);
+  if (!guarded_copy(data + part.offset, part.page.host, part.size)) return GuestStop::unmapped();
   return {};
 }
 
-void write_ram(Cpu& cpu, const Part& part, const u8* data) {
-  if (!part.size || !part.page.host) return;
+Guest<void> write_ram(Cpu& cpu, const Part& part, const u8* data) {
+  if (!part.size || !part.page.host) return {};
   prepare_write(cpu, part.page, part.size);
-  copy_bytes(part.page.host, data + part.offset, part.size);
+  if (!guarded_copy(part.page.host, data + part.offset, part.size)) return GuestStop::unmapped();
+  return {};
 }
 
 }  // namespace
 
 Guest<void> read_linear(Cpu& cpu, Gva address, void* data, unsigned size, Privilege privilege) {
   if (const u8* host = find_in_tlb(cpu, address, size, Access::kRead, privilege)) {
-    copy_bytes(data, host, size);
+    if (!guarded_copy(data, host, size)) return GuestStop::unmapped();
     return {};
   }
   if (cpu.watching() && privilege == Privilege::kCurrent) cpu.watch_data(address, size, false);
@@ -120,7 +96,7 @@ Guest<void> read_linear(Cpu& cpu, Gva address, void* data, unsigned size, Privil
 
 Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size, Privilege privilege) {
   if (u8* host = find_in_tlb(cpu, address, size, Access::kWrite, privilege)) {
-    copy_bytes(host, data, size);
+    if (!guarded_copy(host, data, size)) return GuestStop::unmapped();
     return {};
   }
   if (cpu.watching() && privilege == Privilege::kCurrent) cpu.watch_data(address, size, true);
@@ -129,9 +105,8 @@ Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size,
   // The bus first: it may stop for the client, and the instruction that runs again must find RAM as it was.
   if (!parts.first.page.host) TRY(bus_write(cpu, parts.first, bytes));
   if (parts.second.size && !parts.second.page.host) TRY(bus_write(cpu, parts.second, bytes));
-  write_ram(cpu, parts.first, bytes);
-  write_ram(cpu, parts.second, bytes);
-  return {};
+  TRY(write_ram(cpu, parts.first, bytes));
+  return write_ram(cpu, parts.second, bytes);
 }
 
 Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privilege) {
@@ -159,15 +134,13 @@ bool read_code_byte(Cpu& cpu, unsigned offset, u8* byte) {
   const Gva address(state.code64() ? rip : (state.segments[kCs].base + rip) & low_bits(32));
   const auto page = resolve(cpu, address, Access::kFetch, Privilege::kCurrent);
   if (!page.ok() || !page.value().host) return false;
-  // The client may have unmapped the memory.
-  return copy_from_client(byte, reinterpret_cast<u64>(page.value().host), 1).ok();
+  return guarded_copy(byte, page.value().host, 1);
 }
 
 bool read_physical(Cpu& cpu, Gpa address, void* data, unsigned size) {
   const u8* host = cpu.machine().memory().host(address, size);
   if (!host) return false;
-  copy_bytes(data, host, size);
-  return true;
+  return guarded_copy(data, host, size);
 }
 
 bool write_physical(Cpu& cpu, Gpa address, const void* data, unsigned size) {
@@ -180,8 +153,7 @@ bool write_physical(Cpu& cpu, Gpa address, const void* data, unsigned size) {
     Gpa end = std::min(page + kPageSize, address + size);
     prepare_write(cpu, {first, host, slot}, static_cast<unsigned>(end - first));
   }
-  copy_bytes(host, data, size);
-  return true;
+  return guarded_copy(host, data, size);
 }
 
 }  // namespace anykvm::x86

@@ -19,7 +19,8 @@ Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size,
 Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privilege = Privilege::kCurrent);
 
 // Host address of the bytes if they are RAM within one page and the access is permitted; null if they are RAM across two
-// pages or not RAM, or if it is more than 8 bytes while breakpoints are set. For LOCKed updates and bulk copies. The pointer is good until the current instruction ends.
+// pages or not RAM, or if it is more than 8 bytes while breakpoints are set. For LOCKed updates and bulk copies. The pointer is good until the current
+// instruction ends; C++ code uses it by guarded accesses only (base/guarded_memory.h), since the client may unmap the page.
 Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access,
                         Privilege privilege = Privilege::kCurrent);
 
@@ -44,7 +45,7 @@ Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offse
 bool read_code_byte(Cpu& cpu, unsigned offset, u8* byte);
 
 // Guest physical memory without paging, for tables that the CPU finds by physical address and for PV structures.
-// False where it is not RAM.
+// False where it is not RAM, or the client has taken it away.
 bool read_physical(Cpu& cpu, Gpa address, void* data, unsigned size);
 bool write_physical(Cpu& cpu, Gpa address, const void* data, unsigned size);
 

@@ -340,7 +340,8 @@ void ClientWrites::scan() {
     const std::size_t first = i;
     for (++i; i < m_listed.size() && m_listed[i].host <= m_listed[i - 1].host + kScanGap; ++i) {
     }
-    scan_run(std::span(m_listed).subspan(first, i - first));
+    const auto run = std::span(m_listed).subspan(first, i - first);
+    if (std::ranges::any_of(run, &Listed::scanned)) scan_run(run);
   }
 }
 

@@ -1,8 +1,8 @@
 #include "x86/mmu/paging.h"
 
 #include <algorithm>
-#include <atomic>
 
+#include "base/guarded_memory.h"
 #include "x86/mmu/physical_memory.h"
 
 namespace anykvm::x86 {
@@ -64,7 +64,7 @@ struct Long {
   static u64 large_address(u64 entry, unsigned shift) { return Pae::large_address(entry, shift); }
 };
 
-enum class Outcome : u8 { kFound, kNotPresent, kReserved };
+enum class Outcome : u8 { kFound, kNotPresent, kReserved, kUnmapped };
 
 // One descent through the tables. Everything it learned is in its members afterwards.
 template <class Mode>
@@ -81,7 +81,8 @@ class Walk {
       unsigned shift = 12 + (level - 1) * Mode::kIndexBits;
       u64 index = (m_address >> shift) & low_bits(Mode::kIndexBits);
       Used& used = m_used[m_count];
-      if (!read(Gpa(table + index * sizeof(Entry)), used)) return Outcome::kNotPresent;
+      if (!read(Gpa(table + index * sizeof(Entry)), used))
+        return m_unmapped ? Outcome::kUnmapped : Outcome::kNotPresent;
       u64 entry = used.value;
       if (!(entry & kEntryPresent)) return Outcome::kNotPresent;
 
@@ -119,6 +120,8 @@ class Walk {
     return true;
   }
 
+  // The client has taken away memory that holds a table.
+  bool unmapped() const { return m_unmapped; }
   bool user() const { return m_all_set & kEntryUser; }
   bool writable() const { return m_all_set & kEntryWrite; }
   // Bit 63 is reserved, so never here, while EFER.NXE is clear.
@@ -137,7 +140,7 @@ class Walk {
     const MemorySlot* slot;
   };
 
-  // False where the table is not in RAM.
+  // False where the table is not in RAM, or no longer.
   bool read(Gpa address, Used& used) {
     if (!m_slot || !m_slot->contains(address)) m_slot = m_memory.find(address);
     if (!m_slot) return false;
@@ -146,15 +149,18 @@ class Walk {
     // SAFETY: `address` is a multiple of the entry's size and slots are whole pages, so the entry is inside
     // the slot.
     used.host = reinterpret_cast<Entry*>(m_slot->host + (address - m_slot->base));
-    used.value = std::atomic_ref<Entry>(*used.host).load(std::memory_order_relaxed);
-    return true;
+    m_unmapped = !guarded_copy(&used.value, used.host, sizeof(Entry));
+    return !m_unmapped;
   }
 
   // Tables in read-only memory keep their flags as they are.
-  static bool set_bits(Used& used, u64 wanted) {
+  bool set_bits(Used& used, u64 wanted) {
     Entry updated = used.value | static_cast<Entry>(wanted);
     if (updated == used.value || used.slot->read_only) return true;
-    if (!std::atomic_ref<Entry>(*used.host).compare_exchange_strong(used.value, updated)) return false;
+    u64 expected = used.value;
+    const Guarded done = guarded_compare_exchange(used.host, &expected, updated, sizeof(Entry));
+    m_unmapped = done == Guarded::kFault;
+    if (done != Guarded::kYes) return false;
     used.slot->mark_dirty(used.address);
     used.value = updated;
     return true;
@@ -166,6 +172,7 @@ class Walk {
   u64 m_address;
   unsigned m_address_bits;
   unsigned m_count = 0;
+  bool m_unmapped = false;
   u64 m_all_set = ~u64{0}, m_any_set = 0;
   u64 m_leaf = 0, m_page_size = 0;
   Gpa m_gpa{};
@@ -240,6 +247,7 @@ Guest<Translation> translate_with(const CpuState& state, const PhysicalMemory& m
   for (;;) {
     Walk<Mode> walk(state, memory, address, address_bits);
     Outcome outcome = walk.run(table);
+    if (outcome == Outcome::kUnmapped) return GuestStop::unmapped();
     if (outcome != Outcome::kFound) {
       u32 why = outcome == Outcome::kReserved ? kReservedCode : 0;
       return GuestStop::pf(error_code(state, access, privilege) | why, address);
@@ -249,7 +257,10 @@ Guest<Translation> translate_with(const CpuState& state, const PhysicalMemory& m
       u32 why = rights.key_denies(access) ? kPfPresent | kPfProtectionKey : u32{kPfPresent};
       return GuestStop::pf(error_code(state, access, privilege) | why, address);
     }
-    if (!walk.set_accessed_and_dirty(access == Access::kWrite)) continue;
+    if (!walk.set_accessed_and_dirty(access == Access::kWrite)) {
+      if (walk.unmapped()) return GuestStop::unmapped();
+      continue;
+    }
     return Translation{.gpa = walk.gpa(),
                        .page_size = walk.page_size(),
                        .writable = rights.allows(Access::kWrite) && walk.dirty(),
@@ -266,23 +277,25 @@ Gpa pdpte_address(u64 cr3, unsigned index) { return Gpa((cr3 & mask(31, 5)) + in
 u64 pdpte_reserved(unsigned address_bits) { return mask(2, 1) | mask(8, 5) | ~low_bits(address_bits); }
 
 // 0, which is not present, where the table is not in RAM.
-u64 read_pdpte(const PhysicalMemory& memory, u64 cr3, unsigned index) {
+Guest<u64> read_pdpte(const PhysicalMemory& memory, u64 cr3, unsigned index) {
   Gpa address = pdpte_address(cr3, index);
   const MemorySlot* slot = memory.find(address);
-  if (!slot) return 0;
+  if (!slot) return u64{0};
   // SAFETY: 8-byte aligned within a slot of whole pages.
-  auto* host = reinterpret_cast<u64*>(slot->host + (address - slot->base));
-  return std::atomic_ref<u64>(*host).load(std::memory_order_relaxed);
+  u64 entry = 0;
+  if (!guarded_copy(&entry, slot->host + (address - slot->base), sizeof entry)) return GuestStop::unmapped();
+  return entry;
 }
 
-u64 current_pdpte(const CpuState& state, const PhysicalMemory& memory, Gva address) {
+Guest<u64> current_pdpte(const CpuState& state, const PhysicalMemory& memory, Gva address) {
   auto index = static_cast<unsigned>(bits(address.value, 31, 30));
-  return state.pdptes_valid ? state.pdptes[index] : read_pdpte(memory, state.cr3, index);
+  if (state.pdptes_valid) return state.pdptes[index];
+  return read_pdpte(memory, state.cr3, index);
 }
 
 Guest<Translation> translate_pae(const CpuState& state, const PhysicalMemory& memory, Gva address,
                                  Access access, Privilege privilege, unsigned address_bits) {
-  u64 pdpte = current_pdpte(state, memory, address);
+  u64 pdpte = TRY(current_pdpte(state, memory, address));
   u32 code = error_code(state, access, privilege);
   if (!(pdpte & kEntryPresent)) return GuestStop::pf(code, address);
   if (pdpte & pdpte_reserved(address_bits)) return GuestStop::pf(code | kReservedCode, address);
@@ -306,9 +319,9 @@ DebugTranslation debug_with(const CpuState& state, const PhysicalMemory& memory,
 }
 
 DebugTranslation debug_pae(const CpuState& state, const PhysicalMemory& memory, Gva address) {
-  u64 pdpte = current_pdpte(state, memory, address);
-  if (!(pdpte & kEntryPresent)) return {};
-  return debug_with<Pae>(state, memory, address, pdpte & kEntryAddress);
+  auto pdpte = current_pdpte(state, memory, address);
+  if (!pdpte.ok() || !(pdpte.value() & kEntryPresent)) return {};
+  return debug_with<Pae>(state, memory, address, pdpte.value() & kEntryAddress);
 }
 
 }  // namespace
@@ -339,7 +352,7 @@ Guest<void> load_pdptes(CpuState& state, const PhysicalMemory& memory, u64 cr3,
                         unsigned physical_address_bits) {
   std::array<u64, 4> loaded{};
   for (unsigned i = 0; i < loaded.size(); ++i) {
-    loaded[i] = read_pdpte(memory, cr3, i);
+    loaded[i] = TRY(read_pdpte(memory, cr3, i));
     bool reserved = loaded[i] & pdpte_reserved(physical_address_bits);
     if ((loaded[i] & kEntryPresent) && reserved) return GuestStop::gp(0);
   }

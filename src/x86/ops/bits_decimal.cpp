@@ -1,4 +1,5 @@
 // BT, BTS, BTR, BTC on bit strings in memory, and the decimal adjust instructions. SDM 2A and 2B.
+#include "base/guarded_memory.h"
 #include "x86/mmu/access.h"
 #include "x86/ops/ops.h"
 
@@ -36,28 +37,6 @@ u64 apply(BitAction action, u64 value, u64 mask) {
       break;
   }
   return value;
-}
-
-template <class T>
-u64 apply_atomically(BitAction action, u8* host, u64 mask) {
-  // SAFETY: `host` is `sizeof(T)` bytes of guest RAM within one page (host_pointer).
-  auto* word = reinterpret_cast<T*>(host);
-  T before = __atomic_load_n(word, __ATOMIC_RELAXED);
-  while (!__atomic_compare_exchange_n(word, &before, static_cast<T>(apply(action, before, mask)), true,
-                                      __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
-  }
-  return before;
-}
-
-u64 update_locked(BitAction action, u8* host, unsigned size, u64 mask) {
-  switch (size) {
-    case 2:
-      return apply_atomically<u16>(action, host, mask);
-    case 4:
-      return apply_atomically<u32>(action, host, mask);
-    default:
-      return apply_atomically<u64>(action, host, mask);
-  }
 }
 
 // Where the word with the addressed bit lies: the register offset is signed and reaches beyond the operand.
@@ -140,7 +119,9 @@ Guest<void> op_bit_string(Cpu& cpu, const Insn& insn) {
   u8* host = write && insn.lock ? TRY(host_pointer(cpu, address, size, Access::kWrite)) : nullptr;
   u64 before = 0;
   if (host) {
-    before = update_locked(action, host, size, mask);
+    auto updated = guarded_update(host, size, [&](u64 value) { return apply(action, value, mask); });
+    if (!updated) return GuestStop::unmapped();
+    before = *updated;
   } else {
     if (write) TRY(probe_write(cpu, address, size));  // one fault, and that of a write
     TRY(read_linear(cpu, address, &before, size));

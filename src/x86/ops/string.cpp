@@ -1,8 +1,9 @@
 // MOVS, STOS, LODS, SCAS and CMPS, with and without REP (SDM 1 7.3.9, SDM 2B REP). Whole pages of RAM are
 // done at once.
 
-#include <cstring>
+#include <array>
 
+#include "base/guarded_memory.h"
 #include "x86/mmu/access.h"
 #include "x86/ops/compare_flags.h"
 #include "x86/ops/string_common.h"
@@ -10,63 +11,29 @@
 namespace anykvm::x86 {
 namespace {
 
-u64 read_element(const u8* from, unsigned size) {
+// Host addresses are within one page of RAM each, checked by host_pointer(), so the client's unmapping spoils
+// an operation at its start or not at all (but for races, after which it starts over as well).
+
+Guest<u64> read_element(const u8* from, unsigned size) {
   u64 value = 0;
-  std::memcpy(&value, from, size);
+  if (!guarded_copy(&value, from, size)) return GuestStop::unmapped();
   return value;
 }
 
-// The host's own instructions: element by element in order, so overlapping operands come out as they must.
-void host_rep_movs(u8* to, const u8* from, u64 elements, unsigned size) {
-  // SAFETY: both ranges are RAM within one page, checked by host_pointer(); DF is clear in C++ code.
-  switch (size) {
-    case 1:
-      asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(elements)::"memory");
-      break;
-    case 2:
-      asm volatile("rep movsw" : "+D"(to), "+S"(from), "+c"(elements)::"memory");
-      break;
-    case 4:
-      asm volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(elements)::"memory");
-      break;
-    default:
-      asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(elements)::"memory");
-      break;
-  }
-}
-
-void host_rep_stos(u8* to, u64 value, u64 elements, unsigned size) {
-  // SAFETY: as above.
-  switch (size) {
-    case 1:
-      asm volatile("rep stosb" : "+D"(to), "+c"(elements) : "a"(value) : "memory");
-      break;
-    case 2:
-      asm volatile("rep stosw" : "+D"(to), "+c"(elements) : "a"(value) : "memory");
-      break;
-    case 4:
-      asm volatile("rep stosl" : "+D"(to), "+c"(elements) : "a"(value) : "memory");
-      break;
-    default:
-      asm volatile("rep stosq" : "+D"(to), "+c"(elements) : "a"(value) : "memory");
-      break;
-  }
-}
-
 // MOVS with DF set; the pointers are to the first elements, which are the highest.
-void move_downwards(u8* to, const u8* from, u64 elements, unsigned size) {
+bool move_downwards(u8* to, const u8* from, u64 elements, unsigned size) {
   u64 below = (elements - 1) * size;
   u64 bytes = below + size;
   // Copied from the top, only a target that lies lower is read again after it was written.
   bool pattern = to < from && static_cast<u64>(from - to) < bytes;
   if (!pattern) {
-    std::memmove(to - below, from - below, bytes);
-    return;
+    std::array<u8, kPageSize> copy;
+    return guarded_copy(copy.data(), from - below, bytes) && guarded_copy(to - below, copy.data(), bytes);
   }
   for (u64 done = 0; done < bytes; done += size) {
-    u64 value = read_element(from - done, size);
-    std::memcpy(to - done, &value, size);
+    if (!guarded_copy(to - done, from - done, size)) return false;
   }
+  return true;
 }
 
 // Up to a page of consecutive elements of one operand, in RAM; `elements` is 0 where the slow way must be
@@ -117,11 +84,11 @@ void finish_comparison(Cpu& cpu, const Insn& insn, StringRun& run, u64 left, u64
 
 // Compares elements of `right` with those of `left` until the condition ends the run; returns how many were
 // compared. `left_step` is 0 where all are compared with one value (SCAS).
-u64 compare_chunk(const Insn& insn, const StringRun& run, const u8* left, i64 left_step, Chunk right,
-                  u64* last_left, u64* last_right) {
+Guest<u64> compare_chunk(const Insn& insn, const StringRun& run, const u8* left, i64 left_step, Chunk right,
+                         u64* last_left, u64* last_right) {
   for (u64 i = 0; i < right.elements; ++i) {
-    *last_left = read_element(left + static_cast<i64>(i) * left_step, run.size());
-    *last_right = read_element(right.host + static_cast<i64>(i) * run.step(), run.size());
+    *last_left = TRY(read_element(left + static_cast<i64>(i) * left_step, run.size()));
+    *last_right = TRY(read_element(right.host + static_cast<i64>(i) * run.step(), run.size()));
     if (!goes_on(insn, *last_left, *last_right)) return i + 1;
   }
   return right.elements;
@@ -137,10 +104,10 @@ Guest<void> op_movs(Cpu& cpu, const Insn& insn) {
     Chunk target =
         source.elements ? chunk_at(cpu, run, kEs, run.rdi(), source.elements, Access::kWrite) : Chunk{};
     if (target.elements) {
-      if (run.backward())
-        move_downwards(target.host, source.host, target.elements, run.size());
-      else
-        host_rep_movs(target.host, source.host, target.elements, run.size());
+      bool moved = run.backward()
+                       ? move_downwards(target.host, source.host, target.elements, run.size())
+                       : anykvm_guarded_movs(target.host, source.host, target.elements, run.size());
+      if (!moved) return GuestStop::unmapped();
       run.advance(target.elements, true, true);
       continue;
     }
@@ -159,7 +126,8 @@ Guest<void> op_stos(Cpu& cpu, const Insn& insn) {
     Chunk target = chunk_at(cpu, run, kEs, run.rdi(), left, Access::kWrite);
     if (target.elements) {
       u64 below = run.backward() ? (target.elements - 1) * run.size() : 0;
-      host_rep_stos(target.host - below, value, target.elements, run.size());
+      if (!anykvm_guarded_stos(target.host - below, value, target.elements, run.size()))
+        return GuestStop::unmapped();
       run.advance(target.elements, false, true);
       continue;
     }
@@ -177,7 +145,7 @@ Guest<void> op_lods(Cpu& cpu, const Insn& insn) {
     Chunk source = chunk_at(cpu, run, segment, run.rsi(), left, Access::kRead);
     u64 elements = std::max<u64>(source.elements, 1);
     u64 value = source.elements
-                    ? read_element(source.host + static_cast<i64>(elements - 1) * run.step(), run.size())
+                    ? TRY(read_element(source.host + static_cast<i64>(elements - 1) * run.step(), run.size()))
                     : TRY(load_element(cpu, run, segment, run.rsi()));
     write_gpr(cpu.state(), insn, kRax, run.size(), value);
     run.advance(elements, true, false);
@@ -194,7 +162,7 @@ Guest<void> op_scas(Cpu& cpu, const Insn& insn) {
     u64 last_left = wanted, last_right = 0, elements = 1;
     if (chunk.elements) {
       const u8* value = reinterpret_cast<const u8*>(&wanted);
-      elements = compare_chunk(insn, run, value, 0, chunk, &last_left, &last_right);
+      elements = TRY(compare_chunk(insn, run, value, 0, chunk, &last_left, &last_right));
     } else {
       last_right = TRY(load_element(cpu, run, kEs, run.rdi()));
     }
@@ -214,7 +182,7 @@ Guest<void> op_cmps(Cpu& cpu, const Insn& insn) {
         first.elements ? chunk_at(cpu, run, kEs, run.rdi(), first.elements, Access::kRead) : Chunk{};
     u64 last_left = 0, last_right = 0, elements = 1;
     if (second.elements) {
-      elements = compare_chunk(insn, run, first.host, run.step(), second, &last_left, &last_right);
+      elements = TRY(compare_chunk(insn, run, first.host, run.step(), second, &last_left, &last_right));
     } else {
       last_left = TRY(load_element(cpu, run, segment, run.rsi()));
       last_right = TRY(load_element(cpu, run, kEs, run.rdi()));

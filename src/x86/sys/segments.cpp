@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/guarded_memory.h"
 #include "x86/mmu/access.h"
 
 namespace anykvm::x86 {
@@ -17,10 +18,8 @@ Guest<void> change_access_byte(Cpu& cpu, Gva descriptor, u8 set, u8 clear) {
   Gva address = descriptor + kAccessByte;
   u8* host = TRY(host_pointer(cpu, address, 1, Access::kWrite, Privilege::kSystem));
   if (host) {
-    // SAFETY: host_pointer() checked that the byte is guest RAM and writable; it stays so for this
-    // instruction.
-    if (set) __atomic_fetch_or(host, set, __ATOMIC_SEQ_CST);
-    if (clear) __atomic_fetch_and(host, static_cast<u8>(~clear), __ATOMIC_SEQ_CST);
+    auto before = guarded_update(host, 1, [&](u64 value) { return (value | set) & ~u64{clear}; });
+    if (!before) return GuestStop::unmapped();
     return {};
   }
   u8 value = TRY(load<u8>(cpu, address, Privilege::kSystem));

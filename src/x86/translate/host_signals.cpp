@@ -26,6 +26,7 @@ constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 struct sigaction g_previous[NSIG];  // what the client wants
 std::atomic<bool> g_installed{false};
 std::mutex g_mutex;  // changes of g_previous
+thread_local bool t_installing = false;  // our own calls of sigaction() come by change_fault_action(), too
 
 void chain(int signal, siginfo_t* info, void* ucontext) {
   const struct sigaction& previous = g_previous[signal];
@@ -65,22 +66,25 @@ void handle(int signal, siginfo_t* info, void* raw) {
 }  // namespace
 
 void install_host_signal_handlers() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    for (int signal : kSignals) {
-      struct sigaction action {};
-      action.sa_sigaction = handle;
-      action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-      sigemptyset(&action.sa_mask);
-      sigaction(signal, &action, &g_previous[signal]);
-    }
-    g_installed.store(true);
-    guarded_memory_is_ready();
-  });
+  std::lock_guard lock(g_mutex);
+  t_installing = true;
+  for (int signal : kSignals) {
+    struct sigaction now {
+    }, action{};
+    if (sigaction(signal, nullptr, &now) == 0 && now.sa_sigaction == handle) continue;
+    action.sa_sigaction = handle;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigemptyset(&action.sa_mask);
+    g_previous[signal] = now;
+    sigaction(signal, &action, nullptr);
+  }
+  t_installing = false;
+  g_installed.store(true);
+  guarded_memory_is_ready();
 }
 
 bool change_fault_action(int signal, const struct sigaction* action, struct sigaction* old) {
-  if (!g_installed.load() ||
+  if (!g_installed.load() || t_installing ||
       std::find(std::begin(kSignals), std::end(kSignals), signal) == std::end(kSignals))
     return false;
   std::lock_guard lock(g_mutex);

@@ -9,7 +9,8 @@
 
 namespace anykvm::x86 {
 
-// Installs the handlers for SIGSEGV, SIGBUS, SIGFPE and SIGILL once for the process.
+// Installs the handlers for SIGSEGV, SIGBUS, SIGFPE and SIGILL where they are not, or no longer. Those of the
+// client are called for signals that are not ours.
 void install_host_signal_handlers();
 
 // The client's sigaction(2). True if it was carried out here: the signal is one of these, whose handler stays

@@ -1,0 +1,88 @@
+# A guest that computes (tests/guests/compute), and QEMU's monitor. Sourced after lib.sh.
+
+rounds=${ROUNDS:-400} numbers=${NUMBERS:-2000000}
+
+# make_compute_guest GUEST_DIR: sets kernel and initrd, the latter with another /init laid over it.
+make_compute_guest() {
+  need_guest "$1"
+  need cpio gzip
+  mkdir "$dir/overlay"
+  install -m 755 "$(dirname "$0")/../guests/compute/init" "$dir/overlay/init"
+  (cd "$dir/overlay" && echo init | cpio --create --format=newc --quiet | gzip -1) | cat "$initrd" - >"$dir/initrd.gz"
+  initrd=$dir/initrd.gz
+}
+
+# start_qemu NAME CONSOLE OPTION...: in the background, without a limit; end_qemu sets one. Its monitor reads
+# $dir/NAME.in and writes $dir/NAME.out, its serial line goes to CONSOLE.
+start_qemu() {
+  local name=$1 console=$2
+  shift 2
+  mkfifo "$dir/$name.in" "$dir/$name.out.pipe" || exit 1
+  cat "$dir/$name.out.pipe" >"$dir/$name.out" &
+  companions+=($!)
+  ANYKVM_TRACE=memory timeout -s KILL 150 "$anykvm" exec -- qemu-system-x86_64 "$@" -nodefaults -no-user-config \
+    -display none -no-reboot -serial "file:$console" -monitor stdio -kernel "$kernel" -initrd "$initrd" \
+    -append "console=ttyS0 panic=-1 rounds=$rounds file=$numbers" \
+    <"$dir/$name.in" >"$dir/$name.out.pipe" 2>>"$dir/messages" &
+  eval "pid_$name=$!"
+  exec {monitor}>"$dir/$name.in"
+  eval "monitor_$name=$monitor"
+}
+
+# tell NAME COMMAND: to the monitor.
+tell() {
+  local descriptor=monitor_$1
+  echo "$2" >&"${!descriptor}"
+}
+
+# ask NAME COMMAND PATTERN: until what the monitor says has PATTERN, for SECONDS (60).
+ask() {
+  local begin=$SECONDS lines
+  lines=$(wc -l <"$dir/$1.out")
+  until tail -n +$((lines + 1)) "$dir/$1.out" | grep -aqE "$3"; do
+    [ $((SECONDS - begin)) -lt "${4:-60}" ] || return 1
+    tell "$1" "$2"
+    sleep 0.2
+  done
+}
+
+# wait_for FILE PATTERN [SECONDS]
+wait_for() {
+  local begin=$SECONDS
+  until grep -aqE "$2" "$1" 2>/dev/null; do
+    [ $((SECONDS - begin)) -lt "${3:-60}" ] || return 1
+    sleep 0.1
+  done
+}
+
+# end_qemu NAME: waits for its end by itself; sets code.
+end_qemu() {
+  local process=pid_$1 descriptor=monitor_$1
+  wait "${!process}"
+  code=$?
+  exec {descriptor}>&- 2>/dev/null
+}
+
+last_round() { grep -ao 'chain 0: round [0-9]*' "$1" 2>/dev/null | tail -1 | grep -o '[0-9]*$'; }
+
+chain_result() {
+  local hash=$1 i
+  for ((i = 1; i <= rounds; i++)); do
+    hash=$(echo "$hash $i" | sha256sum)
+    hash=${hash%% *}
+  done
+  echo "$hash"
+}
+
+# expect_computed CPUS CONSOLE...: the consoles, one after another, have the right results.
+expect_computed() {
+  local cpus=$1 cpu
+  shift
+  cat "$@" >"$dir/console"
+  for ((cpu = 0; cpu < cpus; cpu++)); do
+    expect "the chain of CPU $cpu" console_has "^chain $cpu: result $(chain_result $cpu).?\$"
+  done
+  expect "the numbers" console_has "^numbers: $(seq 1 "$numbers" | sha256sum | cut -d ' ' -f 1).?\$"
+  expect "the last line of the guest" console_has '^compute guest done'
+  expect_calm_kernel
+}
