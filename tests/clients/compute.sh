@@ -22,7 +22,7 @@ start_qemu() {
   companions+=($!)
   ANYKVM_TRACE=memory timeout -s KILL 150 "$anykvm" exec -- qemu-system-x86_64 "$@" -nodefaults -no-user-config \
     -display none -no-reboot -serial "file:$console" -monitor stdio -kernel "$kernel" -initrd "$initrd" \
-    -append "console=ttyS0 panic=-1 rounds=$rounds file=$numbers" \
+    -append "console=ttyS0 quiet panic=-1 rounds=$rounds file=$numbers" \
     <"$dir/$name.in" >"$dir/$name.out.pipe" 2>>"$dir/messages" &
   eval "pid_$name=$!"
   exec {monitor}>"$dir/$name.in"
