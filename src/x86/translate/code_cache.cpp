@@ -7,6 +7,7 @@
 
 #include "base/bits.h"
 #include "base/guarded_memory.h"
+#include "base/trace.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/translate/perf_map.h"
 #include "x86/translate/thunk_frames.h"
@@ -272,6 +273,8 @@ std::vector<Gpa> CodeCache::pages() const {
 
 void CodeCache::clear() {
   std::lock_guard lock(m_mutex);
+  ANYKVM_TRACE(translate, "all code goes: {} blocks, {} of them alive, in {} pages", m_all.size(),
+               m_blocks.size(), m_pages.size());
   m_blocks.clear();
   m_pages.clear();
   m_all.clear();
