@@ -220,7 +220,7 @@ bool Lapic::read_x2apic(u32 index, u64* value) {
 bool Lapic::msr_write(u32 index, u64 value) {
   if (index == kMsrApicBase) return set_apic_base(value, false);
   if (index == kMsrTscDeadline) {
-    // Without the feature a guest does not come this far; a client that writes what it has read does.
+    // Without the feature it is no error, and nothing.
     if (m_features.tsc_deadline) set_tsc_deadline(value);
     return true;
   }
