@@ -179,6 +179,7 @@ Guest<u64> Cpu::client_hypercall(u32 code) { return m_private->replay.call(code,
 bool Cpu::io_pending() const { return m_private->replay.pending(); }
 void Cpu::io_done() { m_private->replay.done(); }
 void Cpu::io_element_done() { m_private->replay.element_done(); }
+u64 Cpu::io_rip() const { return m_private->replay.rip(); }
 void Cpu::io_begin(u64 rip) { m_private->replay.begin_instruction(rip); }
 
 Guest<void> Cpu::mmio_read(Gpa address, void* data, unsigned size) {

@@ -131,6 +131,8 @@ class Cpu {
   void io_done();
   // One element of a repeated instruction is complete: forget its answers, but not what was read ahead.
   void io_element_done();
+  // RIP of the instruction whose access the platform answers.
+  u64 io_rip() const;
   // A new attempt at the current instruction begins: its accesses come again from the first.
   void io_begin(u64 rip);
 

@@ -138,37 +138,38 @@ class Dispatcher {
       m_private.found.forget();
       m_cpu.flush_tlb();
     }
-    // An instruction whose accesses the client has answered is finished first: the state that the client then
-    // reads and saves must not make them happen twice (KVM API 5, immediate_exit).
-    if ((bits & kAttentionKick) && !m_private.replay.in_progress()) {
-      clear(kAttentionKick);
-      return make_exit(Exit::Reason::kInterrupted);
-    }
-    if (bits & kAttentionEvent) {
-      clear(kAttentionEvent);
-      return take_events();
-    }
+    // An instruction or a delivery whose accesses the client has answered is finished first: the state that
+    // the client then reads and saves must not make them happen twice (KVM API 5, immediate_exit).
+    const bool kicked = bits & kAttentionKick;
+    if (kicked && !m_private.replay.in_progress()) return interrupted();
+    if (!(bits & kAttentionEvent)) return {};
+    clear(kAttentionEvent);
+    if (auto exit = take_events()) return exit;
+    if (kicked && !m_slow) return interrupted();
     return {};
+  }
+
+  Exit interrupted() {
+    clear(kAttentionKick);
+    return make_exit(Exit::Reason::kInterrupted);
   }
 
   // Events wait while an instruction is half done: its accesses to the outside would otherwise happen twice.
   MaybeExit take_events() {
     m_context.held_back &= ~kHeldEvent;
     Events& events = m_state.events;
-    if (m_private.replay.in_progress()) return after_one_instruction();
-    if (events.exception.injected || events.exception.pending || events.interrupt.injected ||
-        events.nmi.injected) {
-      m_private.recheck_events = true;
-      return delivered(deliver_injected(m_cpu));
-    }
+    const bool injected = events.exception.injected || events.exception.pending ||
+                          events.interrupt.injected || events.nmi.injected;
+    const bool half_delivered = injected && m_private.replay.delivering();
+    if (m_private.replay.in_progress() && !half_delivered) return after_one_instruction();
+    if (injected) return deliver_from_events();
     const bool blocked = m_private.guest_debug.single_step && m_private.guest_debug.block_interrupts;
     if (events.shadow || blocked) return after_one_instruction();
     events.nmi.pending = static_cast<u8>(events.nmi.pending + m_private.queued_nmis.exchange(0));
     if (events.nmi.pending && !events.nmi.masked) {
       --events.nmi.pending;
-      events.nmi.masked = true;
-      m_private.recheck_events = true;
-      return delivered(deliver_interrupt(m_cpu, kVectorNmi, EventKind::kExternal));
+      events.nmi.injected = true;
+      return deliver_from_events();
     }
     return take_interrupt();
   }
@@ -193,8 +194,31 @@ class Dispatcher {
     if (!vector) return {};
     m_cpu.machine().client_writes().verify();  // it may say that a device has written memory
     ANYKVM_TRACE(fault, "{}: interrupt {:#x} at {:#x}", m_cpu.number(), *vector, m_state.rip);
+    m_state.events.interrupt = {.injected = true, .soft = false, .vector = *vector};
+    return deliver_from_events();
+  }
+
+  // An event stays injected until it is delivered: where its stack or a table is MMIO, the client has to act
+  // first, and the next run() goes on.
+  MaybeExit deliver_from_events() {
     m_private.recheck_events = true;
-    return delivered(deliver_interrupt(m_cpu, *vector, EventKind::kExternal));
+    m_private.replay.begin_delivery();
+    return delivered(deliver_injected(m_cpu));
+  }
+
+  // As deliver_from_events(), without the detour while nothing stops it.
+  MaybeExit deliver_exception(const GuestFault& fault) {
+    m_private.replay.begin_delivery();
+    Guest<void> result = deliver_fault(m_cpu, fault);
+    if (!result.ok()) {
+      auto& exception = m_state.events.exception;
+      exception = {};
+      exception.injected = true;
+      exception.vector = fault.vector;
+      exception.has_error = fault.has_error;
+      exception.error = fault.error;
+    }
+    return delivered(result);
   }
 
   // --- One block ---
@@ -251,7 +275,7 @@ class Dispatcher {
     const GuestDebug& client = m_private.guest_debug;
     if (client.single_step) return debug_exit(hits | kDr6Bs);
     if (client.hardware_breakpoints && (hits & 0xf)) return debug_exit(hits);
-    return delivered(deliver_trap({kVectorDb, false, 0, hits}));
+    return deliver_exception({kVectorDb, false, 0, hits});
   }
 
   // A breakpoint on the instruction about to run is a fault, which RF suppresses once (SDM 3B 18.3.1.1).
@@ -261,7 +285,7 @@ class Dispatcher {
     u64 hits = matching_instruction(m_private.breakpoints(m_state), Gva(m_state.rip + cs_base));
     if (!hits) return {};
     if (m_private.guest_debug.hardware_breakpoints) return MaybeExit(debug_exit(hits));
-    return MaybeExit(delivered(deliver_trap({kVectorDb, false, 0, hits})));
+    return MaybeExit(deliver_exception({kVectorDb, false, 0, hits}));
   }
 
   Exit debug_exit(u64 dr6) {
@@ -270,11 +294,6 @@ class Dispatcher {
     exit.debug_dr6 = dr6 | kDr6Fixed1;
     exit.debug_vector = kVectorDb;
     return exit;
-  }
-
-  Guest<void> deliver_trap(const GuestFault& fault) {
-    apply_payload(m_state, fault);
-    return deliver_interrupt(m_cpu, fault.vector, EventKind::kTrap);
   }
 
   MaybeExit handle(Leave leave) {
@@ -336,17 +355,21 @@ class Dispatcher {
   MaybeExit stopped(const GuestStop& stop) {
     m_slow = false;
     if (stop.kind != GuestStop::Kind::kFault) return exit_of(stop);
-    m_private.replay.done();
+    m_private.replay.done();  // the instruction's; the delivery has its own
     m_private.exit_after = false;
     ANYKVM_TRACE(fault, "{}: vector {} error {:#x} payload {:#x} at {:#x}", m_cpu.number(), stop.fault.vector,
                  stop.fault.error, stop.fault.payload, m_state.rip);
-    return delivered(deliver_fault(m_cpu, stop.fault));
+    return deliver_exception(stop.fault);
   }
 
   MaybeExit delivered(const Guest<void>& result) {
     m_context.image_from_rflags();
     m_left = nullptr;
-    if (!result.ok()) return exit_of(result.error());
+    if (!result.ok()) {
+      m_cpu.request(kAttentionEvent);
+      return exit_of(result.error());
+    }
+    m_private.replay.done();
     if (m_private.recheck_events) {
       m_private.recheck_events = false;
       m_cpu.request(kAttentionEvent);

@@ -80,6 +80,30 @@ void Guest::set_handler(std::uint8_t vector, std::uint16_t address,
   std::copy(code.begin(), code.end(), memory.data() + address);
 }
 
+void Guest::enter_long_mode() {
+  struct {
+    kvm_cpuid2 header;
+    kvm_cpuid_entry2 entries[256];
+  } cpuid{};
+  cpuid.header.nent = 256;
+  EXPECT_EQ(call(fd, KVM_GET_SUPPORTED_CPUID, &cpuid), 0);
+  EXPECT_EQ(call(vcpu, KVM_SET_CPUID2, &cpuid), 0);
+  const std::uint64_t tables[] = {0xa003, 0xb003, 0x83};  // PML4 to PDPT to a PD with one large page
+  for (unsigned level = 0; level < 3; ++level)
+    std::memcpy(memory.data() + 0x9000 + level * 0x1000, &tables[level], sizeof tables[level]);
+  kvm_sregs sregs{};
+  EXPECT_EQ(call(vcpu, KVM_GET_SREGS, &sregs), 0);
+  sregs.cs.l = 1;
+  sregs.cs.type = 0xb;
+  sregs.cs.g = 1;
+  sregs.cs.limit = 0xffffffff;
+  sregs.cr3 = 0x9000;
+  sregs.cr4 = 0x20;
+  sregs.cr0 |= 0x80000001;
+  sregs.efer = 0x500;
+  EXPECT_EQ(call(vcpu, KVM_SET_SREGS, &sregs), 0);
+}
+
 void Guest::set_code(std::initializer_list<std::uint8_t> code) {
   std::copy(code.begin(), code.end(), memory.data() + kCode);
 }

@@ -29,10 +29,21 @@ class IoReplay {
   // Where `rip` is not the last attempt's, the client moved the CPU elsewhere meanwhile: the log is
   // dropped.
   void begin_instruction(u64 rip = 0) {
-    if (rip != m_rip) done();
+    if (rip != m_rip || m_delivery) done();
     m_rip = rip;
+    m_delivery = false;
     m_cursor = 0;
   }
+  // The same for an attempt to deliver an event, whose stack or tables may be outside of RAM.
+  void begin_delivery() {
+    if (!m_delivery) done();
+    m_delivery = true;
+    m_cursor = 0;
+  }
+  // What is in progress is a delivery, not an instruction.
+  bool delivering() const { return m_delivery && in_progress(); }
+  // Of the last instruction that began.
+  u64 rip() const { return m_rip; }
 
   // One access, in program order: from the log; else by the platform; else `exit` is filled and the result is
   // the stop for the client. `size` is 1 to 8 for memory; 1, 2 or 4 for ports.
@@ -83,6 +94,7 @@ class IoReplay {
   u8 m_ahead_size = 0;
   unsigned m_asked = 1;  // items that the open exit asks for
   u64 m_rip = 0;
+  bool m_delivery = false;
   std::size_t m_cursor = 0;  // the next access of this attempt
 };
 
