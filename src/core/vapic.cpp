@@ -1,6 +1,7 @@
-// KVM_SET_VAPIC_ADDR: a client's option ROM lets an old guest read and write its task priority in a word of
-// memory instead of the APIC's page: TPR in bits 7:0, the highest vector in service (its class) in 15:8, the
-// highest requested vector in 31:24.
+// KVM_TPR_ACCESS_REPORTING, for a client that finds an old guest's accesses to the TPR and patches them, and
+// KVM_SET_VAPIC_ADDR, for what they become: the client's option ROM reads and writes the task priority in a
+// word of memory instead of the APIC's page: TPR in bits 7:0, the highest vector in service (its class) in
+// 15:8, the highest requested vector in 31:24.
 #include <errno.h>
 #include <string.h>
 
@@ -9,6 +10,7 @@
 #include "base/guarded_memory.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
+#include "irqchip/apic_registers.h"
 
 namespace anykvm::core {
 
@@ -18,6 +20,13 @@ Result<> Vcpu::set_vapic_address(u64 address) {
   m_vapic = address ? std::optional(Gpa(address)) : std::nullopt;
   m_cpu->request(x86::kAttentionEvent);
   return {};
+}
+
+void Vcpu::note_tpr_access(Gpa address, bool write) {
+  if (!m_lapic->owns_address(address) || address.page_offset() != irqchip::kApicTpr) return;
+  m_tpr_rip = m_cpu->io_rip();
+  m_tpr_write = write;
+  request(kRequestTprAccess);
 }
 
 void Vcpu::take_vapic_tpr() {

@@ -138,10 +138,16 @@ Result<> Vcpu::set_task_priority(u64 value) {
 u64 Vcpu::apic_base() const { return m_lapic ? m_lapic->apic_base() : m_client_apic_base; }
 
 Result<> Vcpu::set_apic_base(u64 value) {
-  if (m_lapic && !m_lapic->set_apic_base(value, true))
-    return Error{EINVAL, "APIC base that no APIC can have"};
-  m_client_apic_base = value;
+  if (!change_apic_base(value, true)) return Error{EINVAL, "APIC base that no APIC can have"};
   return {};
+}
+
+bool Vcpu::change_apic_base(u64 value, bool from_client) {
+  if (m_lapic) return m_lapic->set_apic_base(value, from_client);
+  if (!irqchip::Lapic::can_change_apic_base(m_client_apic_base, value, m_apic_features, from_client))
+    return false;
+  m_client_apic_base = value;
+  return true;
 }
 
 Result<> Vcpu::set_guest_tsc_khz(u64 khz) {
@@ -159,7 +165,7 @@ Result<> Vcpu::set_guest_tsc_khz(u64 khz) {
 }
 
 Result<> Vcpu::set_cpuid(std::vector<x86::CpuidEntry> entries) {
-  irqchip::Lapic::Features features{};
+  irqchip::Lapic::Features& features = m_apic_features;
   features.x2apic = features.tsc_deadline = false;
   for (const x86::CpuidEntry& entry : entries) {
     if (entry.function != 1) continue;
@@ -196,12 +202,18 @@ bool Vcpu::pio_write(u16 port, const void* data, unsigned size) {
 bool Vcpu::mmio_read(Gpa address, void* data, unsigned size) {
   if (!m_lapic) return false;
   take_vapic_tpr();
-  return m_vm.irqchip()->mmio_read(*m_lapic, address, data, size);
+  if (!m_vm.irqchip()->mmio_read(*m_lapic, address, data, size)) return false;
+  if (m_reports_tpr) note_tpr_access(address, false);
+  return true;
 }
 
 bool Vcpu::mmio_write(Gpa address, const void* data, unsigned size) {
   take_vapic_tpr();
-  if (m_lapic && m_vm.irqchip()->mmio_write(*m_lapic, address, data, size)) return show_vapic(), true;
+  if (m_lapic && m_vm.irqchip()->mmio_write(*m_lapic, address, data, size)) {
+    show_vapic();
+    if (m_reports_tpr) note_tpr_access(address, true);
+    return true;
+  }
   return m_vm.io_events().write(IoBus::kMmio, address.value, data, size) ||
          m_vm.coalesced_io().write(IoBus::kMmio, address.value, data, size);
 }
@@ -247,7 +259,7 @@ bool Vcpu::apic_msr_read(u32 index, u64* value) {
 
 bool Vcpu::apic_msr_write(u32 index, u64 value) {
   if (m_lapic) return m_lapic->msr_write(index, value);
-  if (index == irqchip::kMsrApicBase) return m_client_apic_base = value, true;
+  if (index == irqchip::kMsrApicBase) return change_apic_base(value, false);
   return index == irqchip::kMsrTscDeadline;
 }
 

@@ -57,6 +57,8 @@ class Vcpu final : private x86::Platform,
   // KVM_NMI. Any thread.
   void queue_nmi();
 
+  // KVM_TPR_ACCESS_REPORTING: KVM_EXIT_TPR_ACCESS after accesses to the TPR in the local APIC's page.
+  void set_tpr_access_reporting(bool enabled) { m_reports_tpr = enabled; }
   // KVM_SET_VAPIC_ADDR; 0: none. EFAULT: not in guest memory.
   Result<> set_vapic_address(u64 address);
 
@@ -81,9 +83,10 @@ class Vcpu final : private x86::Platform,
   Result<> set_cpuid(std::vector<x86::CpuidEntry> entries);
 
  private:
-  enum Request : u8 { kRequestInit = 1, kRequestSipi = 2, kRequestClientEoi = 4 };
+  enum Request : u8 { kRequestInit = 1, kRequestSipi = 2, kRequestClientEoi = 4, kRequestTprAccess = 8 };
 
   Vcpu(Vm& vm, u32 id, SharedPage shared);
+  bool change_apic_base(u64 value, bool from_client);
   Result<> join_irqchip();
 
   // --- run loop (vcpu_run.cpp) ---
@@ -96,8 +99,9 @@ class Vcpu final : private x86::Platform,
   bool finish_instruction();
   // A client that has the PIC may inject an interrupt by KVM_INTERRUPT (ready_for_interrupt_injection).
   bool ready_for_client_interrupt();
-  // True: an EOI for the client's IOAPIC is to be reported, and kvm_run describes it.
-  bool report_client_eoi();
+  // True: the client wants to know of an access to the local APIC, and kvm_run describes it.
+  bool report_apic_access();
+  bool take_request(Request request);
   Error interrupted();
   Error left_at_once();
   bool take_signal() { return m_signalled.exchange(false); }
@@ -131,8 +135,9 @@ class Vcpu final : private x86::Platform,
   void set_result(u64 value);  // RAX, as wide as the code
 
   // --- the guest's own copy of TPR, ISR and IRR (vapic.cpp) ---
-  void take_vapic_tpr();  // inside Cpu::run()
-  void show_vapic();      // inside Cpu::run()
+  void note_tpr_access(Gpa address, bool write);  // inside Cpu::run()
+  void take_vapic_tpr();                          // inside Cpu::run()
+  void show_vapic();                              // inside Cpu::run()
 
   // --- waiting and waking (vcpu_wait.cpp) ---
   // Sleeps until the vCPU can go on, or a signal. Spins a little first.
@@ -193,7 +198,11 @@ class Vcpu final : private x86::Platform,
   std::optional<SignalSet> m_signal_mask;
   u8 m_client_cr8 = 0;  // without a local APIC: CR8 and IA32_APIC_BASE live here
   u64 m_client_apic_base = 0;
+  irqchip::Lapic::Features m_apic_features;  // what CPUID shows
   std::optional<Gpa> m_vapic;
+  bool m_reports_tpr = false;
+  bool m_tpr_write = false;  // of kRequestTprAccess
+  u64 m_tpr_rip = 0;
   std::atomic<u32> m_tsc_khz;
   x86::Exit m_io_exit;  // what the client is answering
   bool m_has_run = false;

@@ -104,7 +104,7 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
   }
   for (;;) {
     if (take_signal()) return interrupted();
-    if (report_client_eoi()) return {};
+    if (report_apic_access()) return {};
     handle_apic_requests();
     if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
       m_unhalted = false;
@@ -258,13 +258,22 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
   return false;
 }
 
-// KVM_EXIT_IOAPIC_EOI comes once the instruction that wrote the EOI is complete.
-bool Vcpu::report_client_eoi() {
-  if (!(m_requests.load() & kRequestClientEoi)) return false;
-  m_requests.fetch_and(static_cast<u8>(~kRequestClientEoi));
+bool Vcpu::take_request(Request request) {
+  return (m_requests.load() & request) && (m_requests.fetch_and(static_cast<u8>(~request)) & request);
+}
+
+// These exits come once the instruction that made the access is complete.
+bool Vcpu::report_apic_access() {
   kvm_run& run = m_shared.run();
-  run.exit_reason = KVM_EXIT_IOAPIC_EOI;
-  run.eoi.vector = m_client_eoi;
+  if (take_request(kRequestClientEoi)) {
+    run.exit_reason = KVM_EXIT_IOAPIC_EOI;
+    run.eoi.vector = m_client_eoi;
+    return true;
+  }
+  if (!take_request(kRequestTprAccess)) return false;
+  run.exit_reason = KVM_EXIT_TPR_ACCESS;
+  run.tpr_access.rip = m_tpr_rip;
+  run.tpr_access.is_write = m_tpr_write;
   return true;
 }
 
@@ -327,7 +336,9 @@ void Vcpu::report_debug(const x86::Exit& exit) {
   run.debug.arch.pad = 0;
   run.debug.arch.pc = exit.debug_pc;
   run.debug.arch.dr6 = exit.debug_dr6;
-  run.debug.arch.dr7 = state().dr7;
+  const x86::GuestDebug& client = m_cpu->guest_debug();
+  run.debug.arch.dr7 =
+      client.hardware_breakpoints ? client.breakpoints.control | x86::kDr7Fixed1 : state().dr7;
 }
 
 void Vcpu::report_internal_error(const x86::Exit& exit) {

@@ -113,6 +113,8 @@ class Lapic {
   // `from_client`: KVM_SET_SREGS and KVM_SET_MSRS may make transitions that SDM 3A figure 10-27 forbids to
   // the guest.
   bool set_apic_base(u64 value, bool from_client);
+  // May IA32_APIC_BASE become `value`? (Where the local APICs are the client's, this is all there is to it.)
+  static bool can_change_apic_base(u64 old, u64 value, const Features& features, bool from_client);
   u64 tsc_deadline() { return m_timer.tsc_deadline(); }
   // KVM_CAP_X86_APIC_BUS_CYCLES_NS. Before the vCPU runs.
   void set_bus_cycle(u64 ns) {

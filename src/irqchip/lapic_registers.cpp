@@ -14,6 +14,7 @@ constexpr u32 kIcrX2apicReserved = 0xfff32000;
 constexpr u32 kIcrLevelAssert = 1u << 14;
 constexpr u32 kIcrTriggerLevel = 1u << 15;
 constexpr u32 kDivideBits = 0xb;
+constexpr u64 kModeBits = kApicBaseEnable | kApicBaseX2Apic;
 
 bool is_vector_table(u32 offset) { return offset >= kApicIsr && offset < kApicIrr + 0x80; }
 
@@ -268,13 +269,17 @@ bool Lapic::write_x2apic(u32 offset, u64 value) {
 }
 
 // SDM 3A 10.12.5 and figure 10-27.
-bool Lapic::set_apic_base(u64 value, bool from_client) {
-  constexpr u64 kModeBits = kApicBaseEnable | kApicBaseX2Apic;
-  u64 reserved = 0x2ff | ~low_bits(m_features.physical_bits) | (m_features.x2apic ? 0 : kApicBaseX2Apic);
-  u64 old = apic_base(), old_mode = old & kModeBits, new_mode = value & kModeBits;
+bool Lapic::can_change_apic_base(u64 old, u64 value, const Features& features, bool from_client) {
+  u64 reserved = 0x2ff | ~low_bits(features.physical_bits) | (features.x2apic ? 0 : kApicBaseX2Apic);
+  u64 old_mode = old & kModeBits, new_mode = value & kModeBits;
   if ((value & reserved) || new_mode == kApicBaseX2Apic) return false;
-  if (!from_client && old_mode == kModeBits && new_mode == kApicBaseEnable) return false;
-  if (!from_client && old_mode == 0 && new_mode == kModeBits) return false;
+  if (from_client) return true;
+  return !(old_mode == kModeBits && new_mode == kApicBaseEnable) && !(old_mode == 0 && new_mode == kModeBits);
+}
+
+bool Lapic::set_apic_base(u64 value, bool from_client) {
+  u64 old_mode = apic_base() & kModeBits, new_mode = value & kModeBits;
+  if (!can_change_apic_base(apic_base(), value, m_features, from_client)) return false;
   m_apic_base.store(value);
   // Whoever disables it loses its state (SDM 3A 10.4.3); a client that restores a VM has set its registers or
   // will.

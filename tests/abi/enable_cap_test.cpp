@@ -134,6 +134,38 @@ TEST(GuestDebug, software_breakpoint_exits_at_the_int3) {
   EXPECT_EQ(guest.shared->debug.arch.pc, Guest::kCode + 1);
 }
 
+// nop; mov byte [5000h],1; hlt, with the client's debug registers.
+struct WithBreakpoint : Guest {
+  WithBreakpoint(std::uint64_t address, std::uint64_t control)
+      : Guest({0x90, 0xc6, 0x06, 0x00, 0x50, 0x01, 0xf4}) {
+    kvm_guest_debug debug{};
+    debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+    debug.arch.debugreg[1] = address;
+    debug.arch.debugreg[7] = control;
+    EXPECT_EQ(call(vcpu, KVM_SET_GUEST_DEBUG, &debug), 0);
+  }
+};
+
+TEST(GuestDebug, hardware_breakpoint_exits_before_the_instruction) {
+  WithBreakpoint guest(Guest::kCode + 1, 0x404);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_DEBUG));
+  EXPECT_EQ(guest.shared->debug.arch.exception, 1u);
+  EXPECT_EQ(guest.shared->debug.arch.pc, Guest::kCode + 1);
+  EXPECT_EQ(guest.shared->debug.arch.dr6 & 0xf, 2u);
+}
+
+TEST(GuestDebug, write_watchpoint_exits_after_the_write_and_shows_the_clients_dr7) {
+  constexpr std::uint64_t kWriteByte1 = 1u << 20;
+  WithBreakpoint guest(0x5000, 0x404 | kWriteByte1);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_DEBUG));
+  EXPECT_EQ(guest.shared->debug.arch.dr6 & 0xf, 2u);
+  EXPECT_EQ(guest.shared->debug.arch.dr7, 0x404 | kWriteByte1);
+  EXPECT_EQ(guest.memory.data()[0x5000], 1);
+  EXPECT_EQ(guest.regs().rip, Guest::kCode + 6);
+}
+
 TEST(GuestDebug, second_injected_exception_is_ebusy) {
   Guest guest;
   kvm_guest_debug debug{};

@@ -101,6 +101,12 @@ Result<long> set_lapic(core::Vcpu& vcpu, const kvm_lapic_state& state) {
   return 0;
 }
 
+Result<long> tpr_access_reporting(core::Vcpu& vcpu, kvm_tpr_access_ctl& control) {
+  if (control.flags) return Error{EINVAL, "unknown flags"};
+  vcpu.set_tpr_access_reporting(control.enabled != 0);
+  return 0;
+}
+
 Result<long> set_vapic_addr(core::Vcpu& vcpu, const kvm_vapic_addr& address) {
   if (!vcpu.lapic()) return Error{EINVAL, "the vCPU has no local APIC"};
   TRY(vcpu.set_vapic_address(address.vapic_addr));
