@@ -42,6 +42,7 @@ class SignalHandler {
     action.sa_handler = count_signal;
     action.sa_flags = flags;
     sigaction(signal, &action, &m_old);
+    usleep(3'000);  // a disposition is looked at again after 2 ms (docs/decisions/signals.md)
   }
   ~SignalHandler() { sigaction(m_signal, &m_old, nullptr); }
 
