@@ -63,6 +63,7 @@ expect() { # expect WHAT CONDITION...
   "$@" || { echo "FAILED: $what"; failures=$((failures + 1)); }
 }
 console_has() { grep -aqE "$1" "$dir/console"; }
+console_lacks() { ! grep -aE "$1" "$dir/console"; }
 
 # Nobody but the engine writes such a line.
 expect_served_by_anykvm() { expect "anykvm's trace" grep -aqE 'anykvm [0-9.]+ [0-9]+ memory: slot' "$dir/messages"; }
