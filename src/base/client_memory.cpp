@@ -16,7 +16,7 @@ namespace {
 
 constexpr Error kFault{EFAULT, "the client's address is not accessible"};
 
-// Once a vCPU has run, faults are ours to handle, and a copy costs no system call.
+// Once a VM exists, faults are ours to handle, and a copy costs no system call.
 Result<> copy_directly(void* to, const void* from, std::size_t size) {
   if (!guarded_copy(to, from, size)) return kFault;
   return {};
