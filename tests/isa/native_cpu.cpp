@@ -114,6 +114,20 @@ void leave(ucontext_t* context) {
   sigaction(signal, &dfl, nullptr);
 }
 
+// The translator puts its handlers in front again when a VM is made.
+void come_first() {
+  for (int signal : kSignals) {
+    struct sigaction now {
+    }, action{};
+    sigaction(signal, nullptr, &now);
+    if (now.sa_sigaction == handle) continue;
+    action.sa_sigaction = handle;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigemptyset(&action.sa_mask);
+    sigaction(signal, &action, nullptr);
+  }
+}
+
 [[noreturn]] void give_up(const char* what) {
   std::perror(what);
   std::abort();
@@ -161,13 +175,7 @@ NativeCpu::NativeCpu() {
   alternate.ss_sp = stack;
   alternate.ss_size = sizeof stack;
   sigaltstack(&alternate, nullptr);
-  for (int signal : kSignals) {
-    struct sigaction action {};
-    action.sa_sigaction = handle;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigemptyset(&action.sa_mask);
-    sigaction(signal, &action, &g_previous[signal]);
-  }
+  for (int signal : kSignals) sigaction(signal, nullptr, &g_previous[signal]);
   syscall(SYS_arch_prctl, ARCH_GET_FS, &g_run.own_fs);
   syscall(SYS_arch_prctl, ARCH_GET_GS, &g_run.own_gs);
 }
@@ -175,6 +183,7 @@ NativeCpu::NativeCpu() {
 Outcome NativeCpu::run(const UserState& state, const Memory& memory, unsigned code_bits) {
   Outcome outcome;
   std::memcpy(reinterpret_cast<void*>(kDataBase), memory.data(), kWritableSize);
+  come_first();
   g_run.start = state;
   g_run.code_bits = code_bits;
   g_run.outcome = &outcome;
