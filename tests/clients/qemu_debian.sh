@@ -41,5 +41,5 @@ expect_calm_kernel
 expect "the file system is clean" e2fsck -fn "$dir/disk" >"$dir/e2fsck" 2>&1
 echo "$cpus CPUs, $elapsed s from start to power-off"
 grep -aE '^Startup finished|stress-ng: (info|metrc)' "$dir/console" | tr -d '\r'
-[ $failures = 0 ] || tr -d '\r' <"$dir/console" | sed -n '/# .\/work/,/^work done/p'
+[ $failures = 0 ] || tr -d '\r' <"$dir/console" | sed -n '/# ..work/,/^work done/p'
 finish
