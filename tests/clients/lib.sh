@@ -3,7 +3,7 @@
 PATH=$PATH:/usr/sbin:/sbin
 dir=$(mktemp -d) || exit 1
 trap 'clean_up' EXIT
-failures=0
+. "$(dirname "${BASH_SOURCE[0]}")/../expect.sh"
 client_input=/dev/null
 companions=()  # processes to end with the test
 
@@ -56,14 +56,6 @@ run_client() {
   ANYKVM_TRACE=memory timeout -s KILL "$limit" "$anykvm" exec -- "$@" <"$client_input" >"$dir/console" 2>"$dir/messages"
   code=$?
 }
-
-expect() { # expect WHAT CONDITION...
-  local what=$1
-  shift
-  "$@" || { echo "FAILED: $what"; failures=$((failures + 1)); }
-}
-console_has() { grep -aqE "$1" "$dir/console"; }
-console_lacks() { ! grep -aE "$1" "$dir/console"; }
 
 # Nobody but the engine writes such a line.
 expect_served_by_anykvm() { expect "anykvm's trace" grep -aqE 'anykvm [0-9.]+ [0-9]+ memory: slot' "$dir/messages"; }

@@ -15,14 +15,7 @@ trap 'rm -rf "$dir"' EXIT
   --cpus "$cpus" --memory "$memory" --timeout 150 </dev/null >"$dir/console" 2>"$dir/messages"
 code=$?
 
-failures=0
-expect() { # expect WHAT CONDITION...
-  local what=$1
-  shift
-  "$@" || { echo "FAILED: $what"; failures=$((failures + 1)); }
-}
-console_has() { grep -aqE "$1" "$dir/console"; }
-console_lacks() { ! grep -aE "$1" "$dir/console"; }
+. "$(dirname "$0")/../expect.sh"
 
 # sha256sum of 4,000,000 zero bytes
 sum=8dbe5f139fd946d4cd84e8cc612cd9f68cbc87e394457884acc0c5dad56dd8dd

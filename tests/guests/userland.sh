@@ -19,12 +19,7 @@ mkdir "$dir/work"
 code=$?
 tr -d '\r' <"$dir/console" | sed -n '/^== begin$/,/^== end$/p' | sed '1d;$d' >"$dir/guest"
 
-failures=0
-expect() { # expect WHAT CONDITION...
-  local what=$1
-  shift
-  "$@" || { echo "FAILED: $what"; failures=$((failures + 1)); }
-}
+. "$(dirname "$0")/../expect.sh"
 expect "exit code 0, not $code" [ $code = 0 ]
 expect "the engine was anykvm" grep -q "(engine anykvm, $cpus vCPU" "$dir/messages"
 expect "the host did all of it" grep -q '^== busybox' "$dir/host"

@@ -34,7 +34,7 @@ struct Link {
   Block* from = nullptr;
   u64 target_rip = 0;
   u8* displacement = nullptr;  // executable address of the jump's rel32
-  u8* stub = nullptr;          // where it points while not linked
+  u8* unlinked = nullptr;      // where it points while not linked
   Block* to = nullptr;
   bool flags_in_host = true;  // at the jump
 };
@@ -81,8 +81,8 @@ struct Block {
   u8* code_host = nullptr;
   u32 host_bytes = 0;
   // What the entries jump to once the block is dead.
-  u8* stale_stub = nullptr;
-  u8* stale_stub_host = nullptr;
+  u8* stale_exit = nullptr;
+  u8* stale_exit_host = nullptr;
 
   std::vector<Site> sites;  // ascending offsets
   // Host code and other blocks point to these.

@@ -217,7 +217,7 @@ void CodeCache::kill(Block* block) {
   auto known = m_blocks.find({block->gpa.value, block->rip, block->mode});
   if (known != m_blocks.end() && known->second == block) m_blocks.erase(known);
   for (Link* link : block->incoming) {
-    patch_rel32(link->displacement, link->stub);
+    patch_rel32(link->displacement, link->unlinked);
     link->to = nullptr;
   }
   block->incoming.clear();
@@ -225,8 +225,8 @@ void CodeCache::kill(Block* block) {
     if (link->to) std::erase(link->to->incoming, link.get());
     link->to = nullptr;
   }
-  divert(block->code, block->stale_stub);
-  divert(block->code_host, block->stale_stub_host);
+  divert(block->code, block->stale_exit);
+  divert(block->code_host, block->stale_exit_host);
 }
 
 void CodeCache::divert(u8* entry, const u8* target) {

@@ -508,7 +508,7 @@ void Emitter::record_call_site() { record_site(false, flags_at(m_live_before), n
 
 void Emitter::emit_exit(Exit& exit) {
   a.bind(exit.label);
-  if (exit.link) exit.link->stub = reinterpret_cast<u8*>(a.offset());
+  if (exit.link) exit.link->unlinked = reinterpret_cast<u8*>(a.offset());
   a.mov(kAddress, exit.target);
   a.mov(ANYKVM_GS(state.rip), kAddress);
   a.mov(kScratch, reinterpret_cast<u64>(exit.link));

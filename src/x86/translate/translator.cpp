@@ -228,7 +228,7 @@ std::size_t emit_entries(asmjit::x86::Assembler& a, const Block& block) {
   return host_entry;
 }
 
-std::size_t emit_stale_stub(asmjit::x86::Assembler& a, u64 rip, Link* left, const u8* thunk) {
+std::size_t emit_stale_exit(asmjit::x86::Assembler& a, u64 rip, Link* left, const u8* thunk) {
   std::size_t start = a.offset();
   a.mov(host::kAddress, rip);
   a.mov(ANYKVM_GS(state.rip), host::kAddress);
@@ -252,8 +252,8 @@ std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, co
   block.code_host = start + emit_entries(a, block);
   run.emit(emitter);
   emitter.finish();
-  block.stale_stub = start + emit_stale_stub(a, block.rip, kStaleBlock, thunks.leave_flags_in_image);
-  block.stale_stub_host = start + emit_stale_stub(a, block.rip, nullptr, thunks.leave_flags_in_host);
+  block.stale_exit = start + emit_stale_exit(a, block.rip, kStaleBlock, thunks.leave_flags_in_image);
+  block.stale_exit_host = start + emit_stale_exit(a, block.rip, nullptr, thunks.leave_flags_in_host);
   code.flatten();
   code.resolveUnresolvedLinks();
   code.relocateToBase(reinterpret_cast<u64>(base));
@@ -262,7 +262,7 @@ std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, co
   block.guest_bytes = run.used();
   for (auto& link : block.links) {
     link->displacement = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link->displacement);
-    link->stub = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link->stub);
+    link->unlinked = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link->unlinked);
   }
   return host_code;
 }
