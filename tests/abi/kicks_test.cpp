@@ -87,23 +87,36 @@ class Kicks : public testing::TestWithParam<std::tuple<Way, Work>> {
     t_to_stop = way == Way::kHandlerSetsImmediateExit ? guest.shared : nullptr;
     if (way == Way::kSignalMask) set_run_mask();
     ready = true;
+    unsigned handled = 0;
     while (received < wanted && !given_up) {
-      const unsigned handled = t_handled;
       long result = 0;
       while ((result = guest.run()) == 0) {
         EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
       }
-      const std::int64_t spent = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - kicked_at;
+      const std::int64_t returned_at = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
       ASSERT_EQ(result, -EINTR);
       // A signal for immediate_exit may come a little later than the flag.
       if (way == Way::kImmediateExit)
         while (t_handled == handled) sched_yield();
       check_received(handled);
-      longest = std::max(longest, spent);
-      late += spent > 1'000'000;
+      judge(returned_at);
       std::atomic_ref(counter()).store(0);
+      handled = t_handled;  // the next kick may come as soon as this one counts
       ++received;
     }
+  }
+
+  // The vCPU goes on until the signal is sent, so a kick whose sender was held up itself on the way says
+  // nothing of how long the vCPU took.
+  void judge(std::int64_t returned_at) {
+    while (sent <= received) sched_yield();
+    if (sending_ns > 100'000) {
+      ++unjudged;
+      return;
+    }
+    const std::int64_t spent = returned_at - kicked_at;
+    longest = std::max(longest, spent);
+    late += spent > 1'000'000;
   }
 
   std::uint32_t& counter() { return *reinterpret_cast<std::uint32_t*>(guest.memory.data() + 0x2000); }
@@ -127,10 +140,12 @@ class Kicks : public testing::TestWithParam<std::tuple<Way, Work>> {
     // A plain signal outside KVM_RUN does not end the next one, on the kernel's KVM neither.
     if (way == Way::kPlainSignal && !wait_until_inside()) return false;
     spend(random() % 8 ? 20'000 : 200'000);
+    const std::int64_t begin = nanoseconds(CLOCK_MONOTONIC);
     kicked_at = nanoseconds(clock);
     if (way == Way::kImmediateExit) guest.shared->immediate_exit = 1;
     pthread_kill(thread, kSignal);
-    const std::int64_t begin = nanoseconds(CLOCK_MONOTONIC);
+    sending_ns = nanoseconds(CLOCK_MONOTONIC) - begin;
+    ++sent;
     while (received == before) {
       if (nanoseconds(CLOCK_MONOTONIC) - begin > kPatience) return false;
       sched_yield();
@@ -145,10 +160,10 @@ class Kicks : public testing::TestWithParam<std::tuple<Way, Work>> {
   sigset_t only_kick{};
   unsigned wanted = kicks_wanted();
   std::atomic<bool> ready{false}, given_up{false};
-  std::atomic<unsigned> received{0};
-  std::atomic<std::int64_t> kicked_at{0};
+  std::atomic<unsigned> sent{0}, received{0};
+  std::atomic<std::int64_t> kicked_at{0}, sending_ns{0};
   std::int64_t longest = 0;
-  unsigned late = 0;
+  unsigned late = 0, unjudged = 0;
   std::minstd_rand random{42};
 };
 
@@ -174,10 +189,11 @@ TEST_P(Kicks, none_is_lost) {
   }
   runner.join();
   RecordProperty("longest_cpu_ns", std::to_string(longest));
-  printf("%u kicks, longest %.0f us of CPU time, %u above 1 ms\n", wanted,
-         static_cast<double>(longest) / 1000, late);
+  printf("%u kicks, longest %.0f us of CPU time, %u above 1 ms; %u not judged\n", wanted,
+         static_cast<double>(longest) / 1000, late, unjudged);
   // The clock counts what a hypervisor above takes away as well.
-  EXPECT_LE(late, wanted / 100);
+  EXPECT_LE(late, wanted / 1000);
+  EXPECT_LE(unjudged, wanted / 2);
 }
 
 std::string name_of(const testing::TestParamInfo<std::tuple<Way, Work>>& info) {
@@ -187,13 +203,14 @@ std::string name_of(const testing::TestParamInfo<std::tuple<Way, Work>>& info) {
          kWorks[static_cast<unsigned>(std::get<1>(info.param))];
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Ways, Kicks,
-    testing::Combine(testing::Values(Way::kImmediateExit, Way::kHandlerSetsImmediateExit, Way::kSignalMask),
-                     testing::Values(Work::kLoop, Work::kExits, Work::kHalt)),
-    name_of);
+INSTANTIATE_TEST_SUITE_P(Ways, Kicks,
+                         testing::Combine(testing::Values(Way::kImmediateExit, Way::kHandlerSetsImmediateExit,
+                                                          Way::kSignalMask),
+                                          testing::Values(Work::kLoop, Work::kExits, Work::kHalt)),
+                         name_of);
 INSTANTIATE_TEST_SUITE_P(Plain, Kicks,
-                         testing::Combine(testing::Values(Way::kPlainSignal), testing::Values(Work::kLoop)), name_of);
+                         testing::Combine(testing::Values(Way::kPlainSignal), testing::Values(Work::kLoop)),
+                         name_of);
 
 }  // namespace
 }  // namespace anykvm::test

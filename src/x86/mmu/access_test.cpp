@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "x86/machine.h"
+#include "x86/quiet_platform.h"
 
 namespace anykvm::x86 {
 namespace {
@@ -14,7 +15,7 @@ constexpr u64 kP = bit(0), kW = bit(1), kU = bit(2), kD = bit(6);
 constexpr u64 kAll = kP | kW | kU;
 
 // A bus that remembers what happened; devices answer at addresses above 3 GiB, below it nobody does.
-class FakePlatform : public Platform {
+class FakePlatform : public QuietPlatform {
  public:
   struct Event {
     bool write;
@@ -38,18 +39,6 @@ class FakePlatform : public Platform {
     events.push_back({true, address.value, size, value});
     return true;
   }
-  bool pio_read(u16, void*, unsigned) override { return false; }
-  bool pio_write(u16, const void*, unsigned) override { return false; }
-  bool interrupt_ready() override { return false; }
-  std::optional<u8> acknowledge_interrupt() override { return {}; }
-  u8 cr8() override { return 0; }
-  void set_cr8(u8) override {}
-  bool apic_msr_read(u32, u64*) override { return false; }
-  bool apic_msr_write(u32, u64) override { return false; }
-  u32 apic_id() override { return 0; }
-  u64 kvmclock_ns(u64) override { return 0; }
-  u32 tsc_khz() override { return 1; }
-
   static constexpr u64 kDevices = 0xc0000000;
   std::vector<Event> events;
 };

@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "x86/quiet_platform.h"
+
 namespace anykvm::x86 {
 namespace {
 
@@ -12,22 +14,12 @@ using testing::_;
 using testing::Return;
 using testing::StrictMock;
 
-class MockPlatform : public Platform {
+class MockPlatform : public QuietPlatform {
  public:
   MOCK_METHOD(bool, pio_read, (u16 port, void* data, unsigned size), (override));
   MOCK_METHOD(bool, pio_write, (u16 port, const void* data, unsigned size), (override));
   MOCK_METHOD(bool, mmio_read, (Gpa address, void* data, unsigned size), (override));
   MOCK_METHOD(bool, mmio_write, (Gpa address, const void* data, unsigned size), (override));
-
-  bool interrupt_ready() override { return false; }
-  std::optional<u8> acknowledge_interrupt() override { return {}; }
-  u8 cr8() override { return 0; }
-  void set_cr8(u8) override {}
-  bool apic_msr_read(u32, u64*) override { return false; }
-  bool apic_msr_write(u32, u64) override { return false; }
-  u32 apic_id() override { return 0; }
-  u64 kvmclock_ns(u64) override { return 0; }
-  u32 tsc_khz() override { return 1; }
 };
 
 MATCHER_P(Bytes, expected, "") { return std::memcmp(arg, &expected, sizeof expected) == 0; }

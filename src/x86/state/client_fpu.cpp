@@ -1,6 +1,5 @@
 #include "x86/state/client_fpu.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "x86/state/xsave_image.h"
@@ -24,8 +23,7 @@ kvm_fpu get_client_fpu(const CpuState& state) {
   return fpu;
 }
 
-bool set_client_fpu(CpuState& state, const kvm_fpu& fpu) {
-  if (fpu.mxcsr & ~mxcsr_mask()) return false;
+void set_client_fpu(CpuState& state, const kvm_fpu& fpu) {
   u8* x87 = xsave_component_for_change(state, 0);
   std::memset(x87, 0, kMxcsrOffset);
   std::memcpy(x87, &fpu.fcw, 2);
@@ -33,12 +31,8 @@ bool set_client_fpu(CpuState& state, const kvm_fpu& fpu) {
   std::memcpy(x87 + 4, &fpu.ftwx, 1);
   std::memcpy(x87 + kRegistersOffset, fpu.fpr, sizeof fpu.fpr);
   std::memcpy(xsave_component_for_change(state, 1), fpu.xmm, sizeof fpu.xmm);
-  std::memcpy(&state.xsave[kMxcsrOffset], &fpu.mxcsr, 4);
-  return true;
-}
-
-u32 client_xsave_size() {
-  return std::max<u32>(sizeof(kvm_xsave), xsave_standard_size(guest_xcr0_supported()));
+  const u32 mxcsr = fpu.mxcsr & mxcsr_mask();
+  std::memcpy(&state.xsave[kMxcsrOffset], &mxcsr, 4);
 }
 
 void get_client_xsave(const CpuState& state, u8* image, u32 size) {

@@ -10,16 +10,14 @@
 namespace anykvm::x86 {
 
 kvm_fpu get_client_fpu(const CpuState& state);
-// False: MXCSR has a reserved bit (EINVAL).
-bool set_client_fpu(CpuState& state, const kvm_fpu& fpu);
+// Drops reserved bits of MXCSR, which would fault when the guest's state is loaded: KVM_SET_FPU cannot
+// refuse.
+void set_client_fpu(CpuState& state, const kvm_fpu& fpu);
 
-// Bytes of the image that KVM_GET_XSAVE2 gives, at least sizeof(kvm_xsave): what KVM_CAP_XSAVE2 answers.
-u32 client_xsave_size();
-// Fills `image` (client_xsave_size() or sizeof(kvm_xsave) bytes) with a standard-format image of every
-// component.
+// Fills `image` (`size` bytes) with a standard-format image of every component that fits.
 void get_client_xsave(const CpuState& state, u8* image, u32 size);
 // False, and nothing changed: a component that guests cannot have, or reserved bits in header or MXCSR
-// (EINVAL).
+// (EINVAL). PKRU keeps its value where the image has none, as in KVM; other components become initial.
 bool set_client_xsave(CpuState& state, const u8* image, u32 size);
 
 }  // namespace anykvm::x86

@@ -13,27 +13,10 @@
 #include "x86/cpu.h"
 #include "x86/machine.h"
 #include "x86/ops/ops.h"
+#include "x86/quiet_platform.h"
 #include "x86/state/segment_types.h"
 
 namespace anykvm::x86::testing {
-
-// Nothing but RAM answers, and no interrupt comes.
-class EmptyPlatform : public Platform {
- public:
-  bool pio_read(u16, void*, unsigned) override { return false; }
-  bool pio_write(u16, const void*, unsigned) override { return false; }
-  bool mmio_read(Gpa, void*, unsigned) override { return false; }
-  bool mmio_write(Gpa, const void*, unsigned) override { return false; }
-  bool interrupt_ready() override { return false; }
-  std::optional<u8> acknowledge_interrupt() override { return std::nullopt; }
-  u8 cr8() override { return 0; }
-  void set_cr8(u8) override {}
-  bool apic_msr_read(u32, u64*) override { return false; }
-  bool apic_msr_write(u32, u64) override { return false; }
-  u32 apic_id() override { return 0; }
-  u64 kvmclock_ns(u64) override { return 0; }
-  u32 tsc_khz() override { return 1000000; }
-};
 
 // --- Descriptors ---
 
@@ -167,7 +150,7 @@ class SysTest : public ::testing::Test {
   static u8* allocate_ram();
 
   u8* m_ram = allocate_ram();
-  EmptyPlatform m_platform;
+  QuietPlatform m_platform;
   std::unique_ptr<Machine> m_machine = std::move(Machine::create()).value();
   Cpu cpu{*m_machine, m_platform};
   CpuState& state = cpu.state();
