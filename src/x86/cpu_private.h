@@ -74,6 +74,26 @@ struct FoundBlocks {
   void forget() { blocks.fill(nullptr); }
 };
 
+// How often groups of accesses turned out not to be in one piece, by the place in the code.
+class Narrowings {
+ public:
+  // So many within so much time (host TSC) are too many.
+  bool too_many(u64 place, u64 now) {
+    constexpr u64 kTime = u64{1} << 26;
+    constexpr u32 kMost = 64;
+    Entry& entry = m_entries[(place ^ place >> 8) % m_entries.size()];
+    if (entry.place != place || now - entry.since > kTime) entry = {place, now, 0};
+    return ++entry.count % kMost == 0;
+  }
+
+ private:
+  struct Entry {
+    u64 place = 0, since = 0;
+    u32 count = 0;
+  };
+  std::array<Entry, 256> m_entries{};
+};
+
 struct Cpu::Private {
   Breakpoints breakpoints(const CpuState& state) const {
     if (guest_debug.hardware_breakpoints) return guest_debug.breakpoints;
@@ -81,8 +101,8 @@ struct Cpu::Private {
   }
 
   IoReplay replay;
-  Exit exit;                   // for the client
-  bool exit_after = false;     // `exit` is due once the current instruction is complete
+  Exit exit;                    // for the client
+  bool exit_after = false;      // `exit` is due once the current instruction is complete
   bool recheck_events = false;  // after the block that runs in an interrupt shadow
   std::atomic<u8> queued_nmis{0};
 
@@ -94,6 +114,7 @@ struct Cpu::Private {
   ModeIds mode_ids;
   FetchCache fetch;
   FoundBlocks found;
+  Narrowings narrowings;
   // Linear ranges, one in each half of the address space, that hold every large page in the TLB.
   struct Range {
     u64 first = ~u64{0}, last = 0;

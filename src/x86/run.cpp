@@ -245,7 +245,7 @@ class Dispatcher {
     Leave leave = m_context.leave;
     if (leave == Leave::kLookup) {
       m_left = left;
-      m_slow = false;
+      m_slow = m_narrow = false;
       m_context.rflags_from_image();
       if (trap && !m_swallows_trap) m_private.debug_hits |= kDr6Bs;
       if (m_private.debug_hits || m_private.guest_debug.single_step) return debug_trap();
@@ -310,9 +310,15 @@ class Dispatcher {
         m_code.do_without_slot(reinterpret_cast<const u8*>(m_context.leave_pc));
         restore_site(false);
         return {};
+      case Leave::kNarrow:
+        if (m_private.narrowings.too_many(m_context.leave_pc, __rdtsc()))
+          m_code.do_without_group(reinterpret_cast<const u8*>(m_context.leave_pc));
+        restore_site(false);
+        m_narrow = true;
+        return {};
       case Leave::kSignal:
         restore_site(true);
-        // Perhaps the access was to no canonical address and found an empty slot (AccessSlots::kNever).
+        // Misaligned SSE operands, for one: the slow form finds out what the manual says to it.
         if (m_context.signal_trap == kVectorGp && !m_slow && !m_private.mode.slow) return as_slow_form();
         return stopped(stop_of_signal(m_cpu, m_context.signal_trap));
     }
@@ -321,6 +327,7 @@ class Dispatcher {
 
   MaybeExit as_slow_form() {
     m_slow = true;
+    m_narrow = false;
     return {};
   }
 
@@ -353,7 +360,7 @@ class Dispatcher {
   }
 
   MaybeExit stopped(const GuestStop& stop) {
-    m_slow = false;
+    m_slow = m_narrow = false;
     if (stop.kind != GuestStop::Kind::kFault) return exit_of(stop);
     m_private.replay.done();  // the instruction's; the delivery has its own
     m_private.exit_after = false;
@@ -382,7 +389,7 @@ class Dispatcher {
   // Host code for the state's RIP; null: Context::leave and ::stop say why not.
   const u8* next_code() {
     u64 rip = m_state.rip;
-    if (!m_slow && !m_left && !m_private.mode.step) {
+    if (!m_slow && !m_narrow && !m_left && !m_private.mode.step) {
       unsigned index = jump_cache_index(rip);
       u64 stamp = m_context.stamp.word & ~u64{0xff};
       if (static_cast<u64>(m_context.jump_tag[index]) + rip + stamp == 0)
@@ -390,6 +397,7 @@ class Dispatcher {
     }
     Mode mode = m_private.mode;
     mode.slow = mode.slow || m_slow;
+    mode.narrow = m_narrow && !mode.slow && !mode.step;
     Block* block = m_finder.find(mode);
     if (!block) {
       m_left = nullptr;
@@ -411,7 +419,7 @@ class Dispatcher {
   }
 
   void remember(const Block& block, bool global) {
-    if (block.mode.step || block.mode.slow) return;
+    if (block.mode.step || block.mode.slow || block.mode.narrow) return;
     unsigned index = jump_cache_index(block.rip);
     u64 stamp = m_context.stamp.word & ~u64{0xff};
     m_context.jump_tag[index] = static_cast<i64>(-(block.rip + stamp));
@@ -427,7 +435,8 @@ class Dispatcher {
   CodeFinder m_finder;
   Link* m_left = nullptr;  // the link through which translated code left
   bool m_swallows_trap = false;
-  bool m_slow = false;  // the next instruction runs in its slow form
+  bool m_slow = false;    // the next instruction runs in its slow form
+  bool m_narrow = false;  // the next block checks every access for itself
 };
 
 void Cpu::stop_the_world_aside() {

@@ -6,12 +6,50 @@ namespace {
 
 // 256 misses in less than this time (host TSC). A loop that walks through memory misses once in thousands of
 // cycles, one that jumps about every few dozen.
-constexpr u64 kThrashingCycles = 256 * 128;
+constexpr u64 kThrashingCycles = 256 * 192;
+
+// Does the page that begins at `page` hold bytes of the slot, whose extent begins at `first`? It may be told
+// of a page more at the end, since the slot does not know its span.
+bool overlaps(const AccessSlot& slot, u64 first, u64 page) {
+  return page - first < slot.length + kLongestSpan;
+}
 
 }  // namespace
 
+unsigned SlotNumbers::number_of(unsigned span) {
+  switch (span) {
+    case 1:
+      return 0;
+    case 2:
+      return 1;
+    case 4:
+      return 2;
+    default:
+      return span % 8 == 0 && span != 0 && span <= kLongestSpan ? 2 + span / 8 : kSpans;
+  }
+}
+
+u32 SlotNumbers::next(MmuIndex mmu, bool write, unsigned span) {
+  const unsigned number = number_of(span);
+  if (number == kSpans) return kNoSlot;
+  Kind& kind = m_kinds[(mmu * 2u + write) * kSpans + number];
+  if (kind.used % kPiece == 0) {
+    const bool all_used = kind.used == kind.pieces.size() * kPiece;
+    if (all_used && m_untaken < kSlotCount) {
+      kind.pieces.push_back(m_untaken);
+      m_untaken += kPiece;
+    } else if (all_used) {
+      kind.used = 0;
+    }
+  }
+  if (kind.pieces.empty()) return kNoSlot;
+  const u32 slot = kind.pieces[kind.used / kPiece] + kind.used % kPiece;
+  ++kind.used;
+  return slot;
+}
+
 void AccessSlots::flush() {
-  for (u32 i = 0; i < journal_size; ++i) empty(journal[i]);
+  for (u32 i = 0; i < journal_size; ++i) slots[journal[i]].length = 0;
   journal_size = 0;
 }
 
@@ -21,7 +59,7 @@ void AccessSlots::empty_if(Predicate predicate) {
   for (u32 i = 0; i < journal_size; ++i) {
     const u32 slot = journal[i];
     if (predicate(slots[slot])) {
-      empty(slot);
+      slots[slot].length = 0;
     } else {
       journal[kept++] = slot;
     }
@@ -30,20 +68,21 @@ void AccessSlots::empty_if(Predicate predicate) {
 }
 
 void AccessSlots::flush_page(Gva address) {
-  empty_if([page = address.page().value](const AccessSlot& slot) { return slot.tag == page; });
+  empty_if(
+      [page = address.page().value](const AccessSlot& slot) { return overlaps(slot, slot.first, page); });
 }
 
 // Read slots are emptied as well: they find their page in the TLB again.
 void AccessSlots::forbid_writes(const u8* host_page) {
-  empty_if([wanted = reinterpret_cast<u64>(host_page)](const AccessSlot& slot) {
-    return slot.tag + slot.delta == wanted;
+  empty_if([page = reinterpret_cast<u64>(host_page)](const AccessSlot& slot) {
+    return overlaps(slot, slot.first + slot.delta, page);
   });
 }
 
 bool AccessSlots::thrashes(u32 slot, u64 now) {
   if (misses[slot] != 0) return false;
-  const u64 before = since[slot];
-  since[slot] = now;
+  const u64 before = slots[slot].since;
+  slots[slot].since = now;
   return now - before < kThrashingCycles;
 }
 

@@ -1,62 +1,81 @@
 #pragma once
 // One translation for each access in translated user code, in front of the TLB (DESIGN D7): the slot of an
-// access stands at a constant place, so the check is off the path of the address. Owner: Context of one vCPU.
+// access stands at a constant place, so the check is off the path of the address. A slot holds an extent: as
+// many pages in a row as one difference between host and linear addresses serves. Owner: Context of one vCPU.
 // Only the vCPU's thread.
 //
-//   hit: linear - tag <= 4096 - size      host address = linear + delta
+//   hit: linear - first < length      host address = linear + delta
 //
-// Accesses get slots in turn when they are translated (SlotNumbers), reads and writes from areas of their
-// own, because permissions differ; several may share one. The journal holds the slots that are filled, so
-// flushes visit only these. Kernels have none: their accesses see another object each time
-// (docs/decisions/access-slots.md).
+// `length` is the extent's less the bytes accessed, so accesses across a page boundary need no care. That is
+// why a slot serves accesses of one size only: SlotNumbers hands them out by kind. The journal holds the
+// slots that are filled, so flushes visit only these (docs/decisions/access-slots.md).
 
 #include <array>
 #include <unordered_set>
+#include <vector>
 
 #include "x86/mmu/tlb.h"
 
 namespace anykvm::x86 {
 
-inline constexpr u32 kSlotsOfKind = 16384;  // reads; as many for writes
-inline constexpr u32 kSlotCount = 2 * kSlotsOfKind;
+inline constexpr u32 kSlotCount = 32768;
+inline constexpr u32 kNoSlot = ~u32{0};
+inline constexpr unsigned kLongestSpan = 256;  // bytes that one slot may be asked for
 
 // Hands out slots to translations. Owner: CodeCache, whose mutex is held.
 class SlotNumbers {
  public:
-  u32 next(bool write) { return write * kSlotsOfKind + m_next[write]++ % kSlotsOfKind; }
+  SlotNumbers() { m_kinds.resize(kMmuIndexCount * 2 * kSpans); }
+
+  // For accesses to `span` bytes. A slot, once handed out, stays of its kind for ever: of the TLB that it is
+  // filled from, of reads or writes (permissions differ), of the span. Accesses of a kind share slots when
+  // all are taken. kNoSlot: none for that span, or none left.
+  u32 next(MmuIndex mmu, bool write, unsigned span);
 
   // Instructions that are to have none, since their slots missed all the time.
   void avoid(Gpa instruction) { m_avoided.insert(instruction.value); }
   bool avoids(Gpa instruction) const { return m_avoided.contains(instruction.value); }
+  // Instructions whose access is not to lead a group (translate/access_groups.h).
+  void leave_alone(Gpa instruction) { m_alone.insert(instruction.value); }
+  bool leaves_alone(Gpa instruction) const { return m_alone.contains(instruction.value); }
+
+  // Slots are handed to kinds in pieces of so many. Those of one block's accesses never meet.
+  static constexpr u32 kPiece = 128;
 
  private:
-  std::array<u32, 2> m_next{};
-  std::unordered_set<u64> m_avoided;
+  static constexpr unsigned kSpans = 3 + kLongestSpan / 8;
+  // 1, 2, 4 and the multiples of 8 have numbers; kSpans: no slots for this one.
+  static unsigned number_of(unsigned span);
+
+  struct Kind {
+    std::vector<u32> pieces;  // first slot of each
+    u32 used = 0;
+  };
+  std::vector<Kind> m_kinds;
+  u32 m_untaken = 0;
+  std::unordered_set<u64> m_avoided, m_alone;
 };
 
 struct AccessSlot {
-  u64 tag;    // linear page, or kNever
-  u64 delta;  // host address - linear address
+  u64 first;   // linear
+  u64 length;  // bytes that an access may begin at; 0: empty
+  u64 delta;   // host address - linear address
+  u64 since;   // when the count of misses was 0 last
 };
 
 struct AccessSlots {
-  // An empty slot matches one page, which is not canonical; its host addresses are not either. So such an
-  // access raises a host #GP, and then the slow form finds the right fault (Dispatcher::handle).
-  static constexpr u64 kNever = u64{1} << 63;
-  static constexpr u64 kNowhere = u64{1} << 62;
-
-  AccessSlot slots[kSlotCount];
+  AccessSlot slots[kSlotCount] = {};
   u32 journal_size = 0;
   u32 journal[kSlotCount];
 
-  AccessSlots() {
-    for (u32 slot = 0; slot < kSlotCount; ++slot) empty(slot);
-  }
-
-  // The same as translated code's thunk does (make_slot_miss).
-  void fill(u32 slot, u64 page, const u8* host_page) {
-    if (slots[slot].tag == kNever) journal[journal_size++] = slot;
-    slots[slot] = {page, reinterpret_cast<u64>(host_page) - page};
+  // `extent` is at least `span` bytes long. Translated code's thunk does the same with single pages
+  // (make_slot_miss).
+  void fill(u32 slot, const TlbTable::Extent& extent, unsigned span, u64 delta) {
+    AccessSlot& s = slots[slot];
+    if (s.length == 0) journal[journal_size++] = slot;
+    s.first = extent.first;
+    s.length = extent.bytes - span + 1;
+    s.delta = delta;
   }
 
   void flush();
@@ -67,12 +86,9 @@ struct AccessSlots {
   // better off with the TLB alone.
   bool thrashes(u32 slot, u64 now);
 
-  // Of each slot: misses modulo 256, and when that was 0 last.
-  u8 misses[kSlotCount] = {};
-  u64 since[kSlotCount] = {};
+  u8 misses[kSlotCount] = {};  // modulo 256
 
  private:
-  void empty(u32 slot) { slots[slot] = {kNever, kNowhere - kNever}; }
   template <class Predicate>
   void empty_if(Predicate predicate);
 };

@@ -3,58 +3,121 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <set>
 
 namespace anykvm::x86 {
 namespace {
 
+TEST(SlotNumbers, kinds_never_share_a_slot) {
+  SlotNumbers numbers;
+  std::set<u32> reads, writes, wide_reads, kernel_reads;
+  for (unsigned i = 0; i < 2 * SlotNumbers::kPiece; ++i) {
+    reads.insert(numbers.next(kMmuUser, false, 4));
+    writes.insert(numbers.next(kMmuUser, true, 4));
+    wide_reads.insert(numbers.next(kMmuUser, false, 8));
+    kernel_reads.insert(numbers.next(kMmuSupervisor, false, 4));
+  }
+  std::set<u32> all = reads;
+  for (const auto& more : {writes, wide_reads, kernel_reads}) all.insert(more.begin(), more.end());
+  EXPECT_EQ(all.size(), 8 * SlotNumbers::kPiece);
+  EXPECT_LT(*all.rbegin(), kSlotCount);
+}
+
+TEST(SlotNumbers, a_kind_shares_its_own_when_all_are_taken) {
+  SlotNumbers numbers;
+  const u32 first = numbers.next(kMmuUser, false, 8);
+  for (unsigned i = 1; i < kSlotCount; ++i) numbers.next(kMmuUser, false, 8);
+  EXPECT_EQ(numbers.next(kMmuUser, false, 8), first);
+  EXPECT_EQ(numbers.next(kMmuUser, true, 8), kNoSlot);
+}
+
+TEST(SlotNumbers, odd_spans_have_none) {
+  SlotNumbers numbers;
+  for (unsigned span : {0u, 3u, 10u, 12u, 264u, 512u})
+    EXPECT_EQ(numbers.next(kMmuUser, false, span), kNoSlot) << span;
+  EXPECT_NE(numbers.next(kMmuUser, false, 256), kNoSlot);
+}
+
 class AccessSlotsTest : public testing::Test {
  protected:
-  bool holds(u32 slot, u64 page) const { return m_slots->slots[slot].tag == page; }
-  bool empty(u32 slot) const { return holds(slot, AccessSlots::kNever); }
+  static constexpr u64 kDelta = 0x7000000;
+
+  bool hits(u32 slot, u64 address) const {
+    return address - m_slots->slots[slot].first < m_slots->slots[slot].length;
+  }
+  bool empty(u32 slot) const { return m_slots->slots[slot].length == 0; }
+  void fill(u32 slot, u64 first, u64 pages, unsigned span = 8) {
+    m_slots->fill(slot, {first, pages * kPageSize}, span, kDelta);
+  }
 
   std::unique_ptr<AccessSlots> m_slots = std::make_unique<AccessSlots>();
-  u8 m_page[2] = {};
 };
 
-TEST_F(AccessSlotsTest, numbers_of_reads_and_writes_never_meet) {
-  SlotNumbers numbers;
-  u32 last_read = 0;
-  for (unsigned i = 0; i < 2 * kSlotsOfKind; ++i) last_read = numbers.next(false);
-  EXPECT_LT(last_read, kSlotsOfKind);
-  EXPECT_EQ(numbers.next(true), kSlotsOfKind);
+TEST_F(AccessSlotsTest, an_empty_slot_is_never_hit) {
+  EXPECT_FALSE(hits(5, 0));
+  EXPECT_FALSE(hits(5, u64{1} << 63));
+}
+
+TEST_F(AccessSlotsTest, hit_up_to_the_last_access_that_fits) {
+  fill(1, 0x1000, 2);
+  EXPECT_FALSE(hits(1, 0xfff));
+  EXPECT_TRUE(hits(1, 0x1000));
+  EXPECT_TRUE(hits(1, 0x1ffc));
+  EXPECT_TRUE(hits(1, 0x2ff8));
+  EXPECT_FALSE(hits(1, 0x2ff9));
+}
+
+TEST_F(AccessSlotsTest, the_top_of_the_address_space_does_not_wrap) {
+  fill(1, ~u64{0xfff}, 1);
+  EXPECT_TRUE(hits(1, ~u64{7}));
+  EXPECT_FALSE(hits(1, ~u64{6}));
+  EXPECT_FALSE(hits(1, 0));
 }
 
 TEST_F(AccessSlotsTest, flush_empties_every_filled_slot) {
-  m_slots->fill(1, 0x1000, m_page);
-  m_slots->fill(kSlotCount - 1, 0x2000, m_page);
+  fill(1, 0x1000, 1);
+  fill(kSlotCount - 1, 0x2000, 3);
   m_slots->flush();
   EXPECT_TRUE(empty(1));
   EXPECT_TRUE(empty(kSlotCount - 1));
 }
 
-TEST_F(AccessSlotsTest, flush_page_takes_that_page_only_and_the_slot_can_be_filled_again) {
-  m_slots->fill(1, 0x1000, m_page);
-  m_slots->fill(2, 0x2000, m_page);
-  m_slots->flush_page(Gva(0x1234));
+TEST_F(AccessSlotsTest, flush_page_takes_extents_with_that_page_and_the_slot_can_be_filled_again) {
+  fill(1, 0x10000, 4);
+  fill(2, 0x20000, 4);
+  fill(3, 0x12000, 1);
+  m_slots->flush_page(Gva(0x13234));
   EXPECT_TRUE(empty(1));
-  EXPECT_TRUE(holds(2, 0x2000));
-  m_slots->fill(1, 0x1000, m_page);
+  EXPECT_FALSE(empty(2));
+  m_slots->flush_page(Gva(0x12000));
+  EXPECT_TRUE(empty(3));
+  fill(1, 0x10000, 1);
   EXPECT_EQ(m_slots->journal_size, 2u);
   m_slots->flush();
   EXPECT_TRUE(empty(1));
   EXPECT_TRUE(empty(2));
 }
 
+TEST_F(AccessSlotsTest, flush_page_finds_the_last_page_whatever_the_span) {
+  for (unsigned span : {1u, 8u, kLongestSpan}) {
+    fill(1, 0x10000, 4, span);
+    m_slots->flush_page(Gva(0x13fff));
+    EXPECT_TRUE(empty(1)) << span;
+  }
+}
+
 TEST_F(AccessSlotsTest, forbid_writes_goes_by_the_host_page) {
-  m_slots->fill(1, 0x1000, m_page);
-  m_slots->fill(2, 0x2000, m_page + 1);
-  m_slots->forbid_writes(m_page);
+  fill(1, 0x10000, 4);
+  fill(2, 0x20000, 4);
+  m_slots->forbid_writes(reinterpret_cast<u8*>(kDelta + 0x13000));
   EXPECT_TRUE(empty(1));
-  EXPECT_TRUE(holds(2, 0x2000));
+  EXPECT_FALSE(empty(2));
+  m_slots->forbid_writes(reinterpret_cast<u8*>(kDelta + 0x1f000));
+  EXPECT_FALSE(empty(2));
 }
 
 TEST_F(AccessSlotsTest, refilling_one_slot_forever_does_not_fill_the_journal) {
-  for (u64 i = 0; i < 3 * kSlotCount; ++i) m_slots->fill(7, i << 12, m_page);
+  for (u64 i = 0; i < 3 * kSlotCount; ++i) fill(7, i << 12, 1);
   EXPECT_EQ(m_slots->journal_size, 1u);
 }
 
@@ -66,6 +129,49 @@ TEST_F(AccessSlotsTest, thrashing_is_a_matter_of_time) {
   EXPECT_FALSE(m_slots->thrashes(3, 2'000'000'100));
   m_slots->misses[3] = 0;
   EXPECT_TRUE(m_slots->thrashes(3, 2'000'010'000));
+}
+
+class ExtentTest : public testing::Test {
+ protected:
+  void fill(u64 page, bool write, u64 delta = 0x7f0000000000) {
+    m_tlb->fill(Gva(page), reinterpret_cast<u8*>(page + delta), write, false);
+  }
+  u64 bytes(u64 page, bool write = false) const { return m_tlb->extent_around(Gva(page), write).bytes; }
+  u64 first(u64 page, bool write = false) const { return m_tlb->extent_around(Gva(page), write).first; }
+
+  std::unique_ptr<TlbTable> m_tlb = std::make_unique<TlbTable>();
+};
+
+TEST_F(ExtentTest, goes_both_ways_over_neighbours_with_the_same_delta) {
+  for (u64 page : {0x10000u, 0x11000u, 0x12000u}) fill(page, false);
+  fill(0x13000, false, 0x7f0000100000);
+  EXPECT_EQ(first(0x11234), 0x10000u);
+  EXPECT_EQ(bytes(0x11234), 3 * kPageSize);
+  EXPECT_EQ(bytes(0x13000), kPageSize);
+}
+
+TEST_F(ExtentTest, of_writes_ends_at_a_page_that_may_only_be_read) {
+  fill(0x10000, true);
+  fill(0x11000, true);
+  fill(0x12000, false);
+  EXPECT_EQ(bytes(0x10000, true), 2 * kPageSize);
+  EXPECT_EQ(bytes(0x10000, false), 3 * kPageSize);
+  m_tlb->forbid_writes(reinterpret_cast<u8*>(0x7f0000011000));
+  EXPECT_EQ(bytes(0x10000, true), kPageSize);
+}
+
+TEST_F(ExtentTest, ends_at_4_gib_and_at_both_ends_of_the_address_space) {
+  for (u64 page : {u64{0xfffff000}, u64{0x100000000}, u64{0}, ~u64{0xfff}}) fill(page, false);
+  EXPECT_EQ(bytes(0xfffff000), kPageSize);
+  EXPECT_EQ(bytes(0x100000000), kPageSize);
+  EXPECT_EQ(bytes(0), kPageSize);
+  EXPECT_EQ(bytes(~u64{0xfff}), kPageSize);
+}
+
+TEST_F(ExtentTest, has_an_end_when_the_whole_table_is_one_run) {
+  for (u64 i = 0; i < kTlbEntries; ++i) fill(0x40000000 + i * kPageSize, true);
+  EXPECT_EQ(first(0x40000000 + 600 * kPageSize, true), 0x40000000 + 88 * kPageSize);
+  EXPECT_EQ(bytes(0x40000000 + 600 * kPageSize, true), (512 + 424) * kPageSize);
 }
 
 }  // namespace

@@ -4,8 +4,11 @@
 // tracking and pages with translated code cost nothing on a hit. Owner: Context of one vCPU. Only the vCPU's
 // thread.
 //
-//   index = linear[21:12]      hit: linear - tag <= 4096 - size      host address = linear - tag +
-//   host[index]
+//   index = linear[21:12]      hit: linear - tag <= 4096 - size
+//   host address = linear - tag + host[index] = linear + delta[index]
+//
+// Translated code takes `delta` where the operand's registers still give the linear address: one addition
+// less on the way to the bytes.
 
 #include "base/types.h"
 #include "x86/mmu/entry_set.h"
@@ -20,6 +23,7 @@ struct TlbTable {
   u64 read_tag[kTlbEntries];
   u64 write_tag[kTlbEntries];
   u64 host[kTlbEntries];         // host address of the page
+  u64 delta[kTlbEntries];        // host address - linear address
   EntrySet<kTlbEntries> global;  // filled, and kept by MOV to CR3 (SDM 3A 4.10.2.4)
   EntrySet<kTlbEntries> local;   // the others that are filled
 
@@ -37,6 +41,7 @@ struct TlbTable {
     const bool same = read_tag[index] == page && host[index] == reinterpret_cast<u64>(host_page);
     read_tag[index] = page;
     host[index] = reinterpret_cast<u64>(host_page);
+    delta[index] = host[index] - page;
     if (write) {
       write_tag[index] = page;
     } else if (!same) {
@@ -51,6 +56,14 @@ struct TlbTable {
     const u64 offset = address.value - (write ? write_tag : read_tag)[index];
     return offset <= kPageSize - size ? reinterpret_cast<u8*>(host[index] + offset) : nullptr;
   }
+
+  // The longest run of linear pages around `page`, whose entry is there, that one difference between host and
+  // linear addresses serves: at most kExtentReach pages further on each side.
+  static constexpr u64 kExtentReach = 512;
+  struct Extent {
+    u64 first, bytes;  // linear
+  };
+  Extent extent_around(Gva page, bool write) const;
 
   void flush();
   void flush_non_global();

@@ -10,8 +10,8 @@
 namespace anykvm::x86 {
 namespace {
 
-u8* leave_slow(Context* context) {
-  context->leave = Leave::kSlow;
+u8* leave_for(Context* context, Leave why) {
+  context->leave = why;
   return nullptr;
 }
 
@@ -21,6 +21,35 @@ u8* leave_fault(Context* context, const GuestStop& stop) {
   return nullptr;
 }
 
+// The page of `address` into the TLB; its host address, or null: not by way of the TLB.
+Guest<u8*> map_page(Context& context, Gva address, bool write, MmuIndex mmu) {
+  Cpu& cpu = *context.cpu;
+  if (u8* known = context.tlb[mmu].find(address, 1, write)) return known;
+  const PhysicalMemory& memory = cpu.machine().memory();
+  const Translation t = TRY(translate(context.state, memory, address, write ? Access::kWrite : Access::kRead,
+                                      Privilege::kCurrent, cpu.model().physical_address_bits()));
+  const MemorySlot* slot = memory.find(t.gpa);
+  if (!slot || (write && slot->read_only)) return nullptr;
+  if (write) {
+    if (code_pages::announce_write(*slot, t.gpa, cpu.number())) return nullptr;
+    slot->mark_dirty(t.gpa);
+  }
+  if (t.page_size > kPageSize) cpu.note_large_page(address, t.page_size);
+  u8* host = slot->host + (t.gpa - slot->base);
+  context.tlb[mmu].fill(address, host - address.page_offset(), write, t.global);
+  return host;
+}
+
+// The rest of an access that begins at `host` and goes on on the next page: is it there, and in the host's
+// memory as well?
+bool continues(Context& context, Gva address, const u8* host, bool write, MmuIndex mmu) {
+  const Gva next = address.page() + kPageSize;
+  const bool wraps = !context.state.code64() && (next.value & low_bits(32)) == 0;
+  if (wraps) return false;
+  auto second = map_page(context, next, write, mmu);
+  return second.ok() && second.value() == host + (next - address);
+}
+
 }  // namespace
 
 void Cpu::note_large_page(Gva address, u64 size) {
@@ -28,34 +57,34 @@ void Cpu::note_large_page(Gva address, u64 size) {
   m_private->large_pages[address.value >> 63].add(first, first + size - 1);
 }
 
+// The leader of a group is an access like any other, as far as faults and slow forms are concerned. What
+// follows it may never be executed, so its pages are only looked up.
 extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
-  Cpu& cpu = *context->cpu;
-  bool write = MissInfo::write(info);
-  if (MissInfo::has_slot(info) && context->access.thrashes(MissInfo::slot(info), __rdtsc())) {
-    context->leave = Leave::kThrash;
-    return nullptr;
+  const bool write = MissInfo::write(info), has_slot = MissInfo::has_slot(info);
+  const MmuIndex mmu = MissInfo::mmu(info);
+  if (has_slot && context->access.thrashes(MissInfo::slot(info), __rdtsc()))
+    return leave_for(context, Leave::kThrash);
+  const Gva address(linear + MissInfo::own_at(info));
+  const unsigned own_size = MissInfo::own_size(info), size = MissInfo::size(info);
+  const bool crosses = address.page_offset() + own_size > kPageSize;
+  if (!context->state.canonical(address.value) || !context->state.canonical(address.value + own_size - 1))
+    return leave_for(context, Leave::kSlow);
+  auto mapped = map_page(*context, address, write, mmu);
+  if (!mapped.ok()) {
+    const bool exact = !MissInfo::masked(info) && !crosses;
+    return exact ? leave_fault(context, mapped.error()) : leave_for(context, Leave::kSlow);
   }
-  Gva address(linear);
-  bool crosses = address.page_offset() + MissInfo::size(info) > kPageSize;
-  if (crosses || !context->state.canonical(linear)) return leave_slow(context);
-  const PhysicalMemory& memory = cpu.machine().memory();
-  auto found = translate(context->state, memory, address, write ? Access::kWrite : Access::kRead,
-                         Privilege::kCurrent, cpu.model().physical_address_bits());
-  if (!found.ok()) return MissInfo::masked(info) ? leave_slow(context) : leave_fault(context, found.error());
-  const Translation& t = found.value();
-  const MemorySlot* slot = memory.find(t.gpa);
-  if (!slot || (write && slot->read_only)) return leave_slow(context);
-  if (write) {
-    if (code_pages::announce_write(*slot, t.gpa, cpu.number())) return leave_slow(context);
-    slot->mark_dirty(t.gpa);
-  }
-  if (t.page_size > kPageSize) cpu.note_large_page(address, t.page_size);
-  u8* host = slot->host + (t.gpa - slot->base);
-  u8* host_page = host - address.page_offset();
-  context->tlb[MissInfo::mmu(info)].fill(address, host_page, write, t.global);
-  if (!MissInfo::has_slot(info)) return host;
-  context->access.fill(MissInfo::slot(info), address.page().value, host_page);
-  return host;
+  u8* const own = mapped.value();
+  if (!own || (crosses && !continues(*context, address, own, write, mmu)))
+    return leave_for(context, Leave::kSlow);
+  u8* const host = own - MissInfo::own_at(info);
+  if (!has_slot && !MissInfo::leads(info)) return host;
+  const TlbTable::Extent extent = context->tlb[mmu].extent_around(address, write);
+  const u64 at = linear - extent.first;
+  const bool whole = at < extent.bytes && extent.bytes - at >= size;
+  if (whole && has_slot)
+    context->access.fill(MissInfo::slot(info), extent, size, reinterpret_cast<u64>(host) - linear);
+  return whole || !MissInfo::leads(info) ? host : leave_for(context, Leave::kNarrow);
 }
 
 }  // namespace anykvm::x86

@@ -88,7 +88,11 @@ Block* CodeCache::translate(const CodeSource& source, Untranslated* why) {
   block->rip = source.rip;
   block->mode = source.mode;
   const u8* bytes = copy.first.data() + source.gpa.page_offset();
-  std::vector<u8> code = translate_block(*block, bytes, source.size, m_thunks, m_slots, m_memory->next());
+  auto known = [&](u64 rip) {
+    return m_blocks.contains({source.gpa.value + (rip - source.rip), rip, source.mode});
+  };
+  std::vector<u8> code =
+      translate_block(*block, bytes, source.size, m_thunks, m_slots, known, m_memory->next());
   if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
   return install(std::move(block), code, copy);
 }
@@ -109,8 +113,8 @@ Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* w
   unsigned first = std::min(source.size, 15u), second = std::min(source.second_size, 15u);
   std::memcpy(bytes.data(), copy.first.data() + source.gpa.page_offset(), first);
   std::memcpy(bytes.data() + first, copy.second.data(), second);
-  std::vector<u8> code =
-      translate_block(*block, bytes.data(), first + second, m_thunks, m_slots, m_memory->next());
+  std::vector<u8> code = translate_block(
+      *block, bytes.data(), first + second, m_thunks, m_slots, [](u64) { return false; }, m_memory->next());
   if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
   return install(std::move(block), code, copy);
 }
@@ -250,10 +254,19 @@ Block* CodeCache::block_at(const u8* pc) {
 
 void CodeCache::do_without_slot(const u8* pc) {
   std::lock_guard lock(m_mutex);
+  make_anew(pc, &SlotNumbers::avoid);
+}
+
+void CodeCache::do_without_group(const u8* pc) {
+  std::lock_guard lock(m_mutex);
+  make_anew(pc, &SlotNumbers::leave_alone);
+}
+
+void CodeCache::make_anew(const u8* pc, void (SlotNumbers::*note)(Gpa instruction)) {
   Block* block = holding(pc);
   const Site* site = block ? block->find_site(static_cast<u32>(pc - block->code), false) : nullptr;
   if (!site) return;
-  m_slots.avoid(block->gpa + site->guest_offset);
+  (m_slots.*note)(block->gpa + site->guest_offset);
   kill(block);
 }
 

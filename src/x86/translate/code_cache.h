@@ -66,6 +66,9 @@ class CodeCache {
   // anew.
   void do_without_slot(const u8* pc);
 
+  // The access that called a thunk and returns to `pc` is better off without leading a group.
+  void do_without_group(const u8* pc);
+
   // Does the page, whose host address is `now`, still hold what its blocks were made from? False as well if
   // it cannot be read or has no blocks.
   bool still_as(Gpa page, const u8* now);
@@ -100,6 +103,8 @@ class CodeCache {
   };
 
   CodeCache() = default;
+  // m_mutex. Drops the block of the instruction that `note` is told of.
+  void make_anew(const u8* pc, void (SlotNumbers::*note)(Gpa instruction));
   // m_mutex. False: no block can be made now.
   bool ready_for(const CodeSource& source, Untranslated* why) const;
   // Copies of the pages to translate from: what is translated and what is remembered must be the same bytes.

@@ -8,6 +8,7 @@
 #include "x86/mmu/access_slots.h"
 #include "x86/mmu/tlb.h"
 #include "x86/state/cpu_state.h"
+#include "x86/translate/access_groups.h"
 #include "x86/translate/jump_entries.h"
 
 namespace anykvm::x86 {
@@ -21,6 +22,7 @@ enum class Leave : u64 {
   kSlow = 2,    // this instruction's memory access needs the slow form (MMIO, page crossing, code page)
   kSignal = 3,  // a host signal in translated code; Context::signal_*
   kThrash = 4,  // the slot of this instruction's access misses all the time
+  kNarrow = 5,  // the bytes of this instruction's group of accesses are not in one piece
 };
 
 // The mode and the attention bits in one word, so that one flag-free comparison covers both (translate/README
@@ -55,6 +57,7 @@ struct Context {
   u64 value = 0;         // an operand that outlives a second memory access of its instruction
   u64 vector_spill[2] = {};
   u64 miss_spill[3] = {};
+  u64 group_delta[AccessGroups::kMostGroups] = {};  // of groups without a slot: host address - linear address
   // Guest arithmetic flags while they are not in the host's: AH as LAHF gives it in bits 15:8, OF in bit 0.
   u64 flags_image = 0x0200;
   u64 vector_dead = 1;  // 0: the guest's vector state is in the host's registers, state.xsave is stale

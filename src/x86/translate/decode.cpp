@@ -143,6 +143,7 @@ void take_register(const ZydisDecodedOperand& op, Decoded* out) {
   if (is_high_byte(reg) && op.encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) out->reg_high = true;
   if (is_high_byte(reg) && op.encoding != ZYDIS_OPERAND_ENCODING_MODRM_REG) out->rm_high = true;
   bool written = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+  if (written) out->gprs_written |= static_cast<u16>(1u << gpr_number(reg));
   switch (op.encoding) {
     case ZYDIS_OPERAND_ENCODING_MODRM_REG:
       out->reg_is_gpr = true, out->reg_written |= written;

@@ -31,6 +31,7 @@ struct Decoded {
   bool high_byte = false;                  // names AH, CH, DH or BH: no REX prefix possible
   bool reg_high = false, rm_high = false;  // the field is one of those
   u16 gprs = 0;  // every general register it names or uses implicitly, but for address registers
+  u16 gprs_written = 0;
   bool memory_read = false, memory_write = false;
   bool vsib = false;
   bool hidden_memory = false;  // memory accessed beside what ModRM addresses: never to be emitted as itself

@@ -12,8 +12,10 @@ using host::kScratch;
 Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block)
     : a(assembler), mode(block.mode), m_thunks(thunks), m_slots(slots), m_block(block) {}
 
-void Emitter::begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after) {
+void Emitter::begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after,
+                    const GroupPlace& place) {
   m_decoded = &decoded;
+  m_place = place;
   m_rip = rip;
   m_live_before = live_before;
   m_live_after = live_after;
@@ -216,7 +218,7 @@ Emitter::Miss Emitter::new_miss(unsigned size, bool write, bool masked) {
 // R10 = linear address before, host address after. Clobbers flags.
 void Emitter::fast_access(unsigned size, bool write, bool masked) {
   Miss miss = new_miss(size, write, masked);
-  if (wants_slot()) {
+  if (take_slot(miss)) {
     look_into_slot(miss);
   } else {
     look_into_tlb(miss);
@@ -225,39 +227,81 @@ void Emitter::fast_access(unsigned size, bool write, bool masked) {
   m_misses.push_back(miss);
 }
 
-// Offset of a new slot in the Context.
-std::size_t Emitter::take_slot(Miss& miss) {
-  const u32 slot = m_slots.next(MissInfo::write(miss.info));
-  miss.info = MissInfo::with_slot(miss.info, slot);
-  return offsetof(Context, access) + offsetof(AccessSlots, slots) + sizeof(AccessSlot) * slot;
+// Offset of a slot in the Context.
+std::size_t Emitter::slot_offset(const Miss& miss) {
+  return offsetof(Context, access) + offsetof(AccessSlots, slots) +
+         sizeof(AccessSlot) * MissInfo::slot(miss.info);
 }
 
-// See mmu/access_slots.h.
+// Whether there is a slot for the access.
+bool Emitter::take_slot(Miss& miss) {
+  if (!wants_slot()) return false;
+  const u32 slot = m_slots.next(mode.mmu, MissInfo::write(miss.info), MissInfo::size(miss.info));
+  if (slot == kNoSlot) return false;
+  miss.info = MissInfo::with_slot(miss.info, slot);
+  return true;
+}
+
+// See mmu/access_slots.h. R11 = linear address.
+void Emitter::check_slot(const Miss& miss) {
+  const std::size_t slot = slot_offset(miss);
+  a.sub(kScratch, host::gs(slot + offsetof(AccessSlot, first)));
+  a.cmp(kScratch, host::gs(slot + offsetof(AccessSlot, length)));
+  a.jae(miss.entry);
+}
+
 void Emitter::look_into_slot(Miss& miss) {
-  const std::size_t slot = take_slot(miss);
   a.mov(kScratch, kAddress);
-  a.sub(kScratch, host::gs(slot + offsetof(AccessSlot, tag)));
-  a.cmp(kScratch, static_cast<i32>(kPageSize - MissInfo::size(miss.info)));
-  a.ja(miss.entry);
-  a.add(kAddress, host::gs(slot + offsetof(AccessSlot, delta)));
+  check_slot(miss);
+  a.add(kAddress, host::gs(slot_offset(miss) + offsetof(AccessSlot, delta)));
 }
 
 bool Emitter::open_by_delta(u8 base, i64 displacement, SegmentIndex segment, unsigned size, bool write) {
   const bool plain = mode.code64() && mode.direct_memory() && segment != kFs && segment != kGs;
-  if (!plain || base >= 16 || !resident(base) || !wants_slot()) return false;
+  if (!plain || base >= 16 || !resident(base)) return false;
+  if (m_place.follows()) {
+    a.mov(kScratch, host::gs(m_group_delta[m_place.group]));
+    return true;
+  }
   protect_flags();
-  Miss miss = new_miss(size, write, false);
+  Miss miss = new_miss(m_place.leads ? m_place.span : size, write, false);
   miss.base = base;
-  miss.displacement = static_cast<i32>(displacement);
-  const std::size_t slot = take_slot(miss);
-  a.lea(kScratch, ptr(reg(base), miss.displacement));
-  a.sub(kScratch, host::gs(slot + offsetof(AccessSlot, tag)));
-  a.cmp(kScratch, static_cast<i32>(kPageSize - size));
-  a.ja(miss.entry);
-  a.mov(kScratch, host::gs(slot + offsetof(AccessSlot, delta)));
+  miss.displacement = static_cast<i32>(displacement) + m_place.low;
+  if (m_place.leads) miss.info = MissInfo::leading(miss.info, static_cast<unsigned>(-m_place.low), size);
+  const bool slot = take_slot(miss);
+  if (slot) {
+    load_linear(kScratch, miss);
+    check_slot(miss);
+    a.mov(kScratch, host::gs(slot_offset(miss) + offsetof(AccessSlot, delta)));
+  } else {
+    load_linear(kAddress, miss);
+    check_tlb(miss, miss.displacement == 0 ? reg(base) : kAddress);
+    a.mov(kScratch, host::gs_at(tlb_offset() + offsetof(TlbTable, delta), kScratch));
+  }
   a.bind(miss.resume);
+  if (m_place.leads) keep_group_delta(miss, slot);
   m_misses.push_back(miss);
   return true;
+}
+
+// The slot of the group keeps its contents to the end of the block (SlotNumbers::kPiece).
+void Emitter::keep_group_delta(const Miss& miss, bool slot) {
+  std::size_t& kept = m_group_delta[m_place.group];
+  if (slot) {
+    kept = slot_offset(miss) + offsetof(AccessSlot, delta);
+    return;
+  }
+  kept = offsetof(Context, group_delta) + 8u * m_place.group;
+  a.mov(host::gs(kept), kScratch);
+}
+
+// The linear address of an access by delta.
+void Emitter::load_linear(const Gp& to, const Miss& miss) {
+  if (miss.displacement == 0) {
+    a.mov(to, reg(miss.base));
+  } else {
+    a.lea(to, ptr(reg(miss.base), miss.displacement));
+  }
 }
 
 Emitter::StackAccess Emitter::open_stack(i32 displacement, unsigned size, bool read, bool write, bool first,
@@ -269,17 +313,22 @@ Emitter::StackAccess Emitter::open_stack(i32 displacement, unsigned size, bool r
   return {ptr(kAddress, 0, size), kScratch};
 }
 
-// See mmu/tlb.h.
-void Emitter::look_into_tlb(Miss& miss) {
-  const std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * mode.mmu;
+std::size_t Emitter::tlb_offset() const { return offsetof(Context, tlb) + sizeof(TlbTable) * mode.mmu; }
+
+// See mmu/tlb.h. R10 and `linear` = linear address; afterwards R10 = offset in the page, R11 = 8 * index.
+void Emitter::check_tlb(Miss& miss, const Gp& linear) {
   const bool write = MissInfo::write(miss.info);
-  miss.tag = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
-  a.rorx(kScratch.r32(), kAddress.r32(), 12);
-  a.and_(kScratch.r32(), kTlbEntries - 1);
-  a.sub(kAddress, host::gs_indexed(miss.tag, kScratch));
+  miss.tag = tlb_offset() + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
+  a.rorx(kScratch.r32(), linear.r32(), 12 - 3);
+  a.and_(kScratch.r32(), (kTlbEntries - 1) * 8);
+  a.sub(kAddress, host::gs_at(miss.tag, kScratch));
   a.cmp(kAddress, static_cast<i32>(kPageSize - MissInfo::size(miss.info)));
   a.ja(miss.entry);
-  a.add(kAddress, host::gs_indexed(table + offsetof(TlbTable, host), kScratch));
+}
+
+void Emitter::look_into_tlb(Miss& miss) {
+  check_tlb(miss, kAddress);
+  a.add(kAddress, host::gs_at(tlb_offset() + offsetof(TlbTable, host), kScratch));
 }
 
 void Emitter::close_access(bool last) {
@@ -460,6 +509,11 @@ void Emitter::jump_if(CondCode condition, u64 target) {
     exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
     return;
   }
+  if (!linkable(target)) {
+    m_far_exits.push_back({a.newLabel(), target, m_flags});
+    a.j(condition, m_far_exits.back().label);
+    return;
+  }
   asmjit::Label not_taken = a.newLabel();
   a.j(static_cast<CondCode>(static_cast<unsigned>(condition) ^ 1), not_taken);
   jump_to(target);
@@ -515,18 +569,27 @@ void Emitter::emit_exit(Exit& exit) {
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags))));
 }
 
+void Emitter::emit_far_exit(const FarExit& exit) {
+  a.bind(exit.label);
+  m_flags = exit.flags;
+  jump_to(exit.target);
+}
+
 void Emitter::emit_miss(const Miss& miss) {
   const bool slot = MissInfo::has_slot(miss.info), by_delta = miss.base != kNoRegister;
   const u8* thunk = slot ? m_thunks.slot_miss[MissInfo::write(miss.info)] : m_thunks.tlb_miss;
   a.bind(miss.entry);
-  if (by_delta) a.lea(kAddress, ptr(reg(miss.base), miss.displacement));
-  if (!slot) a.add(kAddress, host::gs_indexed(miss.tag, kScratch));
-  a.mov(slot ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
+  if (by_delta) {
+    load_linear(kAddress, miss);
+  } else if (!slot) {
+    a.add(kAddress, host::gs_at(miss.tag, kScratch));
+  }
+  a.mov(miss.info >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
   a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
   m_block.sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
   if (by_delta) {
     a.mov(kScratch, kAddress);
-    a.lea(kAddress, ptr(reg(miss.base), miss.displacement));
+    load_linear(kAddress, miss);
     a.sub(kScratch, kAddress);
   }
   a.jmp(miss.resume);
@@ -540,6 +603,7 @@ void Emitter::emit_aside(const Aside& aside) {
 }
 
 void Emitter::finish() {
+  for (const FarExit& exit : m_far_exits) emit_far_exit(exit);
   for (const Miss& miss : m_misses) emit_miss(miss);
   for (const Aside& aside : m_asides) emit_aside(aside);
   for (Exit& exit : m_exits) emit_exit(exit);

@@ -2,9 +2,11 @@
 // The means of which instruction rules are made: guest registers, flags, memory accesses, vector state,
 // helper calls, exits. Owner: one translation. Only while CodeCache's mutex is held.
 
+#include <array>
 #include <deque>
 #include <vector>
 
+#include "x86/translate/access_groups.h"
 #include "x86/translate/block.h"
 #include "x86/translate/decode.h"
 #include "x86/translate/host.h"
@@ -21,7 +23,7 @@ class Emitter {
 
   // Starts guest instruction `decoded` at `rip`. `live_before` and `live_after` are the RFLAGS bits that
   // later code may still read (DESIGN D5).
-  void begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after);
+  void begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after, const GroupPlace& place);
   // Ends it: one that wrote by the slow path may have rewritten the next.
   void end_instruction();
   u64 rip() const { return m_rip; }
@@ -78,7 +80,7 @@ class Emitter {
   // Direct; target already wrapped. `next_straddles`: the target continues on another page, so it is never
   // linked to.
   void jump_to(u64 target_rip, bool next_straddles = false);
-  void jump_if(asmjit::x86::CondCode condition, u64 target_rip);
+  void jump_if(asmjit::x86::CondCode condition, u64 target_rip);  // else the block goes on
   void jump_to_address();  // indirect: R10 holds the target, already wrapped
   bool ended() const { return m_ended; }
 
@@ -92,7 +94,7 @@ class Emitter {
  private:
   struct Miss {
     asmjit::Label entry, resume;
-    std::size_t tag = 0;    // in the Context, of the TLB entry with index R11, if there is no slot
+    std::size_t tag = 0;    // in the Context, of the TLB entry at R11, if there is no slot
     u64 info = 0;           // MissInfo
     u8 base = kNoRegister;  // by delta: the access is at base + displacement
     i32 displacement = 0;
@@ -111,12 +113,25 @@ class Emitter {
     FlagsAt flags;
   };
 
+  // A jump that is not to be linked.
+  struct FarExit {
+    asmjit::Label label;
+    u64 target;
+    FlagsAt flags;
+  };
+
   asmjit::x86::Mem address_of(const Insn& insn);
   u32 offset() const { return static_cast<u32>(a.offset()); }
   void record_site(bool fault, FlagsAt flags, const u8* borrowed);
   void slow_access(SlowSite* site);
   void fast_access(unsigned size, bool write, bool masked);
-  std::size_t take_slot(Miss& miss);
+  static std::size_t slot_offset(const Miss& miss);
+  bool take_slot(Miss& miss);
+  void check_slot(const Miss& miss);
+  std::size_t tlb_offset() const;
+  void check_tlb(Miss& miss, const asmjit::x86::Gp& linear);
+  void keep_group_delta(const Miss& miss, bool slot);
+  void load_linear(const asmjit::x86::Gp& to, const Miss& miss);
   Miss new_miss(unsigned size, bool write, bool masked);
   void look_into_slot(Miss& miss);
   void look_into_tlb(Miss& miss);
@@ -126,6 +141,7 @@ class Emitter {
   bool linkable(u64 target) const;
   Exit& new_exit(u64 target);
   void emit_exit(Exit& exit);
+  void emit_far_exit(const FarExit& exit);
   void emit_miss(const Miss& miss);
   void emit_aside(const Aside& aside);
   const HelperSite* new_helper_site(const Insn& insn, Op op, u16 flags);
@@ -142,6 +158,8 @@ class Emitter {
   Block& m_block;
   u64 m_rip = 0;
   const Decoded* m_decoded = nullptr;
+  GroupPlace m_place;
+  std::array<std::size_t, AccessGroups::kMostGroups> m_group_delta{};  // where it is in the Context
   u32 m_live_before = 0, m_live_after = 0;
   FlagsAt m_flags = FlagsAt::kHost;
   bool m_vector_live = false;
@@ -152,6 +170,7 @@ class Emitter {
   std::vector<Miss> m_misses;
   std::vector<Aside> m_asides;
   std::deque<Exit> m_exits;
+  std::vector<FarExit> m_far_exits;
 };
 
 }  // namespace anykvm::x86

@@ -33,6 +33,12 @@ inline Mem gs(std::size_t offset, u32 size = 8) {
   memory.setSegment(asmjit::x86::gs);
   return memory;
 }
+// gs:[offset + bytes]
+inline Mem gs_at(std::size_t offset, const Gp& bytes) {
+  Mem memory = asmjit::x86::ptr_abs(offset, bytes, 0, 8);
+  memory.setSegment(asmjit::x86::gs);
+  return memory;
+}
 // gs:[offset + index * 8]
 inline Mem gs_indexed(std::size_t offset, const Gp& index) {
   Mem memory = asmjit::x86::ptr_abs(offset, index, 3, 8);

@@ -23,9 +23,10 @@ struct Mode {
   bool sse : 1 = false;
   bool avx : 1 = false;
   bool avx512 : 1 = false;
-  bool step : 1 = false;  // one instruction a block, no links (TF, guest debug)
-  bool slow : 1 = false;  // memory accesses by the C++ path: MMIO, page crossing, code pages
-  u64 cs_base = 0;        // outside 64-bit mode
+  bool step : 1 = false;    // one instruction a block, no links (TF, guest debug)
+  bool slow : 1 = false;    // memory accesses by the C++ path: MMIO, page crossing, code pages
+  bool narrow : 1 = false;  // every access checks for itself (translate/access_groups.h)
+  u64 cs_base = 0;          // outside 64-bit mode
 
   bool operator==(const Mode&) const = default;
   bool code64() const { return code_bits == 64; }

@@ -122,8 +122,7 @@ void emit_ret(Emitter& e, const Decoded& d) {
 }
 
 void emit_jcc(Emitter& e, const Decoded& d) {
-  e.jump_if(condition_of(d.insn), relative_target(e, d.insn));
-  e.jump_to(e.next_rip());
+  e.jump_if(condition_of(d.insn), relative_target(e, d.insn));  // the block goes on, or its end jumps on
 }
 
 void emit_jcxz(Emitter& e, const Decoded& d) {

@@ -125,7 +125,7 @@ Mem access_field(std::size_t offset, const Gp& index, unsigned shift, u32 size) 
 void journal_slot(Assembler& a) {
   const Mem size = host::gs(offsetof(Context, access) + offsetof(AccessSlots, journal_size), 4);
   a.mov(eax, size);
-  a.shr(r11d, 4);
+  a.shr(r11d, 5);
   a.mov(access_field(offsetof(AccessSlots, journal), rax, 2, 4), r11d);
   a.inc(eax);
   a.mov(size, eax);
@@ -134,11 +134,12 @@ void journal_slot(Assembler& a) {
 // A user-mode access whose slot does not have the page: from the TLB, else by `tlb_miss`. R10 = linear
 // address, R11 = MissInfo.
 void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
-  static_assert(sizeof(AccessSlot) == 16);
+  static_assert(sizeof(AccessSlot) == 32);
   const std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * kMmuUser;
   const std::size_t tags = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
-  const std::size_t tag = offsetof(AccessSlots, slots) + offsetof(AccessSlot, tag);
-  const std::size_t delta = offsetof(AccessSlots, slots) + offsetof(AccessSlot, delta);
+  auto slot_field = [](std::size_t offset) {
+    return access_field(offsetof(AccessSlots, slots) + offset, r11, 0, 8);
+  };
   const std::array saved = {rax, rcx, rdx};
   auto spill = [](unsigned i) { return host::gs(offsetof(Context, miss_spill) + 8 * i); };
   auto restore = [&] {
@@ -148,8 +149,11 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   for (unsigned i = 0; i < saved.size(); ++i) a.mov(spill(i), saved[i]);
   a.mov(rdx, r11);
   a.shr(rdx, MissInfo::kSlotShift);
+  a.and_(edx, kSlotCount - 1);
+  // C++ sees now and then whether the slot is of use and whether it can have a larger extent.
   a.inc(access_field(offsetof(AccessSlots, misses), rdx, 0, 1));
-  a.jz(miss);  // C++ sees whether the slot is of use
+  a.test(access_field(offsetof(AccessSlots, misses), rdx, 0, 1), kSlotMissesAside - 1);
+  a.jz(miss);
   a.rorx(eax, r10d, 12);
   a.and_(eax, kTlbEntries - 1);
   a.mov(rcx, r10);
@@ -158,19 +162,19 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   a.ja(miss);
   a.cmp(cx, r11w);
   a.ja(miss);
+  a.movzx(ecx, r11w);
+  a.inc(ecx);
   a.mov(r11d, edx);
-  a.shl(r11d, 4);
-  a.mov(rdx, host::gs_indexed(table + offsetof(TlbTable, host), rax));
-  a.mov(rax, access_field(tag, r11, 0, 8));
-  a.sub(r10, rcx);
-  a.mov(access_field(tag, r11, 0, 8), r10);
-  a.add(rcx, rdx);
-  a.sub(rdx, r10);
-  a.mov(access_field(delta, r11, 0, 8), rdx);
-  a.mov(r10, rcx);
-  a.rol(rax, 1);
-  a.cmp(rax, 1);  // AccessSlots::kNever
-  a.jne(in_journal);
+  a.shl(r11d, 5);
+  a.mov(rdx, host::gs_indexed(table + offsetof(TlbTable, delta), rax));
+  a.mov(slot_field(offsetof(AccessSlot, delta)), rdx);
+  a.mov(rax, host::gs_indexed(tags, rax));
+  a.mov(slot_field(offsetof(AccessSlot, first)), rax);
+  a.add(r10, rdx);
+  a.mov(rax, slot_field(offsetof(AccessSlot, length)));
+  a.mov(slot_field(offsetof(AccessSlot, length)), rcx);
+  a.test(rax, rax);
+  a.jnz(in_journal);
   journal_slot(a);
   a.bind(in_journal);
   restore();

@@ -34,22 +34,36 @@ struct Thunks {
 };
 
 // What a fast access tells the handler of its misses, in one register.
-//   bits 15:0 4096 - size   bit 16 write   bit 17 masked (a fault may be that of an inactive element)   bit
-//   18 has a slot bits 25:24 MmuIndex   bits 63:32 slot
+//   bits 15:0 4096 - size   bit 16 write   bit 17 masked (a fault may be that of an inactive element)
+//   bit 18 has a slot   bit 19 leads a group   bits 25:24 MmuIndex   bits 46:32 slot
+//   of a leader, whose size and address are those of the group:
+//   bits 54:47 where its own access begins   bits 61:55 size of that
 struct MissInfo {
-  static constexpr unsigned kSlotShift = 32;
+  static constexpr unsigned kSlotShift = 32, kOwnShift = 47, kOwnSizeShift = 55;
+  static_assert(kSlotCount <= 1u << (kOwnShift - kSlotShift));
 
   static constexpr u64 make(unsigned size, bool write, MmuIndex mmu, bool masked) {
     return (kPageSize - size) | u64{write} << 16 | u64{masked} << 17 | u64{mmu} << 24;
   }
   static constexpr u64 with_slot(u64 info, u32 slot) { return info | bit(18) | u64{slot} << kSlotShift; }
+  static constexpr u64 leading(u64 info, unsigned own_at, unsigned own_size) {
+    return info | bit(19) | u64{own_at} << kOwnShift | u64{own_size} << kOwnSizeShift;
+  }
   static constexpr unsigned size(u64 info) { return static_cast<unsigned>(kPageSize - (info & 0xffff)); }
   static constexpr bool write(u64 info) { return info >> 16 & 1; }
   static constexpr bool masked(u64 info) { return info >> 17 & 1; }
   static constexpr bool has_slot(u64 info) { return info >> 18 & 1; }
+  static constexpr bool leads(u64 info) { return info >> 19 & 1; }
   static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 24 & 3); }
-  static constexpr u32 slot(u64 info) { return static_cast<u32>(info >> kSlotShift); }
+  static constexpr u32 slot(u64 info) { return static_cast<u32>(info >> kSlotShift) & (kSlotCount - 1); }
+  static constexpr unsigned own_at(u64 info) { return leads(info) ? info >> kOwnShift & 0xff : 0; }
+  static constexpr unsigned own_size(u64 info) {
+    return leads(info) ? info >> kOwnSizeShift & 0x7f : size(info);
+  }
 };
+
+// One in so many misses of a slot goes to C++ even if the TLB has the page.
+inline constexpr unsigned kSlotMissesAside = 4;
 
 // --- C++ ends of the thunks ---
 inline constexpr u64 kHelperLeaves = 0;  // to the dispatcher

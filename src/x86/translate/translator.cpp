@@ -11,6 +11,8 @@ namespace anykvm::x86 {
 namespace {
 
 constexpr unsigned kMaxInstructions = 64;
+// So many conditional branches forwards leave a block on its way; the next ends it.
+constexpr unsigned kMaxWaysOut = 4;
 
 struct Planned {
   Decoded decoded;
@@ -18,6 +20,7 @@ struct Planned {
   bool open = true;  // no fault before it starts
   u64 rip = 0;
   u32 live_before = kFlagsArithmetic, live_after = kFlagsArithmetic;
+  GroupPlace place;
 };
 
 u64 advance_rip(const Mode& mode, u64 rip, unsigned length) {
@@ -81,7 +84,8 @@ Guest<void> op_too_long(Cpu&, const Insn&) { return GuestStop::gp(0); }
 
 class Run {
  public:
-  Run(Block& block, const u8* bytes, unsigned size) : m_block(block), m_bytes(bytes), m_size(size) {}
+  Run(Block& block, const u8* bytes, unsigned size, const SlotNumbers& slots, const KnownCode& known)
+      : m_block(block), m_bytes(bytes), m_size(size), m_slots(slots), m_known(known) {}
 
   // False: the first instruction needs more bytes.
   bool plan() {
@@ -99,17 +103,18 @@ class Run {
       ++m_count;
       m_used += p.decoded.insn.length;
       rip = advance_rip(m_block.mode, rip, p.decoded.insn.length);
-      if (ends_block(p) || rip < p.rip) break;
+      if ((ends_block(p) && !falls_through(p, rip)) || rip < p.rip) break;
     }
     keep_shadow();
     find_live_flags();
+    find_groups();
     return m_count != 0;
   }
 
   void emit(Emitter& e) {
     for (unsigned i = 0; i < m_count; ++i) {
       Planned& p = m_run[i];
-      e.begin(p.decoded, p.rip, p.live_before, p.live_after);
+      e.begin(p.decoded, p.rip, p.live_before, p.live_after, p.place);
       emit_one(e, p);
       e.end_instruction();
     }
@@ -122,6 +127,15 @@ class Run {
   bool kills_flags() const { return !m_run[0].live_before; }
 
  private:
+  // Does the block go on behind a conditional branch? Forwards only: what follows a loop runs once. Not where
+  // there is a block already.
+  bool falls_through(const Planned& p, u64 next_rip) {
+    if (!p.open || p.policy.kind != Policy::Kind::kRule || p.policy.rule != Rule::kjcc) return false;
+    const Insn& insn = p.decoded.insn;
+    const bool forwards = static_cast<i64>(insn.immediate) >= 0;
+    return forwards && ++m_ways_out <= kMaxWaysOut && !m_known(next_rip);
+  }
+
   void plan_invalid(Planned& p) {
     p.decoded = Decoded{};
     p.decoded.insn.length = 1;
@@ -171,18 +185,30 @@ class Run {
   }
 
   // Backwards: flags are live before an instruction if it reads them, or if they are live after and it does
-  // not overwrite them. Helpers see all of RFLAGS; a block's end hands them on.
+  // not overwrite them. Helpers see all of RFLAGS; ways out of a block and its end hand them on.
   void find_live_flags() {
     u32 live = kFlagsArithmetic;
     for (unsigned i = m_count; i-- > 0;) {
       Planned& p = m_run[i];
       p.live_after = live;
       bool all = p.policy.kind == Policy::Kind::kHelper || p.policy.kind == Policy::Kind::kUndefined ||
-                 p.policy.rule == Rule::kpushf;
+                 p.policy.rule == Rule::kpushf || p.policy.rule == Rule::kjcc;
       live =
           all ? static_cast<u32>(kFlagsArithmetic) : (live & ~p.decoded.flags_killed) | p.decoded.flags_read;
       p.live_before = live;
     }
+  }
+
+  void find_groups() {
+    const Mode& mode = m_block.mode;
+    if (!mode.code64() || !mode.direct_memory() || mode.narrow) return;
+    AccessGroups groups;
+    for (unsigned i = 0; i < m_count; ++i) {
+      Planned& p = m_run[i];
+      const bool may_lead = !m_slots.leaves_alone(m_block.gpa + (p.rip - m_block.rip));
+      groups.add(p.decoded, p.policy, may_lead, &p.place);
+    }
+    groups.finish();
   }
 
   void emit_one(Emitter& e, const Planned& p) {
@@ -205,6 +231,9 @@ class Run {
   Block& m_block;
   const u8* m_bytes;
   unsigned m_size;
+  const SlotNumbers& m_slots;
+  const KnownCode& m_known;
+  unsigned m_ways_out = 0;
   unsigned m_used = 0;
   bool m_next_straddles = false;
   unsigned m_count = 0;
@@ -240,8 +269,8 @@ std::size_t emit_stale_exit(asmjit::x86::Assembler& a, u64 rip, Link* left, cons
 }  // namespace
 
 std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
-                                SlotNumbers& slots, const u8* base) {
-  Run run(block, bytes, size);
+                                SlotNumbers& slots, const KnownCode& known, const u8* base) {
+  Run run(block, bytes, size, slots, known);
   if (!run.plan()) return {};
   asmjit::CodeHolder code;
   code.init(asmjit::Environment::host(), reinterpret_cast<u64>(base));
