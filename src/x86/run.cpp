@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/trace.h"
@@ -165,13 +166,21 @@ class Dispatcher {
     if (injected) return deliver_from_events();
     const bool blocked = m_private.guest_debug.single_step && m_private.guest_debug.block_interrupts;
     if (events.shadow || blocked) return after_one_instruction();
-    events.nmi.pending = static_cast<u8>(events.nmi.pending + m_private.queued_nmis.exchange(0));
+    collect_nmis(events);
     if (events.nmi.pending && !events.nmi.masked) {
       --events.nmi.pending;
       events.nmi.injected = true;
       return deliver_from_events();
     }
     return take_interrupt();
+  }
+
+  // While an NMI is served, one more is kept; else two are, of which the first is about to be taken (as in
+  // KVM).
+  void collect_nmis(Events& events) {
+    const unsigned most = events.nmi.masked ? 1 : 2;
+    const unsigned wanted = events.nmi.pending + u32{m_private.queued_nmis.exchange(0)};
+    events.nmi.pending = static_cast<u8>(std::min(wanted, most));
   }
 
   // The slow form holds one instruction and comes back; a block could jump on to others and never do.

@@ -279,6 +279,14 @@ TEST_F(Msrs, mc_status_is_writable_with_mc_status_wr_en) {
   EXPECT_TRUE(write(0x401, 1));
 }
 
+TEST_F(Msrs, counters_that_need_no_cpuid_bit_read_zero_and_drop_writes) {
+  for (u32 index : {0xc1u, 0x187u, 0xc0010000u, 0xc0010007u}) {
+    EXPECT_TRUE(write(index, 0x530000));
+    EXPECT_THAT(read(index), Optional(Eq(0u)));
+  }
+  EXPECT_FALSE(write(0xc0010200, 0));  // the Core family's counters have a CPUID bit
+}
+
 TEST_F(Msrs, spec_ctrl_needs_its_feature) {
   EXPECT_FALSE(write(0x48, 1));
   EXPECT_FALSE(write(0x49, 1));
