@@ -168,6 +168,7 @@ class Dispatcher {
     if (events.shadow || blocked) return after_one_instruction();
     collect_nmis(events);
     if (events.nmi.pending && !events.nmi.masked) {
+      m_cpu.machine().client_writes().verify();  // a device's MSI may be an NMI
       --events.nmi.pending;
       events.nmi.injected = true;
       return deliver_from_events();

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -11,6 +12,8 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <thread>
 
@@ -48,6 +51,34 @@ void map_over(std::uint8_t* byte, std::uint8_t value) {
   fresh[byte - page] = value;
   ASSERT_EQ(mremap(fresh, 4096, 4096, MREMAP_MAYMOVE | MREMAP_FIXED, page), page);
 }
+
+// The thread of this process that has the name, which it may get a little later; 0 if there is none.
+pid_t thread_called(const std::string& name) {
+  for (unsigned attempt = 0; attempt < 200; ++attempt, usleep(5'000)) {
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+      std::string found;
+      std::ifstream comm(task.path() / "comm");
+      if (std::getline(comm, found) && found == name) return std::stoi(task.path().filename());
+    }
+  }
+  return 0;
+}
+
+// While it lives, the calling thread stays on one CPU, on which threads of low priority hardly get a turn.
+class OnOneCpu {
+ public:
+  OnOneCpu() {
+    sched_getaffinity(0, sizeof m_before, &m_before);
+    CPU_ZERO(&m_cpu);
+    CPU_SET(sched_getcpu(), &m_cpu);
+    sched_setaffinity(0, sizeof m_cpu, &m_cpu);
+  }
+  ~OnOneCpu() { sched_setaffinity(0, sizeof m_before, &m_before); }
+  const cpu_set_t& cpu() const { return m_cpu; }
+
+ private:
+  cpu_set_t m_before, m_cpu;
+};
 
 class ClientWrites : public testing::TestWithParam<const char*> {
  protected:
@@ -199,11 +230,12 @@ TEST_P(ClientWrites, memory_is_free_after_the_vm_is_gone) {
   waitpid(child, nullptr, 0);
 }
 
+// Nobody can tell from outside when the guest has halted. So the NMI's handler goes back to the start of the
+// code, whether it came before the HLT or after it.
 TEST_P(ClientWrites, store_while_halted_is_seen) {
   Guest halted({0xb0, 0x01, 0xe6, 0x10, 0xf4, 0xeb, 0xf9}, Guest::Chips::kIrqchip);
-  // The NMI's handler is an IRET at 2000H.
-  halted.memory.data()[2 * 4 + 1] = 0x20;
-  halted.memory.data()[0x2000] = 0xcf;
+  // mov bp, sp; mov word [bp], 1000H; iret
+  halted.set_handler(2, 0x2000, {0x89, 0xe5, 0xc7, 0x46, 0x00, 0x00, 0x10, 0xcf});
   kvm_regs regs = halted.regs();
   regs.rsp = 0x8000;
   halted.set_regs(regs);
@@ -221,6 +253,27 @@ TEST_P(ClientWrites, store_while_halted_is_seen) {
     later.join();
     ASSERT_EQ(halted.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
     EXPECT_EQ(reinterpret_cast<std::uint8_t*>(halted.shared)[halted.shared->io.data_offset], value);
+  }
+}
+
+// mmap(2) returns when the watching thread has read its event, however late that thread acts upon it.
+TEST(ClientWritesWatched, mapping_is_seen_although_the_watching_thread_is_slow) {
+  Forced level("watch");
+  Guest guest{0xb0, 0x01, 0xe6, 0x10, 0xeb, 0xfa};
+  const pid_t watcher = on_real_kvm() ? 0 : thread_called("anykvm-writes");
+  if (!watcher) GTEST_SKIP() << "nobody watches";
+  const sched_param lowest{};
+  ASSERT_EQ(sched_setscheduler(watcher, SCHED_IDLE, &lowest), 0);
+  OnOneCpu one;
+  cpu_set_t here = one.cpu();
+  ASSERT_EQ(sched_setaffinity(watcher, sizeof here, &here), 0);
+  std::uint8_t* page = guest.memory.data() + Guest::kCode;
+  for (unsigned i = 0; i < 100; ++i) {
+    const auto value = static_cast<std::uint8_t>(i);
+    ASSERT_EQ(mmap(page, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), page);
+    guest.set_code({0xb0, value, 0xe6, 0x10, 0xeb, 0xfa});
+    ASSERT_EQ(guest.run(), 0);
+    ASSERT_EQ(reinterpret_cast<std::uint8_t*>(guest.shared)[guest.shared->io.data_offset], value);
   }
 }
 

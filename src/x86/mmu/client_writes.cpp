@@ -363,7 +363,14 @@ bool ClientWrites::watch_again(Listed& item) {
   return true;
 }
 
+// munmap(2) and its like return as soon as their event is read, perhaps before the code is dropped.
+void ClientWrites::wait_for_watcher() {
+  while (m_handling.load()) m_handling.wait(true);
+}
+
 void ClientWrites::verify() {
+  if (m_handling.load()) [[unlikely]]
+    wait_for_watcher();
   if (!m_listed_count.load(std::memory_order_acquire)) return;
   std::lock_guard lock(m_mutex);
   if (m_scan_fd.valid()) scan();
@@ -393,12 +400,14 @@ void ClientWrites::watch_thread() {
   for (;;) {
     if (poll(waits, 2, -1) < 0) continue;
     uffd_msg message;
+    m_handling.store(true);
     // Reading an event lets its thread go on, so that comes before the lock: the thread may hold one that
     // somebody in here waits for (malloc's, while it gives memory back).
-    if (read(m_watch_fd.get(), &message, sizeof message) == sizeof message)
-      handle_message(message);
-    else if (waits[1].revents || (waits[0].revents & (POLLERR | POLLNVAL)))
-      return;
+    const bool got = read(m_watch_fd.get(), &message, sizeof message) == sizeof message;
+    if (got) handle_message(message);
+    m_handling.store(false);
+    m_handling.notify_all();
+    if (!got && (waits[1].revents || (waits[0].revents & (POLLERR | POLLNVAL)))) return;
   }
 }
 

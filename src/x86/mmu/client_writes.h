@@ -93,6 +93,7 @@ class ClientWrites {
   bool watch_again(Listed& item);
 
   void watch_thread();
+  void wait_for_watcher();
   void handle_message(const uffd_msg& message);
   void page_written(u8* page);
   void memory_replaced(u64 begin, u64 end);
@@ -106,6 +107,7 @@ class ClientWrites {
   std::vector<Range> m_ranges;   // m_mutex
   std::vector<Listed> m_listed;  // m_mutex; sorted by host address
   std::atomic<unsigned> m_listed_count{0};
+  std::atomic<bool> m_handling{false};  // the watching thread is between a message and its consequences
 };
 
 }  // namespace anykvm::x86
