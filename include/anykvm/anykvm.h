@@ -35,6 +35,8 @@ struct sigaction;
 int anykvm_owns(int fd);
 /* Closes our descriptors among first...last; the others are the caller's business. */
 void anykvm_close_range(unsigned first, unsigned last);
+/* The lowest descriptor among first...last that anykvm has opened for itself and nobody else may close; ~0u if there is none. */
+unsigned anykvm_first_held(unsigned first, unsigned last);
 /* dup2(2) or the like has made `fd` name another file. */
 void anykvm_replaced(int fd);
 /* Call in place of sigaction(2). 1: done. 0: not done: call sigaction(2), then this again, so that a KVM_RUN in progress knows

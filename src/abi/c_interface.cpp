@@ -18,13 +18,15 @@
 namespace anykvm::abi {
 namespace {
 
+constexpr char kDeviceName[] = "anykvm";
+
 int fail(int code) {
   errno = code;
   return -1;
 }
 
 Result<int> open_system() {
-  Fd fd = TRY(make_handle("anykvm"));
+  Fd fd = TRY(make_handle(kDeviceName));
   Object object;
   object.system = std::make_shared<System>();
   return add_object(std::move(fd), std::move(object));
@@ -33,7 +35,14 @@ Result<int> open_system() {
 int object_ioctl(int fd, u32 request, u64 argument) {
   const int saved_errno = errno;
   auto object = find_object(fd);
-  if (!object) return fail(fcntl(fd, F_GETFD) < 0 ? EBADF : ENOTTY);
+  if (!object) {
+    if (fcntl(fd, F_GETFD) < 0) return fail(EBADF);
+    const std::string name = handle_name(fd);
+    if (!name.starts_with(kDeviceName)) return fail(ENOTTY);
+    if (name != kDeviceName) return fail(EIO);  // a VM or vCPU that another process made
+    object = adopt_device(fd);
+    if (!object) return fail(EBADF);
+  }
   auto result = dispatch(*object, request, argument);
   if (!result.ok()) return fail(result.error().code);
   errno = saved_errno;
@@ -116,8 +125,16 @@ int anykvm_close(int fd) {
 
 int anykvm_owns(int fd) { return abi::owns(fd); }
 
+// Closing the last known descriptor of an object may bring up others of it.
 void anykvm_close_range(unsigned first, unsigned last) {
-  for (int fd : abi::descriptors_in(first, last)) abi::close_object(fd);
+  for (auto ours = abi::descriptors_in(first, last); !ours.empty(); ours = abi::descriptors_in(first, last))
+    for (int fd : ours) abi::close_object(fd);
+}
+
+unsigned anykvm_first_held(unsigned first, unsigned last) {
+  for (unsigned fd = first; fd <= last && fd < HeldFds::kLimit; ++fd)
+    if (held_fds.has(fd)) return fd;
+  return ~0u;
 }
 
 void anykvm_replaced(int fd) { abi::forget(fd); }

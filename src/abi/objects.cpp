@@ -15,6 +15,7 @@
 #include <mutex>
 #include <set>
 #include <shared_mutex>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 
@@ -26,9 +27,10 @@ namespace {
 // A file, whatever descriptor names it: every handle is a memfd of its own and so has an inode of its own.
 using FileId = std::pair<dev_t, ino_t>;
 
+// Past the preload library, which asks here what a descriptor is.
 std::optional<FileId> file_of(int fd) {
   struct stat status {};
-  if (fstat(fd, &status) != 0) return std::nullopt;
+  if (raw_syscall(SYS_fstat, fd, reinterpret_cast<long>(&status)) != 0) return std::nullopt;
   return FileId(status.st_dev, status.st_ino);
 }
 
@@ -50,8 +52,10 @@ void lock_for_fork() { map().mutex.lock(); }
 void unlock_in_parent() { map().mutex.unlock(); }
 
 // The child has copies of VMs whose threads stayed behind: they can neither run nor be taken down, so each is
-// held for ever. The lock belongs to a thread of the parent; it is made anew.
+// held for ever, and what they had open may be closed. The lock belongs to a thread of the parent; it is made
+// anew.
 void settle_in_child() {
+  held_fds.forget_all();
   Map& all = map();
   new (&all.mutex) std::shared_mutex;
   for (auto& [file, entry] : all.files)
@@ -149,6 +153,30 @@ std::shared_ptr<const Object> find_object(int fd) {
   if (entry == all.files.end()) return nullptr;
   remember_descriptor(all, fd, *file);
   return entry->second.object;
+}
+
+std::shared_ptr<const Object> adopt_device(int fd) {
+  auto file = file_of(fd);
+  if (!file) return nullptr;
+  Object device;
+  device.system = std::make_shared<System>();
+  Map& all = map();
+  std::unique_lock lock(all.mutex);
+  Entry& entry = all.files[*file];
+  if (!entry.object) entry.object = std::make_shared<const Object>(std::move(device));
+  remember_descriptor(all, fd, *file);
+  return entry.object;
+}
+
+std::string handle_name(int fd) {
+  constexpr std::string_view kBefore = "/memfd:", kAfter = " (deleted)";
+  char path[32], target[128];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  const long size =
+      raw_syscall(SYS_readlink, reinterpret_cast<long>(path), reinterpret_cast<long>(target), sizeof target);
+  std::string_view name(target, size < 0 ? 0 : static_cast<std::size_t>(size));
+  if (!name.starts_with(kBefore) || !name.ends_with(kAfter)) return {};
+  return std::string(name.substr(kBefore.size(), name.size() - kBefore.size() - kAfter.size()));
 }
 
 std::optional<Result<int>> close_object(int fd) {

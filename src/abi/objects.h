@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/expected.h"
@@ -36,6 +37,13 @@ int add_object(Fd fd, Object object);
 
 // Null if the descriptor is not ours. Also finds descriptors that were duplicated behind our back.
 std::shared_ptr<const Object> find_object(int fd);
+
+// What make_handle() named the descriptor's file, perhaps in another process; empty for files that are none.
+std::string handle_name(int fd);
+
+// The device, opened in another process and brought here by an exec(2) or a socket: it has no state, so it
+// works here too.
+std::shared_ptr<const Object> adopt_device(int fd);
 
 // As find_object(), and the file behind the number is looked at: numbers can change hands unseen.
 bool owns(int fd);

@@ -103,7 +103,8 @@ void add_run_options(CLI::App& run, Texts& texts) {
 CLI::App* add_exec(CLI::App& app, ExecOptions& options) {
   CLI::App* exec =
       app.add_subcommand("exec", "run COMMAND [ARGUMENT...], and what it starts, with anykvm as /dev/kvm");
-  exec->add_flag("--prefer-hardware", options.prefer_hardware, "use the machine's own /dev/kvm if it works");
+  exec->add_flag("--prefer-hardware", options.prefer_hardware,
+                 "use the machine's own /dev/kvm if a virtual CPU can be made there, else anykvm");
   exec->prefix_command();
   return exec;
 }

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -68,6 +69,11 @@ std::optional<std::string> why_not_elf(int fd) {
 }
 
 // The kernel then tells the dynamic linker to ignore LD_PRELOAD.
+bool gains_capabilities(const std::string& path) {
+  return geteuid() != 0 && getxattr(path.c_str(), "security.capability", nullptr, 0) > 0;
+}
+
+// As above.
 bool changes_user(const struct stat& status) {
   if ((status.st_mode & S_ISUID) && status.st_uid != geteuid()) return true;
   return (status.st_mode & S_ISGID) && (status.st_mode & S_IXGRP) && status.st_gid != getegid();
@@ -86,6 +92,8 @@ std::optional<std::string> why_not(const std::string& path, unsigned depth) {
   }
   if (changes_user(status))
     return "changes the user or group, and such programs are started without preload libraries";
+  if (gains_capabilities(path))
+    return "has capabilities of its own, and such programs are started without preload libraries";
   return why_not_elf(fd.get());
 }
 

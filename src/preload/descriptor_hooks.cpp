@@ -5,6 +5,8 @@
 #include <linux/close_range.h>
 #include <sys/mman.h>
 
+#include "base/raw_syscall.h"
+#include "preload/closing.h"
 #include "preload/doors.h"
 #include "preload/real.h"
 
@@ -30,11 +32,6 @@ void* map(RealMap& real, void* address, std::size_t length, int protection, int 
     if (const Engine* engine = owner_of(fd))
       return engine->mmap(address, length, protection, flags, fd, offset);
   return real(address, length, protection, flags, fd, offset);
-}
-
-int noting_replacement(int result) {
-  if (result >= 0) descriptor_replaced(result);
-  return result;
 }
 
 }  // namespace
@@ -70,14 +67,12 @@ int hook_fallocate64(int fd, int mode, off_t offset, off_t length) {
 
 int hook_close(int) ANYKVM_HOOK(close);
 int hook_close(int fd) {
-  if (const Engine* engine = owner_of(fd)) return engine->close(fd);
-  return real_close(fd);
+  return close_one(fd, [fd] { return real_close(fd); });
 }
 
 int hook___close(int) ANYKVM_HOOK(__close);
 int hook___close(int fd) {
-  if (const Engine* engine = owner_of(fd)) return engine->close(fd);
-  return real___close(fd);
+  return close_one(fd, [fd] { return real___close(fd); });
 }
 
 int hook_close_range(unsigned, unsigned, int) ANYKVM_HOOK(close_range);
@@ -87,23 +82,33 @@ int hook_close_range(unsigned first, unsigned last, int flags) {
     errno = ENOSYS;
     return -1;
   }
-  if (!(flags & CLOSE_RANGE_CLOEXEC)) close_ours(first, last);
-  return real(first, last, flags);
+  if (first > last || (flags & CLOSE_RANGE_CLOEXEC)) return real(first, last, flags);
+  return close_many(first, last, [=](unsigned from, unsigned to) { return real(from, to, flags); });
 }
 
 void hook_closefrom(int) ANYKVM_HOOK(closefrom);
 void hook_closefrom(int first) {
-  close_ours(first < 0 ? 0 : static_cast<unsigned>(first), UINT_MAX);
-  real_closefrom(first);
+  const unsigned from = first < 0 ? 0 : static_cast<unsigned>(first);
+  close_ours(from, UINT_MAX);
+  if (first_held(from, UINT_MAX) == ~0u) return real_closefrom(first);
+  close_many(from, UINT_MAX, [](unsigned begin, unsigned end) {
+    return static_cast<int>(raw_syscall(SYS_close_range, begin, end, 0));
+  });
 }
 
 int hook_dup2(int, int) ANYKVM_HOOK(dup2);
-int hook_dup2(int from, int to) { return noting_replacement(real_dup2(from, to)); }
+int hook_dup2(int from, int to) {
+  return dup_onto(to, [=] { return real_dup2(from, to); });
+}
 
 int hook___dup2(int, int) ANYKVM_HOOK(__dup2);
-int hook___dup2(int from, int to) { return noting_replacement(real___dup2(from, to)); }
+int hook___dup2(int from, int to) {
+  return dup_onto(to, [=] { return real___dup2(from, to); });
+}
 
 int hook_dup3(int, int, int) ANYKVM_HOOK(dup3);
-int hook_dup3(int from, int to, int flags) { return noting_replacement(real_dup3(from, to, flags)); }
+int hook_dup3(int from, int to, int flags) {
+  return dup_onto(to, [=] { return real_dup3(from, to, flags); });
+}
 
 }  // namespace anykvm::preload

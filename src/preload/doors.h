@@ -29,10 +29,10 @@ bool device_ioctl(int fd, unsigned long request, unsigned long argument, int* re
 // child shares our memory but not our descriptors.
 const Engine* owner_of(int fd);
 
-// Closes our descriptors from `first` to `last`.
-void close_ours(unsigned first, unsigned last);
+// `fd` stands for the device itself, not for a VM or a vCPU.
+bool is_device(int fd);
 
-// `fd` may have been ours and stands for another file now (dup2).
-void descriptor_replaced(int fd);
+// What a call with AT_* flags is about.
+bool is_device_at(int directory, const char* path, int flags);
 
 }  // namespace anykvm::preload

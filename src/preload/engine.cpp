@@ -49,6 +49,7 @@ bool find_functions(void* library, Engine& engine) {
          find(library, "anykvm_owns", engine.owns) &&
          find(library, "anykvm_close_range", engine.close_range) &&
          find(library, "anykvm_replaced", engine.replaced) &&
+         find(library, "anykvm_first_held", engine.first_held) &&
          find(library, "anykvm_fallocate", engine.fallocate) &&
          find(library, "anykvm_sigaction", engine.sigaction);
 }
@@ -59,13 +60,16 @@ const Engine* fail(const char* text) {
   return nullptr;
 }
 
+// A KVM that is there but cannot run guests (nested virtualization switched off, no right) is of no use.
 bool hardware_works() {
-  const long fd = raw_syscall(SYS_open, reinterpret_cast<long>("/dev/kvm"), O_RDWR | O_CLOEXEC, 0);
-  if (fd < 0) return false;
-  const long vm = raw_syscall(SYS_ioctl, fd, KVM_CREATE_VM, 0);
-  if (vm >= 0) raw_syscall(SYS_close, vm, 0, 0);
-  raw_syscall(SYS_close, fd, 0, 0);
-  return vm >= 0;
+  const long device = raw_syscall(SYS_open, reinterpret_cast<long>("/dev/kvm"), O_RDWR | O_CLOEXEC, 0);
+  if (device < 0) return false;
+  const bool api = raw_syscall(SYS_ioctl, device, KVM_GET_API_VERSION, 0) == KVM_API_VERSION;
+  const long vm = api ? raw_syscall(SYS_ioctl, device, KVM_CREATE_VM, 0) : -1;
+  const long vcpu = vm >= 0 ? raw_syscall(SYS_ioctl, vm, KVM_CREATE_VCPU, 0) : -1;
+  for (long fd : {vcpu, vm, device})
+    if (fd >= 0) raw_syscall(SYS_close, fd, 0, 0);
+  return vcpu >= 0;
 }
 
 }  // namespace

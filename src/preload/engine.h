@@ -19,6 +19,7 @@ struct Engine {
   int (*close)(int);
   int (*owns)(int);
   void (*close_range)(unsigned, unsigned);
+  unsigned (*first_held)(unsigned, unsigned);
   void (*replaced)(int);
   int (*fallocate)(int, int, off_t, off_t);
   int (*sigaction)(int, const struct sigaction*, struct sigaction*);

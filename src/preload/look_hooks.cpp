@@ -45,7 +45,7 @@ int answer_access(int mode) {
   static constinit Real<StatAt> real_##symbol{#symbol};                                \
   int hook_##symbol(int, const char*, struct stat*, int) ANYKVM_HOOK(symbol);          \
   int hook_##symbol(int directory, const char* path, struct stat* status, int flags) { \
-    if (is_our_device(directory, path)) return answer(status);                         \
+    if (is_device_at(directory, path, flags)) return answer(status);                   \
     return real_##symbol(directory, path, status, flags);                              \
   }
 // What programs built against glibc before 2.33 call.
@@ -60,7 +60,7 @@ int answer_access(int mode) {
   static constinit Real<OldStatAt> real_##symbol{#symbol};                                          \
   int hook_##symbol(int, int, const char*, struct stat*, int) ANYKVM_HOOK(symbol);                  \
   int hook_##symbol(int version, int directory, const char* path, struct stat* status, int flags) { \
-    if (is_our_device(directory, path)) return answer(status);                                      \
+    if (is_device_at(directory, path, flags)) return answer(status);                                \
     return real_##symbol(version, directory, path, status, flags);                                  \
   }
 
@@ -77,10 +77,31 @@ ANYKVM_OLD_STAT_HOOK(__lxstat64)
 ANYKVM_OLD_STATAT_HOOK(__fxstatat)
 ANYKVM_OLD_STATAT_HOOK(__fxstatat64)
 
+// Programs look at what they have opened, too.
+#define ANYKVM_FSTAT_HOOK(symbol)                                       \
+  static constinit Real<int(int, struct stat*)> real_##symbol{#symbol}; \
+  int hook_##symbol(int, struct stat*) ANYKVM_HOOK(symbol);             \
+  int hook_##symbol(int fd, struct stat* status) {                      \
+    if (is_device(fd)) return answer(status);                           \
+    return real_##symbol(fd, status);                                   \
+  }
+#define ANYKVM_OLD_FSTAT_HOOK(symbol)                                        \
+  static constinit Real<int(int, int, struct stat*)> real_##symbol{#symbol}; \
+  int hook_##symbol(int, int, struct stat*) ANYKVM_HOOK(symbol);             \
+  int hook_##symbol(int version, int fd, struct stat* status) {              \
+    if (is_device(fd)) return answer(status);                                \
+    return real_##symbol(version, fd, status);                               \
+  }
+
+ANYKVM_FSTAT_HOOK(fstat)
+ANYKVM_FSTAT_HOOK(fstat64)
+ANYKVM_OLD_FSTAT_HOOK(__fxstat)
+ANYKVM_OLD_FSTAT_HOOK(__fxstat64)
+
 static constinit Real<int(int, const char*, int, unsigned, struct statx*)> real_statx{"statx"};
 int hook_statx(int, const char*, int, unsigned, struct statx*) ANYKVM_HOOK(statx);
 int hook_statx(int directory, const char* path, int flags, unsigned mask, struct statx* status) {
-  if (!is_our_device(directory, path)) return real_statx(directory, path, flags, mask, status);
+  if (!is_device_at(directory, path, flags)) return real_statx(directory, path, flags, mask, status);
   fill_status(*status);
   return 0;
 }

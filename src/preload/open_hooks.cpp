@@ -1,5 +1,7 @@
 // Hooks of the functions that open a file by its name.
 #include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "preload/doors.h"
 #include "preload/real.h"
@@ -11,6 +13,11 @@ using Open = int(const char*, int, unsigned);
 using OpenAt = int(int, const char*, int, unsigned);
 using Open2 = int(const char*, int);
 using OpenAt2 = int(int, const char*, int);
+
+FILE* open_stream(const char* mode) {
+  const int fd = open_device(strchr(mode, 'e') ? O_CLOEXEC : 0);
+  return fd < 0 ? nullptr : fdopen(fd, mode);
+}
 
 }  // namespace
 
@@ -54,5 +61,17 @@ ANYKVM_OPEN_2_HOOK(__open_2)
 ANYKVM_OPEN_2_HOOK(__open64_2)
 ANYKVM_OPENAT_2_HOOK(__openat_2)
 ANYKVM_OPENAT_2_HOOK(__openat64_2)
+
+// Streams: how programs look whether there is a file, too (std::ifstream ends here).
+#define ANYKVM_FOPEN_HOOK(symbol)                                                \
+  static constinit Real<FILE*(const char*, const char*)> real_##symbol{#symbol}; \
+  FILE* hook_##symbol(const char*, const char*) ANYKVM_HOOK(symbol);             \
+  FILE* hook_##symbol(const char* path, const char* mode) {                      \
+    if (is_our_device(AT_FDCWD, path)) return open_stream(mode);                 \
+    return real_##symbol(path, mode);                                            \
+  }
+
+ANYKVM_FOPEN_HOOK(fopen)
+ANYKVM_FOPEN_HOOK(fopen64)
 
 }  // namespace anykvm::preload

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/raw_syscall.h"
+#include "preload/closing.h"
 #include "preload/doors.h"
 #include "preload/real.h"
 
@@ -36,13 +37,16 @@ bool opens_device(long number, long a, long b, long c, int* flags) {
   }
 }
 
-bool stats_device(long number, long a, long b, long c, struct stat** out) {
+bool stats_device(long number, long a, long b, long c, long d, struct stat** out) {
   switch (number) {
+    case SYS_fstat:
+      return *out = reinterpret_cast<struct stat*>(b), is_device(static_cast<int>(a));
     case SYS_stat:
     case SYS_lstat:
       return *out = reinterpret_cast<struct stat*>(b), is_our_device(AT_FDCWD, as_path(a));
     case SYS_newfstatat:
-      return *out = reinterpret_cast<struct stat*>(c), is_our_device(static_cast<int>(a), as_path(b));
+      return *out = reinterpret_cast<struct stat*>(c),
+             is_device_at(static_cast<int>(a), as_path(b), static_cast<int>(d));
     default:
       return false;
   }
@@ -72,11 +76,12 @@ long on_descriptor(long number, long a, long b, long c, long d, long e, long f) 
       if (const Engine* engine = owner_of(fd)) return engine->fallocate(fd, static_cast<int>(b), c, d);
       break;
     case SYS_close:
-      if (const Engine* engine = owner_of(fd)) return engine->close(fd);
-      break;
+      return close_one(fd, [=] { return static_cast<int>(pass_on(number, a, b, c, d, e, f)); });
     case SYS_close_range:
-      if (!(c & CLOSE_RANGE_CLOEXEC)) close_ours(static_cast<unsigned>(a), static_cast<unsigned>(b));
-      break;
+      if (static_cast<unsigned>(a) > static_cast<unsigned>(b) || (c & CLOSE_RANGE_CLOEXEC)) break;
+      return close_many(static_cast<unsigned>(a), static_cast<unsigned>(b), [=](unsigned from, unsigned to) {
+        return static_cast<int>(pass_on(number, from, to, c, d, e, f));
+      });
     case SYS_mmap:
       if (const Engine* engine = d & MAP_ANONYMOUS ? nullptr : owner_of(static_cast<int>(e)))
         return reinterpret_cast<long>(engine->mmap(reinterpret_cast<void*>(a), static_cast<std::size_t>(b),
@@ -84,11 +89,9 @@ long on_descriptor(long number, long a, long b, long c, long d, long e, long f) 
                                                    static_cast<int>(e), f));
       break;
     case SYS_dup2:
-    case SYS_dup3: {
-      const long copy = pass_on(number, a, b, c, d, e, f);
-      if (copy >= 0) descriptor_replaced(static_cast<int>(copy));
-      return copy;
-    }
+    case SYS_dup3:
+      return dup_onto(static_cast<int>(b),
+                      [=] { return static_cast<int>(pass_on(number, a, b, c, d, e, f)); });
     default:
       break;
   }
@@ -109,11 +112,12 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f) {
       break;
     case SYS_stat:
     case SYS_lstat:
+    case SYS_fstat:
     case SYS_newfstatat:
-      if (stats_device(number, a, b, c, &status)) return fill_status(*status), 0;
+      if (stats_device(number, a, b, c, d, &status)) return fill_status(*status), 0;
       break;
     case SYS_statx:
-      if (is_our_device(static_cast<int>(a), as_path(b)))
+      if (is_device_at(static_cast<int>(a), as_path(b), static_cast<int>(c)))
         return fill_status(*reinterpret_cast<struct statx*>(e)), 0;
       break;
     case SYS_access:
