@@ -139,7 +139,7 @@ make_initrd() {
 
 # The guest that looks at disks and network cards, in $guest_dir/devices: the distribution's kernel for any machine, since
 # that for virtual machines lacks drivers, and these modules.
-device_modules=(crc32c_generic ext4 sd_mod ahci ata_piix virtio_pci virtio_blk virtio_net e1000)
+device_modules=(crc32c_generic ext4 sd_mod ahci ata_piix virtio_pci virtio_blk virtio_net e1000 virtio_balloon)
 
 # add_module PACKAGE_DIR NAME DIR: the module behind those that it needs, numbered in the order of loading.
 add_module() {

@@ -2,6 +2,7 @@
 
 trap '' PIPE  # the monitor of a QEMU that has ended: what is expected of it fails, not the script
 rounds=${ROUNDS:-400} numbers=${NUMBERS:-2000000}
+guest_words=  # more for the guest's command line
 
 # make_compute_guest GUEST_DIR: sets kernel and initrd, the latter with another /init laid over it.
 make_compute_guest() {
@@ -23,7 +24,7 @@ start_qemu() {
   companions+=($!)
   ANYKVM_TRACE=memory timeout -s KILL 150 "$anykvm" exec -- qemu-system-x86_64 "$@" -nodefaults -no-user-config \
     -display none -no-reboot -serial "file:$console" -monitor stdio -kernel "$kernel" -initrd "$initrd" \
-    -append "console=ttyS0 quiet panic=-1 rounds=$rounds file=$numbers" \
+    -append "console=ttyS0 quiet panic=-1 rounds=$rounds file=$numbers $guest_words" \
     <"$dir/$name.in" >"$dir/$name.out.pipe" 2>>"$dir/messages" &
   eval "pid_$name=$!"
   exec {monitor}>"$dir/$name.in"
