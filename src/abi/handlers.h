@@ -6,6 +6,7 @@
 #include <linux/kvm_para.h>
 
 #include "anykvm/anykvm.h"
+#include "anykvm/ioregion.h"
 #include "base/client_memory.h"
 #include "base/expected.h"
 #include "base/types.h"

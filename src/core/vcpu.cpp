@@ -1,6 +1,7 @@
 #include "core/vcpu.h"
 
 #include <errno.h>
+#include <sys/eventfd.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -344,6 +345,7 @@ void Vcpu::signal_arrived() {
   m_signalled.store(true);
   m_cpu->request(x86::kAttentionKick);
   m_waiter.wake();
+  if (m_waits_for_server.load()) eventfd_write(m_server_wake.get(), 1);
 }
 
 }  // namespace anykvm::core

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/expected.h"
+#include "core/region_access.h"
 #include "core/run_signals.h"
 #include "core/shared_page.h"
 #include "core/single_waiter.h"
@@ -111,6 +112,14 @@ class Vcpu final : private x86::Platform,
   void save_run_state();
   // True: the exit is for the client, and kvm_run describes it.
   bool handle_exit(const x86::Exit& exit);
+  // --- accesses that an ioregionfd server answers (region_access.cpp) ---
+  // True: the exit is for a server, and is m_region_access from here on.
+  bool begin_region_access(const x86::Exit& exit);
+  // True: the server failed, so the exit is for the client. EINTR: a signal came; the next run goes on with
+  // it.
+  Result<bool> finish_region_access(RunSignals& signals);
+  IoChannel::Outcome wait_for_server(RunSignals& signals);
+
   void report_pio(const x86::Exit& exit);
   void report_mmio(const x86::Exit& exit);
   void report_msr(const x86::Exit& exit);
@@ -204,7 +213,10 @@ class Vcpu final : private x86::Platform,
   bool m_tpr_write = false;  // of kRequestTprAccess
   u64 m_tpr_rip = 0;
   std::atomic<u32> m_tsc_khz;
-  x86::Exit m_io_exit;  // what the client is answering
+  x86::Exit m_io_exit;                          // what the client is answering
+  std::optional<RegionAccess> m_region_access;  // what a server is answering; another run may have begun it
+  Fd m_server_wake;                             // an eventfd that calls us away from waiting for one
+  std::atomic<bool> m_waits_for_server{false};
   bool m_has_run = false;
   Stats m_stats{Stats::Kind::kVcpu};
   bool m_enforces_pv_features = false;
@@ -214,7 +226,7 @@ class Vcpu final : private x86::Platform,
   SingleWaiter m_waiter;
   std::atomic<u8> m_requests{0};  // bits of Request
   std::atomic<u8> m_sipi_vector{0};
-  u8 m_client_eoi = 0;  // of kRequestClientEoi
+  u8 m_client_eoi = 0;                  // of kRequestClientEoi
   std::atomic<bool> m_unhalted{false};  // a kick that ends the next halt whatever RFLAGS.IF says
   std::atomic<bool> m_signalled{false};
   std::atomic<bool> m_in_guest{false};  // inside Cpu::run(): deadlines are the timer thread's

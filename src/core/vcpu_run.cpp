@@ -96,14 +96,20 @@ Result<> Vcpu::begin_run() {
 Result<> Vcpu::run_until_exit(RunSignals& signals) {
   kvm_run& run = m_shared.run();
   const bool io_pending = m_cpu->io_pending();
-  if (io_pending) complete_client_io();
+  if (!io_pending) m_region_access.reset();
+  const bool client_answered = io_pending && !m_region_access;
+  if (client_answered) complete_client_io();
   const bool immediate_exit = read_once(run.immediate_exit);
   if (immediate_exit || m_signalled.load()) {
-    if (io_pending && finish_instruction()) return {};
+    if (client_answered && finish_instruction()) return {};
     return take_signal() ? interrupted() : left_at_once();
   }
   for (;;) {
     if (take_signal()) return interrupted();
+    if (m_region_access) {
+      if (TRY(finish_region_access(signals))) return {};
+      continue;
+    }
     if (report_apic_access()) return {};
     handle_apic_requests();
     if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
@@ -236,9 +242,9 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
       run.exit_reason = KVM_EXIT_HLT;
       return true;
     case Reason::kMmio:
-      return report_mmio(exit), true;
+      return !begin_region_access(exit) && (report_mmio(exit), true);
     case Reason::kPio:
-      return report_pio(exit), true;
+      return !begin_region_access(exit) && (report_pio(exit), true);
     case Reason::kShutdown:
       return run.exit_reason = KVM_EXIT_SHUTDOWN, true;
     case Reason::kDebug:

@@ -20,6 +20,7 @@
 #include "core/coalesced_io.h"
 #include "core/guest_memory.h"
 #include "core/io_events.h"
+#include "core/io_regions.h"
 #include "core/irq_fds.h"
 #include "core/kvm_clock.h"
 #include "core/memory_slots.h"
@@ -98,6 +99,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
 
   // --- buses: the guest's accesses that are no vCPU's own ---
   IoEvents& io_events() { return m_io_events; }
+  IoRegions& io_regions() { return m_io_regions; }
   CoalescedIo& coalesced_io() { return m_coalesced_io; }
 
   // --- time ---
@@ -193,6 +195,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   TscSync m_tsc_sync;
   PitClock m_pit_clock;
   IoEvents m_io_events;
+  IoRegions m_io_regions;
   CoalescedIo m_coalesced_io;
   const std::unique_ptr<x86::Machine> m_machine;
 

@@ -1,4 +1,4 @@
-// ioeventfds and coalesced zones.
+// ioeventfds, ioregions and coalesced zones.
 #include "abi/handlers.h"
 #include "core/vm.h"
 
@@ -6,6 +6,11 @@ namespace anykvm::abi::vm {
 
 Result<long> ioeventfd(core::Vm& vm, const kvm_ioeventfd& request) {
   TRY(vm.io_events().change(request));
+  return 0;
+}
+
+Result<long> set_ioregion(core::Vm& vm, const kvm_ioregion& request) {
+  TRY(vm.io_regions().set(request));
   return 0;
 }
 
