@@ -105,7 +105,7 @@ Block* CodeFinder::translate(const CodeSource& source, Gva linear, u64 room) {
 bool CodeFinder::claim(Gpa address) {
   const MemorySlot* slot = m_cpu.machine().memory().find(address);
   code_pages::claim_for_code(m_cpu, *slot, address);
-  return !(m_context.stamp.part.attention.load() & kAttentionFlush);
+  return !(m_context.stamp.part.attention.load() & kAttentionWorld);
 }
 
 Block* CodeFinder::look_again() {

@@ -41,11 +41,10 @@ struct TranslationLimits {
 // Reasons to leave translated code; bits of one byte that it polls. Bit 0 stays clear: with an even sum, no
 // address plus attention has the jump-cache index of the address itself (see LinkStamp).
 enum Attention : u8 {
-  kAttentionKick = 2,    // the owner wants run() to return (Reason::kInterrupted)
-  kAttentionEvent = 4,   // an interrupt, NMI or other event may have become deliverable
-  kAttentionWorld = 8,   // the machine wants all CPUs out of guest code (Machine::stop_the_world)
-  kAttentionFlush = 16,  // flush the TLB before going on
-  kAttentionCode = 32,   // this CPU overwrote code: what follows in its block may be out of date
+  kAttentionKick = 2,   // the owner wants run() to return (Reason::kInterrupted)
+  kAttentionEvent = 4,  // an interrupt, NMI or other event may have become deliverable
+  kAttentionWorld = 8,  // the machine changes (Machine::stop_the_world): get out of guest code, then flush
+  kAttentionCode = 32,  // this CPU overwrote code: what follows in its block may be out of date
 };
 
 class Cpu {

@@ -65,7 +65,7 @@ class ModeIds {
 };
 
 // Blocks that were looked up lately. Those of discarded code are forgotten with the world stopped
-// (kAttentionFlush); those that died alone say so themselves.
+// (kAttentionWorld); those that died alone say so themselves.
 struct FoundBlocks {
   static constexpr unsigned kEntries = 16384;
   std::array<Block*, kEntries> blocks{};

@@ -25,7 +25,7 @@ void Machine::stop_the_world(const std::function<void()>& change) {
   std::lock_guard world(m_world);
   std::unique_lock lock(m_mutex);
   m_stopped = true;
-  for (Cpu* cpu : m_cpus) cpu->request(kAttentionWorld | kAttentionFlush);
+  for (Cpu* cpu : m_cpus) cpu->request(kAttentionWorld);
   m_changed.wait(lock, [&] { return m_running == 0; });
   lock.unlock();
   change();

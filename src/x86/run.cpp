@@ -124,20 +124,10 @@ class Dispatcher {
 
   MaybeExit attend() {
     u8 bits = m_context.stamp.part.attention.load();
-    if (bits & kAttentionWorld) {
-      m_left = nullptr;
-      clear(kAttentionWorld);
-      m_cpu.stop_the_world_aside();
-    }
+    if (bits & kAttentionWorld) let_the_world_change();
     if (bits & kAttentionCode) {
       clear(kAttentionCode);
       m_left = nullptr;
-    }
-    if (bits & kAttentionFlush) {
-      clear(kAttentionFlush);
-      m_left = nullptr;
-      m_private.found.forget();
-      m_cpu.flush_tlb();
     }
     // An instruction or a delivery whose accesses the client has answered is finished first: the state that
     // the client then reads and saves must not make them happen twice (KVM API 5, immediate_exit).
@@ -148,6 +138,16 @@ class Dispatcher {
     if (auto exit = take_events()) return exit;
     if (kicked && !m_slow) return interrupted();
     return {};
+  }
+
+  // Cleared before: the next change may be asked for as soon as this one is done, and needs a flush of its
+  // own.
+  void let_the_world_change() {
+    clear(kAttentionWorld);
+    m_cpu.stop_the_world_aside();
+    m_left = nullptr;
+    m_private.found.forget();
+    m_cpu.flush_tlb();
   }
 
   Exit interrupted() {

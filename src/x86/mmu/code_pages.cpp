@@ -28,7 +28,11 @@ void claim_for_code(Cpu& cpu, const MemorySlot& slot, Gpa address) {
     cpu.context().access.forbid_writes(page);
     if (meta.writer.compare_exchange_strong(writer, 0)) return;
   }
-  cpu.stop_the_world([&] { meta.writer.store(0, std::memory_order_seq_cst); });
+  cpu.stop_the_world([&] {
+    // Another change of the world may have come first and taken the slot away.
+    if (const MemorySlot* now = cpu.machine().memory().find(address))
+      now->meta(address).writer.store(0, std::memory_order_seq_cst);
+  });
 }
 
 }  // namespace anykvm::x86::code_pages

@@ -1,6 +1,7 @@
 // What can go wrong only between CPUs, or between a CPU and an interrupt that waits for it.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <thread>
 
 #include "x86/translate/guest_fixture.h"
@@ -59,6 +60,48 @@ TEST(SmpTest, write_next_to_code_is_known_to_the_cpu_that_translates_there_later
   guest.run(kSecond);
   EXPECT_EQ(page.writer.load(), 0);
   EXPECT_EQ(page.has_code.load(), 1);
+}
+
+// Two changes of the memory layout, one right behind the other: a CPU that steps aside for the first must not
+// take the request of the second for done. Each pair ends with the other host page at the same guest address.
+TEST(SmpTest, layout_that_changes_twice_at_once_is_seen) {
+  constexpr u64 kWindow = Guest64::kRam, kSeen = Guest64::kData, kStop = Guest64::kData + 0x1000;
+  constexpr u32 kRounds = 200;
+  Guest64 guest;
+  guest.code({0x8b, 0x03,        // mov eax, [rbx]
+              0x89, 0x06,        // mov [rsi], eax
+              0x83, 0x3f, 0x00,  // cmp dword [rdi], 0
+              0x74, 0xf7,        // je to the start
+              0xf4});
+  guest.state().gpr[kRbx] = kWindow;
+  guest.state().gpr[kRsi] = kSeen;
+  guest.state().gpr[kRdi] = kStop;
+  alignas(4096) static u8 pages[2][kPageSize];
+  pages[0][0] = 1, pages[1][0] = 2;
+  auto show = [&](unsigned which) {
+    MemorySlot ram, window;
+    ram.size = Guest64::kRam, ram.host = guest.ram;
+    window.id = 1, window.base = Gpa(kWindow), window.size = kPageSize, window.host = pages[which];
+    guest.machine->set_slots({ram, window});
+  };
+  show(0);
+  std::thread thread([&] { guest.run(); });
+  auto* seen = reinterpret_cast<u32*>(guest.ram + kSeen);
+  auto sees = [&](u32 value) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (__atomic_load_n(seen, __ATOMIC_ACQUIRE) != value)
+      if (std::chrono::steady_clock::now() > end) return false;
+    return true;
+  };
+  bool right = true;
+  for (u32 i = 0; i < kRounds && right; ++i) {
+    show(i % 2);
+    show(1 - i % 2);
+    right = sees(2 - i % 2);
+  }
+  EXPECT_TRUE(right);
+  __atomic_store_n(reinterpret_cast<u32*>(guest.ram + kStop), 1, __ATOMIC_RELEASE);
+  thread.join();
 }
 
 class ReadyPlatform : public QuietPlatform {
