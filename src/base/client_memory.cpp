@@ -33,7 +33,7 @@ Result<> copy_through_file(const void* from, void* to, std::size_t size) {
   static std::mutex mutex;
   static Fd carrier;
   std::lock_guard lock(mutex);
-  if (!carrier.valid()) carrier = Fd(memfd_create("anykvm:copy", MFD_CLOEXEC));
+  if (!carrier.valid()) carrier = out_of_the_way(Fd(memfd_create("anykvm:copy", MFD_CLOEXEC)));
   if (!carrier.valid()) return Error{errno, "no memfd to copy through"};
   const auto expected = static_cast<ssize_t>(size);
   if (pwrite(carrier.get(), from, size, 0) != expected) return kFault;

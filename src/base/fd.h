@@ -64,4 +64,10 @@ class Fd {
   int m_number = -1;
 };
 
+// Under a number beyond those that programs choose for descriptors of their own (dup2(2)), if there is one.
+// For what is no client's business and stays open.
+Fd out_of_the_way(Fd fd);
+// The same of a file that stays open elsewhere too.
+Fd duplicate_out_of_the_way(int number);
+
 }  // namespace anykvm

@@ -106,6 +106,7 @@ CLI::App* add_exec(CLI::App& app, ExecOptions& options) {
   exec->add_flag("--prefer-hardware", options.prefer_hardware,
                  "use the machine's own /dev/kvm if a virtual CPU can be made there, else anykvm");
   exec->prefix_command();
+  exec->footer("The first word that is no option of exec is the command; \"--\" may stand before it.");
   return exec;
 }
 

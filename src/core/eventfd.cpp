@@ -11,7 +11,7 @@ namespace anykvm::core {
 
 // All eventfds share one inode; only /proc tells them apart ("eventfd-id" in fdinfo, Linux 5.2).
 Result<EventFd> EventFd::open(int number) {
-  Fd copy(fcntl(number, F_DUPFD_CLOEXEC, 3));
+  Fd copy = duplicate_out_of_the_way(number);
   if (!copy.valid()) return Error{EBADF, "no such descriptor"};
   Fd info(::open(fmt::format("/proc/self/fdinfo/{}", number).c_str(), O_RDONLY | O_CLOEXEC));
   if (!info.valid()) return Error{errno, "cannot read /proc/self/fdinfo"};

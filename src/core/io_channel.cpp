@@ -69,7 +69,7 @@ Result<Fd> duplicate(int fd, int refused_mode) {
   const int flags = fcntl(fd, F_GETFL);
   if (flags < 0 || (flags & O_ACCMODE) == refused_mode || (flags & O_PATH))
     return Error{EBADF, "no descriptor that is open for this"};
-  Fd copy(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+  Fd copy = duplicate_out_of_the_way(fd);
   if (!copy.valid()) return Error{errno, "no descriptor for a copy"};
   return copy;
 }
@@ -89,8 +89,8 @@ Result<std::shared_ptr<IoChannel>> IoChannel::create(int read_fd, int write_fd) 
   channel->m_write = TRY(duplicate(write_fd, O_RDONLY));
   channel->m_read_file = TRY(file_of(read_fd));
   channel->m_write_file = TRY(file_of(write_fd));
-  channel->m_free = Fd(eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK));
-  channel->m_closed = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  channel->m_free = out_of_the_way(Fd(eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK)));
+  channel->m_closed = out_of_the_way(Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
   if (!channel->m_free.valid() || !channel->m_closed.valid())
     return Error{errno, "no descriptor for an eventfd"};
   return channel;

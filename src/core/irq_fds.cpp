@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "base/trace.h"
 #include "base/helper_thread.h"
+#include "base/trace.h"
 
 namespace anykvm::core {
 namespace {
@@ -34,8 +34,8 @@ Result<> IrqFds::change(const kvm_irqfd& request) {
 
 Result<> IrqFds::start() {
   if (m_thread.joinable()) return {};
-  m_epoll = Fd(epoll_create1(EPOLL_CLOEXEC));
-  m_stop = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  m_epoll = out_of_the_way(Fd(epoll_create1(EPOLL_CLOEXEC)));
+  m_stop = out_of_the_way(Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
   if (!m_epoll.valid() || !m_stop.valid()) return Error{errno, "no epoll set for irqfds"};
   epoll_event event{EPOLLIN, {}};
   if (epoll_ctl(m_epoll.get(), EPOLL_CTL_ADD, m_stop.get(), &event) != 0)

@@ -58,7 +58,7 @@ bool Vcpu::begin_region_access(const x86::Exit& exit) {
 // signal_arrived() publishes the signal first and looks at m_waits_for_server second; here it is the other
 // way round.
 Outcome Vcpu::wait_for_server(RunSignals& signals) {
-  if (!m_server_wake.valid()) m_server_wake = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!m_server_wake.valid()) m_server_wake = out_of_the_way(Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
   if (!m_server_wake.valid()) return Outcome::kFailed;
   signals.before_sleep();
   m_waits_for_server.store(true);

@@ -295,7 +295,7 @@ static void test_closing_others(void) {
   struct machine machine;
   make_machine(&machine);
   expect("KVM_RUN before", halts(&machine, machine.vcpu));
-  for (int fd = 3; fd < 512; ++fd)
+  for (int fd = 3; fd < 5000; ++fd)
     if (fd != machine.device && fd != machine.vm && fd != machine.vcpu) close(fd);
   machine.memory[0] = 0x90; /* NOP instead of HLT, and then HLT: other code must be noticed */
   machine.memory[1] = 0xf4;
@@ -304,10 +304,16 @@ static void test_closing_others(void) {
   close(machine.vcpu);
   machine.vcpu = vcpu;
   close_range(3, 499, 0);
+  close_range(501, ~0U, 0);
   machine.memory[1] = 0x90;
   machine.memory[2] = 0xf4;
   expect("all others are closed at once", halts(&machine, machine.vcpu));
-  close(vcpu);
+  const int other = open("/dev/null", O_RDWR);
+  for (int fd = 3; fd < 256; ++fd) expect("every number is free", dup2(other, fd) == fd);
+  machine.memory[2] = 0x90;
+  machine.memory[3] = 0xf4;
+  expect("all others are replaced", halts(&machine, machine.vcpu));
+  closefrom(3);
 }
 
 static void test_closing(void) {

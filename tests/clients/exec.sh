@@ -39,6 +39,8 @@ if [ "$(id -u)" = 0 ] && install -m 4755 -o nobody "$(type -P true)" "$dir/setui
   install -m 2755 -g nogroup "$(type -P true)" "$dir/setgid" && sentence 1 'setgid changes the user or group' "$dir/setgid"
 fi
 
+help_says() { "$anykvm" exec --help | tr -s ' \n' ' ' | grep -q "$1"; }
+expect "help on --prefer-hardware" help_says "prefer-hardware use the machine's own /dev/kvm if a virtual CPU can be made there, else anykvm"
 "$anykvm" exec -- bash -c 'exit 7'
 expect "the command's exit code" [ $? = 7 ]
 expect "the command's own options" [ "$("$anykvm" exec echo -- --help)" = "-- --help" ]

@@ -72,7 +72,7 @@ Fd open_userfaultfd(int flags, u64 features) {
   api.api = UFFD_API;
   api.features = features;
   if (fd.valid() && ioctl(fd.get(), UFFDIO_API, &api) != 0) fd.reset();
-  return fd;
+  return out_of_the_way(std::move(fd));
 }
 
 const char* name_of(Level level) {
@@ -84,7 +84,7 @@ const char* name_of(Level level) {
 std::unique_ptr<ClientWrites> ClientWrites::create(CodeCache& code) {
   std::unique_ptr<ClientWrites> writes(new ClientWrites(code));
   const Level wanted = best_level_wanted();
-  writes->m_pagemap = Fd(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  writes->m_pagemap = out_of_the_way(Fd(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)));
   if (wanted >= Level::kScan) writes->start_scanning();
   if (wanted >= Level::kWatch) writes->start_watching();
   ANYKVM_TRACE(memory, "client's writes to code are {}", name_of(writes->level()));
@@ -102,7 +102,7 @@ void ClientWrites::start_watching() {
   Fd fault_fd = open_userfaultfd(0, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
                                         UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE |
                                         UFFD_FEATURE_EVENT_REMAP);
-  m_stop_fd = Fd(eventfd(0, EFD_CLOEXEC));
+  m_stop_fd = out_of_the_way(Fd(eventfd(0, EFD_CLOEXEC)));
   if (!fault_fd.valid() || !m_stop_fd.valid()) return;
   m_watch_fd = std::move(fault_fd);
   m_thread = start_helper_thread("anykvm-writes", [this] { watch_thread(); });

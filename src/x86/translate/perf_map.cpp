@@ -18,7 +18,7 @@ namespace {
 Fd open_map() {
   std::string name = fmt::format("/tmp/perf-{}.map", getpid());
   unlink(name.c_str());
-  return Fd(open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0600));
+  return out_of_the_way(Fd(open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0600)));
 }
 
 struct Map {
