@@ -1,4 +1,5 @@
 // The hook of syscall(2): programs that go past the C library's functions.
+#include <alloca.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
@@ -9,6 +10,7 @@
 #include "base/raw_syscall.h"
 #include "preload/closing.h"
 #include "preload/doors.h"
+#include "preload/environment.h"
 #include "preload/real.h"
 
 namespace anykvm::preload {
@@ -100,6 +102,19 @@ long on_descriptor(long number, long a, long b, long c, long d, long e, long f) 
 
 }  // namespace
 
+namespace {
+
+char* const* as_strings(long value) { return reinterpret_cast<char* const*>(value); }
+
+// execve(2) and execveat(2), with the library in the environment; `environment` is that argument.
+template <class Call>
+long start_program(long environment, Call&& call) {
+  char** space = static_cast<char**>(alloca(room_for(as_strings(environment)) * sizeof(char*)));
+  return call(reinterpret_cast<long>(with_library(as_strings(environment), space)));
+}
+
+}  // namespace
+
 long hook_syscall(long, long, long, long, long, long, long) ANYKVM_HOOK(syscall);
 long hook_syscall(long number, long a, long b, long c, long d, long e, long f) {
   int flags = 0;
@@ -125,6 +140,10 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f) {
     case 439:  // faccessat2
       if (asks_access(number, a, b)) return ((number == SYS_access ? b : c) & X_OK) ? finish(-EACCES) : 0;
       break;
+    case SYS_execve:
+      return start_program(c, [=](long environment) { return pass_on(number, a, b, environment, d, e, f); });
+    case SYS_execveat:
+      return start_program(d, [=](long environment) { return pass_on(number, a, b, c, environment, e, f); });
     case SYS_ioctl:
     case SYS_close:
     case SYS_fallocate:

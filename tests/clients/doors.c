@@ -3,6 +3,7 @@
  * use, copy, wait for and close what comes from it. It knows nothing of anykvm but the capability by which it
  * tells who answers. Usage: doors            all doors; a line for each that fails, exit code 1 if one did
  *        doors which      who answers: anykvm, kernel or nobody
+ *        doors uses       exit code 0 if anykvm answers, 1 if not
  *        doors inherited DEVICE VM CLOSED      descriptors that an exec(2) left open or closed
  *        doors plain      no KVM at all: what descriptors, forks and threads do, for comparison
  */
@@ -408,6 +409,94 @@ static int test_inherited(char** numbers) {
   return failures != 0;
 }
 
+/* A child whose environment is made from nothing. */
+enum starter {
+  EXECVE,
+  EXECV,
+  EXECVP,
+  EXECVPE,
+  EXECL,
+  EXECLP,
+  EXECLE,
+  FEXECVE,
+  EXECVEAT,
+  SYSCALL,
+  SYSCALL_AT,
+  STARTERS
+};
+static const char* const starters[] = {"execve",
+                                       "execv",
+                                       "execvp",
+                                       "execvpe",
+                                       "execl",
+                                       "execlp",
+                                       "execle",
+                                       "fexecve",
+                                       "execveat",
+                                       "syscall(SYS_execve)",
+                                       "syscall(SYS_execveat)"};
+
+static void start(enum starter how) {
+  char *arguments[] = {self, "uses", NULL}, *nothing[] = {NULL};
+  clearenv();
+  switch (how) {
+    case EXECVE:
+      execve(self, arguments, nothing);
+      break;
+    case EXECV:
+      execv(self, arguments);
+      break;
+    case EXECVP:
+      execvp(self, arguments);
+      break;
+    case EXECVPE:
+      execvpe(self, arguments, nothing);
+      break;
+    case EXECL:
+      execl(self, self, "uses", NULL);
+      break;
+    case EXECLP:
+      execlp(self, self, "uses", NULL);
+      break;
+    case EXECLE:
+      execle(self, self, "uses", NULL, nothing);
+      break;
+    case FEXECVE:
+      fexecve(open(self, O_RDONLY), arguments, nothing);
+      break;
+    case EXECVEAT:
+      execveat(AT_FDCWD, self, arguments, nothing, 0);
+      break;
+    case SYSCALL:
+      syscall(SYS_execve, self, arguments, nothing);
+      break;
+    case SYSCALL_AT:
+      syscall(SYS_execveat, AT_FDCWD, self, arguments, nothing, 0);
+      break;
+    case STARTERS:
+      break;
+  }
+}
+
+static void test_bare_children(void) {
+  for (enum starter how = EXECVE; how < STARTERS; ++how) {
+    const pid_t child = fork();
+    if (child == 0) {
+      start(how);
+      _exit(99);
+    }
+    expect(starters[how], status_of(child) == 0);
+  }
+  char *arguments[] = {self, "uses", NULL}, *nothing[] = {NULL}, *other[] = {"A=B", "C=D", NULL};
+  pid_t child;
+  expect("posix_spawn",
+         posix_spawn(&child, self, NULL, NULL, arguments, nothing) == 0 && status_of(child) == 0);
+  expect("posix_spawnp",
+         posix_spawnp(&child, self, NULL, NULL, arguments, other) == 0 && status_of(child) == 0);
+  expect("no environment at all",
+         posix_spawn(&child, self, NULL, NULL, arguments, NULL) == 0 && status_of(child) == 0);
+}
+
 static void test_passing(void) {
   int ends[2];
   expect("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
@@ -510,6 +599,7 @@ int main(int argc, char** argv) {
     puts(is_anykvm(fd) ? "anykvm" : ioctl(fd, KVM_CREATE_VM, 0) >= 0 ? "kernel" : "nobody");
     return 0;
   }
+  if (argc == 2 && strcmp(argv[1], "uses") == 0) return !is_anykvm(open(DEVICE, O_RDWR));
   if (!realpath("/proc/self/exe", self)) return 1;
   test_opening();
   test_looking();
@@ -520,6 +610,7 @@ int main(int argc, char** argv) {
   test_closing_others();
   test_fork();
   test_exec();
+  test_bare_children();
   test_passing();
   return failures != 0;
 }

@@ -84,6 +84,9 @@ else
   expect "neither is no hardware" [ "$(which absent --prefer-hardware)" = anykvm ]
   expect "also in children" \
     [ "$("$host_kvm" works "$dir/log" "$anykvm" exec --prefer-hardware bash -c "'$doors' which")" = kernel ]
+  expect "also in children without an environment" \
+    [ "$("$host_kvm" works "$dir/log" "$anykvm" exec --prefer-hardware env -i "$doors" which)" = kernel ]
+  expect "a child may do without" [ "$("$host_kvm" absent "$dir/log" "$anykvm" exec env LD_PRELOAD= "$doors" which)" = nobody ]
 fi
 
 # --- programs that do not use KVM ---
