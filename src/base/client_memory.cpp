@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "base/fd.h"
+#include "base/fork.h"
 #include "base/guarded_memory.h"
 
 namespace anykvm {
@@ -30,9 +31,13 @@ bool forbidden(int code) { return code == EPERM || code == ENOSYS; }
 
 // pwrite() and pread() check the user's address as process_vm_readv() does; a memfd carries the bytes across.
 Result<> copy_through_file(const void* from, void* to, std::size_t size) {
-  static std::mutex mutex;
+  static ProcessMutex mutex;
   static Fd carrier;
+  static u32 generation;
   std::lock_guard lock(mutex);
+  // A parent's would carry what both write.
+  if (generation != fork_generation()) carrier.reset();
+  generation = fork_generation();
   if (!carrier.valid()) carrier = out_of_the_way(Fd(memfd_create("anykvm:copy", MFD_CLOEXEC)));
   if (!carrier.valid()) return Error{errno, "no memfd to copy through"};
   const auto expected = static_cast<ssize_t>(size);

@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "base/counters.h"
+#include "base/fork.h"
 #include "base/helper_thread.h"
 #include "base/trace.h"
 #include "core/host_tsc.h"
@@ -58,7 +59,7 @@ constexpr unsigned kEagerScans = 64;
 [[gnu::tls_model("initial-exec")]] thread_local constinit RunSignals* t_running = nullptr;
 [[gnu::tls_model("initial-exec")]] thread_local constinit unsigned t_scans = 0;
 
-std::mutex g_mutex;                             // guards dispositions that we change
+ProcessMutex g_mutex;                           // guards dispositions that we change
 std::array<unsigned, kSignals + 1> g_guards{};  // g_mutex: RunSignals objects that guard a signal
 std::atomic<u64> g_last_scan{0};                // host TSC
 std::atomic<bool> g_reported{false};            // somebody calls signal_disposition_changed()

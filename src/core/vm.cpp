@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fmt/format.h>
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -10,24 +9,18 @@
 
 #include "base/client_memory.h"
 #include "base/counters.h"
+#include "base/fork.h"
 #include "base/trace.h"
 #include "core/host_tsc.h"
 #include "core/vcpu.h"
 
 namespace anykvm::core {
-namespace {
-
-// Counts fork()s on the way to this process; objects remember theirs.
-unsigned g_fork_generation = 0;
-[[maybe_unused]] const int g_fork_watch = pthread_atfork(nullptr, nullptr, [] { ++g_fork_generation; });
-
-}  // namespace
 
 u64 Vm::PitClock::now_ns() { return monotonic_ns(); }
 
 Vm::Vm(std::unique_ptr<x86::Machine> machine, u64 type)
     : m_creation_tsc(host_tsc()),
-      m_fork_generation(g_fork_generation),
+      m_fork_generation(fork_generation()),
       m_default_tsc_khz(host_tsc_khz()),
       m_machine(std::move(machine)),
       m_type(type) {}
@@ -37,7 +30,7 @@ Vm::~Vm() {
   ANYKVM_TRACE(counters, "{}", counters::summary());
 }
 
-bool Vm::belongs_to_this_process() const { return m_fork_generation == g_fork_generation; }
+bool Vm::belongs_to_this_process() const { return m_fork_generation == fork_generation(); }
 
 Result<std::shared_ptr<Vm>> Vm::create(u64 type) {
   if (type != KVM_X86_DEFAULT_VM && type != KVM_X86_SW_PROTECTED_VM) return Error{EINVAL, "unknown VM type"};

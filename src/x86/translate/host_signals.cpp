@@ -7,6 +7,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "base/fork.h"
 #include "base/guarded_memory.h"
 #include "base/raw_syscall.h"
 
@@ -25,7 +26,7 @@ struct Current {
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 struct sigaction g_previous[NSIG];  // what the client wants
 std::atomic<bool> g_installed{false};
-std::mutex g_mutex;  // changes of g_previous
+ProcessMutex g_mutex;                    // changes of g_previous
 thread_local bool t_installing = false;  // our own calls of sigaction() come by change_fault_action(), too
 
 void chain(int signal, siginfo_t* info, void* ucontext) {

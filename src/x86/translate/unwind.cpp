@@ -6,6 +6,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "base/fork.h"
+
 // Of the C++ runtime (libgcc); no header declares them.
 extern "C" void __register_frame(void*);
 extern "C" void __deregister_frame(void*);
@@ -190,7 +192,9 @@ class Object {
   std::vector<Elf64_Shdr> m_sections;
 };
 
-std::mutex g_gdb_mutex;
+// gdb's list, and the C++ runtime's of frames: it has a lock of its own, which a forked child would find
+// taken.
+ProcessMutex g_lists_mutex;
 
 void tell_gdb(jit_code_entry* entry, u32 action) {
   __jit_debug_descriptor.action_flag = action;
@@ -205,14 +209,14 @@ struct UnwindInfo::GdbEntry : jit_code_entry {
   explicit GdbEntry(const std::vector<u8>& object) : jit_code_entry{} {
     symfile_addr = reinterpret_cast<const char*>(object.data());
     symfile_size = object.size();
-    std::lock_guard lock(g_gdb_mutex);
+    std::lock_guard lock(g_lists_mutex);
     next_entry = __jit_debug_descriptor.first_entry;
     if (next_entry) next_entry->prev_entry = this;
     __jit_debug_descriptor.first_entry = this;
     tell_gdb(this, 1);
   }
   ~GdbEntry() {
-    std::lock_guard lock(g_gdb_mutex);
+    std::lock_guard lock(g_lists_mutex);
     (prev_entry ? prev_entry->next_entry : __jit_debug_descriptor.first_entry) = next_entry;
     if (next_entry) next_entry->prev_entry = prev_entry;
     tell_gdb(this, 2);
@@ -229,10 +233,16 @@ std::vector<u8> make_eh_frame(const std::vector<GeneratedFunction>& functions) {
 
 UnwindInfo::UnwindInfo(std::vector<GeneratedFunction> functions)
     : m_frames(make_eh_frame(functions)), m_object(Object(functions, m_frames).take()) {
-  __register_frame(m_frames.data());
+  {
+    std::lock_guard lock(g_lists_mutex);
+    __register_frame(m_frames.data());
+  }
   m_gdb_entry = std::make_unique<GdbEntry>(m_object);
 }
 
-UnwindInfo::~UnwindInfo() { __deregister_frame(m_frames.data()); }
+UnwindInfo::~UnwindInfo() {
+  std::lock_guard lock(g_lists_mutex);
+  __deregister_frame(m_frames.data());
+}
 
 }  // namespace anykvm::x86
