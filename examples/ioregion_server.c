@@ -55,7 +55,8 @@ static void forward(int fd, struct kvm_run* run) {
   if (!run->mmio.is_write) memcpy(run->mmio.data, &response.data, run->mmio.len);
 }
 
-int main(void) {
+int main(int argc, char* argv[]) {
+  const int by_exits = argc > 1 && strcmp(argv[1], "by-exits") == 0;
   int ends[2], status = 1;
   if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends)) return perror("socketpair"), 1;
   if (fork() == 0) return close(ends[0]), serve(ends[1]);
@@ -70,7 +71,7 @@ int main(void) {
 
   struct kvm_ioregion region = {
       .guest_paddr = DEVICE, .memory_size = 2, .read_fd = ends[0], .write_fd = ends[0]};
-  const int direct = ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ANYKVM_IOREGIONFD) > 0;
+  const int direct = !by_exits && ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ANYKVM_IOREGIONFD) > 0;
   if (direct && ioctl(vm, KVM_SET_IOREGION, &region)) return perror("KVM_SET_IOREGION"), 1;
 
   struct kvm_sregs sregs;

@@ -6,14 +6,15 @@ anykvm=$1 examples=$2
 . "$(dirname "$0")/lib.sh"
 : >"$dir/messages"
 
-# run NAME [WRAPPER...]: its output in $dir/console; on anykvm, the trace says so.
+arguments=()
+# run NAME [WRAPPER...]: with $arguments; its output in $dir/console; on anykvm, the trace says so.
 run() {
   local name=$1
   shift
   if [ "${ANYKVM_TEST_ACCEL:-anykvm}" = kvm ]; then
-    timeout 20 "$examples/example_$name" >"$dir/console" 2>"$dir/messages"
+    timeout 20 "$examples/example_$name" "${arguments[@]}" >"$dir/console" 2>"$dir/messages"
   else
-    ANYKVM_TRACE=memory timeout 20 "$@" "$examples/example_$name" >"$dir/console" 2>"$dir/messages"
+    ANYKVM_TRACE=memory timeout 20 "$@" "$examples/example_$name" "${arguments[@]}" >"$dir/console" 2>"$dir/messages"
     code=$?
     expect_served_by_anykvm
     (exit $code)
@@ -31,12 +32,18 @@ the guest waits
 $(printf 'interrupt %d\n' 1 2 3 4 5)
 done
 END
-run ioregion_server "$anykvm" exec
-if [ "${ANYKVM_TEST_ACCEL:-anykvm}" = kvm ]; then how="by exits, 10"; else how="by ioregionfd, 0"; fi
-expect "ioregion_server" says <<END
+# ioregion_server HOW: what it is to say.
+ioregion_server() {
+  run ioregion_server "$anykvm" exec
+  expect "ioregion_server $*" says <<END
 $(printf 'the guest read %d\n' 1 4 9 16 25)
-$how accesses forwarded
+$* accesses forwarded
 END
+}
+if [ "${ANYKVM_TEST_ACCEL:-anykvm}" = kvm ]; then ioregion_server "by exits, 10"; else ioregion_server "by ioregionfd, 0"; fi
+arguments=(by-exits)
+ioregion_server "by exits, 10"
+arguments=()
 if [ "${ANYKVM_TEST_ACCEL:-anykvm}" != kvm ]; then
   run tiny_vm_linked
   expect "tiny_vm, linked with the library" says <<<"Hello from the guest!"
