@@ -362,6 +362,11 @@ class Dispatcher {
     for (unsigned i = 0; i < 2; ++i) {
       if (site->borrowed[i] != kNoRegister) m_state.gpr[site->borrowed[i]] = m_context.borrowed[i];
     }
+    const LoopRegisters& loop = block->loop_registers;
+    for (unsigned i = 0; i < loop.count; ++i) {
+      m_state.gpr[loop.guest[i]] = m_state.gpr[loop.lender[i]];
+      m_state.gpr[loop.lender[i]] = m_context.lent[i];
+    }
     m_context.image_from_rflags();
   }
 

@@ -37,6 +37,7 @@ struct Link {
   u8* unlinked = nullptr;      // where it points while not linked
   Block* to = nullptr;
   bool flags_in_host = true;  // at the jump
+  bool loops = false;         // to where `from` began: to its code_loop
 };
 
 // A call of an instruction helper.
@@ -66,6 +67,17 @@ struct SlowSite {
   u8 mask = 0;
 };
 
+// In a block that jumps back to its beginning: guest registers that live in the Context elsewhere have host
+// registers from there to the ways out, those of guest registers that the block does not use. Context::lent
+// keeps what these held.
+struct LoopRegisters {
+  static constexpr unsigned kMost = 3;  // R10, R11, R15
+
+  u8 count = 0;
+  u8 guest[kMost] = {};
+  u8 lender[kMost] = {};  // the guest register whose host register it is
+};
+
 struct Block {
   Gpa gpa{};
   u64 rip = 0;
@@ -79,7 +91,12 @@ struct Block {
   // `code_host` in the host's. A block that overwrites the flags before it reads them ignores both.
   u8* code = nullptr;
   u8* code_host = nullptr;
+  // Where its own jump back goes on: the same as `code_host`, with LoopRegisters and vector state at their
+  // places.
+  u8* code_loop = nullptr;
+  LoopRegisters loop_registers;
   u32 host_bytes = 0;
+  u32 lead = 0;  // bytes left out ahead of `code`, so that it begins at a good place in its cache line
   // What the entries jump to once the block is dead.
   u8* stale_exit = nullptr;
   u8* stale_exit_host = nullptr;

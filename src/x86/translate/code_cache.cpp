@@ -88,8 +88,9 @@ Block* CodeCache::translate(const CodeSource& source, Untranslated* why) {
   block->rip = source.rip;
   block->mode = source.mode;
   const u8* bytes = copy.first.data() + source.gpa.page_offset();
-  auto known = [&](u64 rip) {
-    return m_blocks.contains({source.gpa.value + (rip - source.rip), rip, source.mode});
+  auto known = [&](u64 rip) -> const Block* {
+    auto it = m_blocks.find({source.gpa.value + (rip - source.rip), rip, source.mode});
+    return it == m_blocks.end() ? nullptr : it->second;
   };
   std::vector<u8> code =
       translate_block(*block, bytes, source.size, m_thunks, m_slots, known, m_memory->next());
@@ -114,7 +115,7 @@ Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* w
   std::memcpy(bytes.data(), copy.first.data() + source.gpa.page_offset(), first);
   std::memcpy(bytes.data() + first, copy.second.data(), second);
   std::vector<u8> code = translate_block(
-      *block, bytes.data(), first + second, m_thunks, m_slots, [](u64) { return false; }, m_memory->next());
+      *block, bytes.data(), first + second, m_thunks, m_slots, [](u64) { return nullptr; }, m_memory->next());
   if (code.empty()) return *why = Untranslated::kNeedsMore, nullptr;
   return install(std::move(block), code, copy);
 }
@@ -122,8 +123,8 @@ Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* w
 Block* CodeCache::install(std::unique_ptr<Block> owned, const std::vector<u8>& host_code,
                           const Source& source) {
   Block* block = owned.get();
-  block->code = m_memory->put(host_code.data(), host_code.size());
-  block->host_bytes = static_cast<u32>(host_code.size());
+  block->code = m_memory->put(host_code.data(), host_code.size()) + block->lead;
+  block->host_bytes = static_cast<u32>(host_code.size()) - block->lead;
   perf_map::add(*block);
   std::stable_sort(block->sites.begin(), block->sites.end(),
                    [](const Site& a, const Site& b) { return a.offset < b.offset; });
@@ -179,7 +180,9 @@ void CodeCache::link(Link* link, Block* to) {
   std::lock_guard lock(m_mutex);
   if (!link->from->alive || !to->alive || to->straddles || link->to) return;
   if (to->mode != link->from->mode || to->gpa.page() != link->from->gpa.page()) return;
-  patch_rel32(link->displacement, link->flags_in_host ? to->code_host : to->code);
+  if (link->loops && to != link->from) return;
+  u8* const entry = link->flags_in_host ? to->code_host : to->code;
+  patch_rel32(link->displacement, link->loops ? to->code_loop : entry);
   link->to = to;
   to->incoming.push_back(link);
 }

@@ -9,6 +9,7 @@
 #include "x86/mmu/tlb.h"
 #include "x86/state/cpu_state.h"
 #include "x86/translate/access_groups.h"
+#include "x86/translate/block.h"
 #include "x86/translate/jump_entries.h"
 
 namespace anykvm::x86 {
@@ -53,8 +54,9 @@ struct Context {
   Cpu* cpu = nullptr;
   u64 host_rsp = 0;
   u64 borrowed[2] = {};  // host registers that a translated instruction borrowed
-  u64 spill = 0;         // flag saves, jump-cache lookups
-  u64 value = 0;         // an operand that outlives a second memory access of its instruction
+  u64 lent[LoopRegisters::kMost] = {};
+  u64 spill = 0;  // flag saves, jump-cache lookups
+  u64 value = 0;  // an operand that outlives a second memory access of its instruction
   u64 vector_spill[2] = {};
   u64 miss_spill[3] = {};
   u64 group_delta[AccessGroups::kMostGroups] = {};  // of groups without a slot: host address - linear address

@@ -133,7 +133,8 @@ void take_memory(const ZydisDecodedInstruction& z, const ZydisDecodedOperand& op
   out->memory_write = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 }
 
-void take_register(const ZydisDecodedOperand& op, Decoded* out) {
+// `kept`: registers whose old value counts.
+void take_register(const ZydisDecodedOperand& op, Decoded* out, u16* kept) {
   ZydisRegister reg = op.reg.value;
   VectorClass vector = class_of_register(reg, out->encoding);
   out->vector = std::max(out->vector, vector);
@@ -143,7 +144,10 @@ void take_register(const ZydisDecodedOperand& op, Decoded* out) {
   if (is_high_byte(reg) && op.encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) out->reg_high = true;
   if (is_high_byte(reg) && op.encoding != ZYDIS_OPERAND_ENCODING_MODRM_REG) out->rm_high = true;
   bool written = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-  if (written) out->gprs_written |= static_cast<u16>(1u << gpr_number(reg));
+  const auto mask = static_cast<u16>(1u << gpr_number(reg));
+  if (written) out->gprs_written |= mask;
+  const bool whole = op.actions == ZYDIS_OPERAND_ACTION_WRITE && op.size >= 32;
+  (whole ? out->gprs_replaced : *kept) |= mask;
   switch (op.encoding) {
     case ZYDIS_OPERAND_ENCODING_MODRM_REG:
       out->reg_is_gpr = true, out->reg_written |= written;
@@ -445,16 +449,20 @@ DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned
   take_layout(z, out);
   take_register_fields(z, out);
   out->vector = class_of_isa(z);
+  u16 kept = 0;
   for (unsigned i = 0; i < z.operand_count; ++i) {
     const ZydisDecodedOperand& op = operands[i];
     bool explicit_memory =
         op.type == ZYDIS_OPERAND_TYPE_MEMORY && op.visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN;
     if (explicit_memory) take_memory(z, op, out);
     if (op.type == ZYDIS_OPERAND_TYPE_MEMORY && !explicit_memory) out->hidden_memory = true;
-    if (op.type == ZYDIS_OPERAND_TYPE_REGISTER) take_register(op, out);
+    if (op.type == ZYDIS_OPERAND_TYPE_REGISTER) take_register(op, out, &kept);
     if (op.type == ZYDIS_OPERAND_TYPE_IMMEDIATE || op.type == ZYDIS_OPERAND_TYPE_POINTER)
       take_immediate(z, op, out);
   }
+  // BSF and BSR of 0 leave the destination as it was.
+  const bool may_keep = z.mnemonic == ZYDIS_MNEMONIC_BSF || z.mnemonic == ZYDIS_MNEMONIC_BSR;
+  out->gprs_replaced &= may_keep ? u16{0} : static_cast<u16>(~kept);
   if (insn.has_memory && insn.memory.base == kRipBase) {
     // RIP-relative: the address is a constant of the block.
     u64 target = rip + z.length + static_cast<u64>(insn.memory.displacement);

@@ -32,6 +32,7 @@ struct Decoded {
   bool reg_high = false, rm_high = false;  // the field is one of those
   u16 gprs = 0;  // every general register it names or uses implicitly, but for address registers
   u16 gprs_written = 0;
+  u16 gprs_replaced = 0;  // those whose old value has no part in the result
   bool memory_read = false, memory_write = false;
   bool vsib = false;
   bool hidden_memory = false;  // memory accessed beside what ModRM addresses: never to be emitted as itself

@@ -9,8 +9,41 @@ using host::kAddress;
 using host::kGuestRsp;
 using host::kScratch;
 
-Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block)
-    : a(assembler), mode(block.mode), m_thunks(thunks), m_slots(slots), m_block(block) {}
+Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block,
+                 const KillsFlags& kills_flags)
+    : a(assembler),
+      mode(block.mode),
+      m_thunks(thunks),
+      m_slots(slots),
+      m_block(block),
+      m_kills_flags(kills_flags) {
+  for (u8 gpr = 0; gpr < 16; ++gpr) m_host_of[gpr] = host::register_of(gpr);
+}
+
+void Emitter::begin_loop(bool uses_vector) {
+  m_loops = true;
+  LoopRegisters& loop = m_block.loop_registers;
+  for (unsigned i = 0; i < loop.count; ++i) {
+    const Gp lent = reg(loop.lender[i]);
+    a.mov(host::gs(offsetof(Context, lent) + 8 * i), lent);
+    a.mov(lent, host::gpr_slot(loop.guest[i]));
+    m_host_of[loop.guest[i]] = m_host_of[loop.lender[i]];
+  }
+  if (!uses_vector) return;
+  m_live_before = m_block.kills_flags ? 0 : static_cast<u32>(kFlagsArithmetic);
+  ensure_vector();
+  m_flags = FlagsAt::kHost;
+}
+
+// Moves only.
+void Emitter::leave_loop() {
+  const LoopRegisters& loop = m_block.loop_registers;
+  for (unsigned i = 0; i < loop.count; ++i) {
+    const Gp lent = reg(loop.lender[i]);
+    a.mov(host::gpr_slot(loop.guest[i]), lent);
+    a.mov(lent, host::gs(offsetof(Context, lent) + 8 * i));
+  }
+}
 
 void Emitter::begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after,
                     const GroupPlace& place) {
@@ -33,8 +66,8 @@ u64 Emitter::wrap_rip(u64 value, unsigned operand_size) const {
 
 // --- Guest general registers ---
 
-Gp Emitter::reg(u8 gpr, unsigned size) {
-  u8 number = host::register_of(gpr);
+Gp Emitter::reg(u8 gpr, unsigned size) const {
+  u8 number = host_of(gpr);
   switch (size) {
     case 1:
       return gpb_lo(number);
@@ -246,8 +279,10 @@ bool Emitter::take_slot(Miss& miss) {
 void Emitter::check_slot(const Miss& miss) {
   const std::size_t slot = slot_offset(miss);
   a.sub(kScratch, host::gs(slot + offsetof(AccessSlot, first)));
+  const u32 at = offset();
   a.cmp(kScratch, host::gs(slot + offsetof(AccessSlot, length)));
   a.jae(miss.entry);
+  m_pairs.push_back({at, offset()});
 }
 
 void Emitter::look_into_slot(Miss& miss) {
@@ -322,8 +357,10 @@ void Emitter::check_tlb(Miss& miss, const Gp& linear) {
   a.rorx(kScratch.r32(), linear.r32(), 12 - 3);
   a.and_(kScratch.r32(), (kTlbEntries - 1) * 8);
   a.sub(kAddress, host::gs_at(miss.tag, kScratch));
+  const u32 at = offset();
   a.cmp(kAddress, static_cast<i32>(kPageSize - MissInfo::size(miss.info)));
   a.ja(miss.entry);
+  m_pairs.push_back({at, offset()});
 }
 
 void Emitter::look_into_tlb(Miss& miss) {
@@ -344,7 +381,7 @@ void Emitter::close_access(bool last) {
 }
 
 void Emitter::end_instruction() {
-  if (m_wrote_slowly && !m_ended) poll(next_rip(), false);
+  if (m_wrote_slowly && !m_ended) poll(next_rip());
   m_wrote_slowly = false;
 }
 
@@ -382,10 +419,20 @@ void Emitter::set_rsp(const Gp& from) {
 
 // --- Vector state ---
 
-// Flag-free: flags may be live in the host here. Clobbers R11.
+// Clobbers R11.
 void Emitter::ensure_vector() {
   if (m_vector_live) return;
   m_vector_live = true;
+  const bool flags_in_use = m_flags == FlagsAt::kHost && m_live_before;
+  if (flags_in_use) return ensure_vector_without_flags();
+  protect_flags();
+  m_vector_loads.push_back({a.newLabel(), a.newLabel()});
+  a.cmp(ANYKVM_GS(vector_dead), 0);
+  a.jne(m_vector_loads.back().entry);
+  a.bind(m_vector_loads.back().resume);
+}
+
+void Emitter::ensure_vector_without_flags() {
   asmjit::Label live = a.newLabel();
   a.mov(kScratch, rcx);
   a.mov(rcx, ANYKVM_GS(vector_dead));
@@ -433,10 +480,13 @@ bool Emitter::linkable(u64 target) const {
   return ((target + mode.cs_base) ^ (m_block.rip + mode.cs_base)) < kPageSize;
 }
 
-Emitter::Exit& Emitter::new_exit(u64 target) {
-  auto link =
-      std::make_unique<Link>(Link{&m_block, target, nullptr, nullptr, nullptr, m_flags == FlagsAt::kHost});
-  m_exits.push_back({a.newLabel(), link.get(), target, m_flags});
+Emitter::Exit& Emitter::new_exit(u64 target, bool in_loop) {
+  auto link = std::make_unique<Link>();
+  link->from = &m_block;
+  link->target_rip = target;
+  link->flags_in_host = m_flags == FlagsAt::kHost;
+  link->loops = in_loop && target == m_block.rip;
+  m_exits.push_back({a.newLabel(), link.get(), target, m_flags, in_loop, {}});
   m_block.links.push_back(std::move(link));
   return m_exits.back();
 }
@@ -461,17 +511,19 @@ void Emitter::leave_to_address() {
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(m_flags))));
 }
 
-// Every loop has a backward jump, so that is where the attention byte is looked at.
-void Emitter::poll(u64 target, bool flags_dead) {
-  Exit& stop = m_exits.emplace_back(Exit{a.newLabel(), nullptr, target, m_flags});
-  if (flags_dead || m_flags != FlagsAt::kHost) {
-    a.cmp(host::gs(offsetof(Context, stamp), 1), 0);
+// Every loop has a backward jump, so that is where the attention byte is looked at: jumps to the place for it
+// if something is to be attended to.
+void Emitter::poll(u64 target) {
+  const bool in_loop = m_loops && target == m_block.rip;
+  Exit& stop = m_exits.emplace_back(Exit{a.newLabel(), nullptr, target, m_flags, in_loop, {}});
+  if (m_flags != FlagsAt::kHost) {
+    a.cmp(ANYKVM_GS(stamp.part.attention), 0);
     a.jne(stop.label);
     return;
   }
   asmjit::Label go = a.newLabel();
   a.mov(kScratch, rcx);
-  a.movzx(ecx, host::gs(offsetof(Context, stamp), 1));
+  a.movzx(ecx, ANYKVM_GS(stamp.part.attention));
   a.jecxz(rcx, go);
   a.mov(rcx, kScratch);
   a.jmp(stop.label);
@@ -479,9 +531,31 @@ void Emitter::poll(u64 target, bool flags_dead) {
   a.mov(rcx, kScratch);
 }
 
+void Emitter::jump_back(u64 target, bool flags_dead) {
+  const bool in_loop = m_loops && target == m_block.rip;
+  if (in_loop && !m_block.kills_flags) flags_to_host();
+  const bool free_flags = flags_dead || m_flags != FlagsAt::kHost;
+  if (!free_flags) poll(target);
+  Exit& exit = new_exit(target, in_loop);
+  if (!free_flags) return jump_by_link(exit);
+  Exit& stop = m_exits.emplace_back(Exit{a.newLabel(), nullptr, target, m_flags, in_loop, {}});
+  a.cmp(ANYKVM_GS(stamp.part.attention), 0);
+  align_displacement(2);
+  a.long_().je(exit.label);
+  exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+  a.jmp(stop.label);
+}
+
+void Emitter::jump_by_link(const Exit& exit) {
+  align_displacement(1);
+  a.long_().jmp(exit.label);
+  exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+}
+
 void Emitter::jump_to(u64 target, bool next_straddles) {
   m_ended = true;
   FlagsAt before = m_flags;  // what follows is another path
+  if (m_loops && target != m_block.rip) leave_loop();
   if (mode.step || mode.slow) {
     leave_to(target);
   } else if (!linkable(target) || next_straddles) {
@@ -490,20 +564,30 @@ void Emitter::jump_to(u64 target, bool next_straddles) {
     std::size_t index = 8u * jump_cache_index(target);
     jump_through_cache(host::gs(offsetof(Context, jump_tag) + index),
                        host::gs(offsetof(Context, jump_target) + index));
+  } else if (target <= m_rip) {
+    jump_back(target, m_kills_flags(target));
   } else {
-    if (target <= m_rip) poll(target, target == m_block.rip && m_block.kills_flags);
-    Exit& exit = new_exit(target);
-    align_displacement(1);
-    a.long_().jmp(exit.label);
-    exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+    jump_by_link(new_exit(target));
   }
   m_flags = before;
 }
 
+void Emitter::embed_instruction(const u8* bytes, unsigned length) {
+  m_instruction_at = offset();
+  a.embed(bytes, length);
+}
+
 void Emitter::jump_if(CondCode condition, u64 target) {
   flags_to_host();
+  constexpr u32 kLongBranch = 6;
+  m_pairs.push_back({m_instruction_at, offset() + kLongBranch});
   if (linkable(target) && target > m_rip) {
     Exit& exit = new_exit(target);
+    if (m_block.loop_registers.count) {
+      exit.jump = a.newLabel();
+      a.j(condition, exit.jump);
+      return;
+    }
     align_displacement(2);
     a.long_().j(condition, exit.label);
     exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
@@ -525,8 +609,7 @@ void Emitter::jump_to_address() {
   m_ended = true;
   if (mode.step || mode.slow) return leave_to_address();
   protect_flags(kFlagsArithmetic);
-  a.mov(kScratch, kAddress);
-  a.shr(kScratch, 12);
+  a.rorx(kScratch, kAddress, 12);
   a.xor_(kScratch.r32(), kAddress.r32());
   a.and_(kScratch.r32(), kJumpCacheEntries - 1);
   jump_through_cache(host::gs_indexed(offsetof(Context, jump_tag), kScratch),
@@ -560,12 +643,27 @@ void Emitter::record_call_site() { record_site(false, flags_at(m_live_before), n
 
 // --- Out-of-line parts ---
 
+void Emitter::emit_jump_out(const Exit& exit) {
+  a.bind(exit.jump);
+  leave_loop();
+  jump_by_link(exit);
+}
+
 void Emitter::emit_exit(Exit& exit) {
+  if (exit.jump.isValid()) emit_jump_out(exit);
   a.bind(exit.label);
-  if (exit.link) exit.link->unlinked = reinterpret_cast<u8*>(a.offset());
+  if (exit.link) {
+    exit.link->unlinked = reinterpret_cast<u8*>(a.offset());
+    if (exit.in_loop) leave_loop();
+    a.mov(kScratch, reinterpret_cast<u64>(exit.link));
+    const bool in_host = exit.flags == FlagsAt::kHost;
+    a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_by_link[in_host])));
+    return;
+  }
+  if (exit.in_loop) leave_loop();
   a.mov(kAddress, exit.target);
   a.mov(ANYKVM_GS(state.rip), kAddress);
-  a.mov(kScratch, reinterpret_cast<u64>(exit.link));
+  a.mov(kScratch.r32(), 0);
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags))));
 }
 
@@ -606,6 +704,11 @@ void Emitter::finish() {
   for (const FarExit& exit : m_far_exits) emit_far_exit(exit);
   for (const Miss& miss : m_misses) emit_miss(miss);
   for (const Aside& aside : m_asides) emit_aside(aside);
+  for (const VectorLoad& load : m_vector_loads) {
+    a.bind(load.entry);
+    a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.load_vector)));
+    a.jmp(load.resume);
+  }
   for (Exit& exit : m_exits) emit_exit(exit);
   if (!m_cache_miss.isValid()) return;
   a.bind(m_cache_miss);

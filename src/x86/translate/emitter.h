@@ -4,6 +4,7 @@
 
 #include <array>
 #include <deque>
+#include <functional>
 #include <vector>
 
 #include "x86/translate/access_groups.h"
@@ -14,13 +15,19 @@
 
 namespace anykvm::x86 {
 
+// Does the code at this RIP, on the block's page, overwrite the arithmetic flags before it reads them?
+using KillsFlags = std::function<bool(u64 rip)>;
+
 class Emitter {
  public:
-  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block);
+  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block,
+          const KillsFlags& kills_flags);
 
   asmjit::x86::Assembler& a;
   const Mode mode;
 
+  // For a block that jumps back to its beginning: what goes before Block::code_loop.
+  void begin_loop(bool uses_vector);
   // Starts guest instruction `decoded` at `rip`. `live_before` and `live_after` are the RFLAGS bits that
   // later code may still read (DESIGN D5).
   void begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after, const GroupPlace& place);
@@ -32,9 +39,10 @@ class Emitter {
   u64 wrap_rip(u64 value, unsigned operand_size) const;
 
   // --- Guest general registers ---
-  static bool resident(u8 gpr) { return host::register_of(gpr) != kNoRegister; }
-  static asmjit::x86::Gp reg(u8 gpr, unsigned size = 8);  // of a resident one
-  void load_gpr(const asmjit::x86::Gp& to, u8 gpr);       // all 64 bits, whatever the size of `to`
+  u8 host_of(u8 gpr) const { return m_host_of[gpr]; }  // number of the host register, or kNoRegister
+  bool resident(u8 gpr) const { return m_host_of[gpr] != kNoRegister; }
+  asmjit::x86::Gp reg(u8 gpr, unsigned size = 8) const;  // of a resident one
+  void load_gpr(const asmjit::x86::Gp& to, u8 gpr);      // all 64 bits, whatever the size of `to`
   // Writes the low `size` bytes as the CPU would: 4 clears the upper half, 1 and 2 keep the rest.
   void store_gpr(u8 gpr, const asmjit::x86::Gp& from, unsigned size);
 
@@ -83,6 +91,14 @@ class Emitter {
   void jump_if(asmjit::x86::CondCode condition, u64 target_rip);  // else the block goes on
   void jump_to_address();  // indirect: R10 holds the target, already wrapped
   bool ended() const { return m_ended; }
+  void embed_instruction(const u8* bytes, unsigned length);  // the guest's own
+
+  // A comparison and the branch behind it, which the host takes for one operation unless a cache line ends in
+  // between. Offsets in the code.
+  struct Pair {
+    u32 begin, end;
+  };
+  const std::vector<Pair>& pairs() const { return m_pairs; }
 
   // Sites
   void record_fault_site(const u8* borrowed = nullptr);  // the next host instruction may raise a signal
@@ -111,6 +127,8 @@ class Emitter {
     Link* link;
     u64 target;
     FlagsAt flags;
+    bool in_loop;        // LoopRegisters are at their places there
+    asmjit::Label jump;  // if it is valid, from where the linked jump is to be made
   };
 
   // A jump that is not to be linked.
@@ -120,9 +138,15 @@ class Emitter {
     FlagsAt flags;
   };
 
+  // A call of the thunk that brings the guest's vector state into the registers.
+  struct VectorLoad {
+    asmjit::Label entry, resume;
+  };
+
   asmjit::x86::Mem address_of(const Insn& insn);
   u32 offset() const { return static_cast<u32>(a.offset()); }
   void record_site(bool fault, FlagsAt flags, const u8* borrowed);
+  void ensure_vector_without_flags();
   void slow_access(SlowSite* site);
   void fast_access(unsigned size, bool write, bool masked);
   static std::size_t slot_offset(const Miss& miss);
@@ -139,7 +163,7 @@ class Emitter {
   void add_segment_base(SegmentIndex segment);
   SlowSite* new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last);
   bool linkable(u64 target) const;
-  Exit& new_exit(u64 target);
+  Exit& new_exit(u64 target, bool in_loop = false);
   void emit_exit(Exit& exit);
   void emit_far_exit(const FarExit& exit);
   void emit_miss(const Miss& miss);
@@ -149,13 +173,22 @@ class Emitter {
   const u8* leave_thunk(FlagsAt flags) const;
   void leave_to(u64 target);
   void leave_to_address();
-  void poll(u64 target, bool flags_dead);
+  void poll(u64 target);
+  void jump_back(u64 target, bool flags_dead);
+  void jump_by_link(const Exit& exit);
+  void leave_loop();
+  void emit_jump_out(const Exit& exit);
   void jump_through_cache(const asmjit::x86::Mem& tag, const asmjit::x86::Mem& destination);
   void align_displacement(unsigned opcode_bytes);
 
   const Thunks& m_thunks;
   SlotNumbers& m_slots;
   Block& m_block;
+  const KillsFlags& m_kills_flags;
+  std::array<u8, 16> m_host_of{};
+  bool m_loops = false;      // the block has a code_loop
+  u32 m_instruction_at = 0;  // the guest's last one
+  std::vector<Pair> m_pairs;
   u64 m_rip = 0;
   const Decoded* m_decoded = nullptr;
   GroupPlace m_place;
@@ -171,6 +204,7 @@ class Emitter {
   std::vector<Aside> m_asides;
   std::deque<Exit> m_exits;
   std::vector<FarExit> m_far_exits;
+  std::vector<VectorLoad> m_vector_loads;
 };
 
 }  // namespace anykvm::x86

@@ -22,7 +22,7 @@ class OperandRegisters {
   }
 
   u8 map(u8 gpr, bool written) {
-    u8 direct = host::register_of(gpr);
+    u8 direct = m_e.host_of(gpr);
     bool reachable = direct != kNoRegister && !(m_d.high_byte && direct >= 8);
     if (reachable) return direct;
     for (unsigned i = 0; i < m_moved_count; ++i) {
@@ -32,7 +32,8 @@ class OperandRegisters {
     }
     u8 chosen = take_register();
     m_moved[m_moved_count++] = {gpr, chosen, written};
-    m_e.load_gpr(asmjit::x86::gpq(chosen), gpr);
+    const bool replaced = m_d.gprs_replaced >> gpr & 1;
+    if (!replaced) m_e.load_gpr(asmjit::x86::gpq(chosen), gpr);
     return chosen;
   }
 
@@ -121,7 +122,7 @@ void emit_as_is(Emitter& e, const Decoded& d) {
   OperandRegisters registers(e, d, by_delta ? kScratch : kAddress);
   HostFields fields;
   if (by_delta) {
-    fields.memory_base = host::register_of(d.insn.memory.base);
+    fields.memory_base = e.host_of(d.insn.memory.base);
     fields.memory_index = static_cast<u8>(kScratch.id());
     fields.displacement = static_cast<i32>(d.insn.memory.displacement);
   } else if (d.insn.has_memory) {
@@ -135,7 +136,7 @@ void emit_as_is(Emitter& e, const Decoded& d) {
   u8 bytes[28];
   unsigned length = reencode(d, fields, bytes);
   e.record_fault_site(registers.borrowed());
-  e.a.embed(bytes, length);
+  e.embed_instruction(bytes, length);
   if (d.flags_written) e.flags_written();
   registers.write_back();
   if (memory && d.memory_write) e.close_access();

@@ -53,7 +53,7 @@ void emit_push(Emitter& e, const Decoded& d) {
       e.a.mov(spare, insn.immediate);
       return spare;
     }
-    if (Emitter::resident(insn.rm)) return Emitter::reg(insn.rm);
+    if (e.resident(insn.rm)) return e.reg(insn.rm);
     e.load_gpr(spare, insn.rm);
     return spare;
   });
@@ -85,8 +85,8 @@ void emit_leave(Emitter& e, const Decoded& d) {
 void emit_lea(Emitter& e, const Decoded& d) {
   const Insn& insn = d.insn;
   bool whole = insn.operand_size == 8 || (insn.operand_size == 4 && insn.address_size == 4);
-  if (whole && Emitter::resident(insn.reg)) {
-    e.effective_offset(insn, Emitter::reg(insn.reg));
+  if (whole && e.resident(insn.reg)) {
+    e.effective_offset(insn, e.reg(insn.reg));
     return;
   }
   e.effective_offset(insn);

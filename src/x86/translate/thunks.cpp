@@ -274,6 +274,13 @@ Thunks make_thunks(CodeMemory& memory) {
     host::save_flags(a);
     make_leave_flags_in_image(a);
   });
+  for (bool in_host : {false, true}) {
+    t.leave_by_link[in_host] = assemble(memory, [&](Assembler& a) {
+      a.mov(r10, ptr(r11, offsetof(Link, target_rip)));
+      a.mov(ANYKVM_GS(state.rip), r10);
+      a.jmp(asmjit::Imm(reinterpret_cast<u64>(in_host ? t.leave_flags_in_host : t.leave_flags_in_image)));
+    });
+  }
   t.leave_by_signal = assemble(memory, [](Assembler& a) {
     host::save_flags(a);
     save_caller_saved(a);

@@ -20,6 +20,7 @@ struct Thunks {
   // Jumped to from blocks. R11 = Link* or 0; state.rip is set.
   const u8* leave_flags_in_host = nullptr;
   const u8* leave_flags_in_image = nullptr;
+  const u8* leave_by_link[2] = {};  // flags in the image, in the host: the same, to R11's target
   // Resumed to by the signal handler, registers as translated code had them.
   const u8* leave_by_signal = nullptr;
 
@@ -63,7 +64,7 @@ struct MissInfo {
 };
 
 // One in so many misses of a slot goes to C++ even if the TLB has the page.
-inline constexpr unsigned kSlotMissesAside = 4;
+inline constexpr unsigned kSlotMissesAside = 16;
 
 // --- C++ ends of the thunks ---
 inline constexpr u64 kHelperLeaves = 0;  // to the dispatcher

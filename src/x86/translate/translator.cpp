@@ -2,7 +2,9 @@
 
 #include <Zydis/Zydis.h>
 
+#include <algorithm>
 #include <array>
+#include <limits>
 
 #include "x86/translate/policy.h"
 #include "x86/translate/rules.h"
@@ -111,9 +113,9 @@ class Run {
     return m_count != 0;
   }
 
-  void emit(Emitter& e) {
+  void emit(Emitter& e) const {
     for (unsigned i = 0; i < m_count; ++i) {
-      Planned& p = m_run[i];
+      const Planned& p = m_run[i];
       e.begin(p.decoded, p.rip, p.live_before, p.live_after, p.place);
       emit_one(e, p);
       e.end_instruction();
@@ -123,10 +125,74 @@ class Run {
                 m_next_straddles);
   }
 
+  // Finds host registers for guest registers that have none, in a loop that uses fewer than there are.
+  LoopRegisters loop_registers() const {
+    LoopRegisters found;
+    std::array<unsigned, 16> uses{};
+    for (unsigned i = 0; i < m_count; ++i) {
+      if (!keeps_loop_registers(m_run[i])) return {};
+      for (u8 gpr = 0; gpr < 16; ++gpr) uses[gpr] += registers_of(m_run[i]) >> gpr & 1;
+    }
+    // The most used first. No lenders of those that OperandRegisters borrows.
+    std::array<u8, 3> wanted = {kR10, kR11, kR15};
+    std::stable_sort(wanted.begin(), wanted.end(), [&](u8 x, u8 y) { return uses[x] > uses[y]; });
+    static constexpr u8 kLenders[] = {kR14, kR13, kR12, kR9, kR8, kRsp};
+    const u8* lender = std::begin(kLenders);
+    for (u8 gpr : wanted) {
+      if (!uses[gpr]) continue;
+      while (lender != std::end(kLenders) && uses[*lender]) ++lender;
+      if (lender == std::end(kLenders)) break;
+      found.guest[found.count] = gpr;
+      found.lender[found.count++] = *lender++;
+    }
+    return found;
+  }
+  bool uses_vector() const {
+    return std::any_of(m_run.begin(), m_run.begin() + m_count,
+                       [](const Planned& p) { return p.decoded.vector != VectorClass::kNone; });
+  }
+  // Does the last instruction jump back to the first, and does no C++ come in between?
+  bool loops() const {
+    const bool linked = !m_block.mode.step && !m_block.mode.slow && !m_block.straddles;
+    const bool own_code = std::all_of(m_run.begin(), m_run.begin() + m_count, [](const Planned& p) {
+      return p.policy.kind == Policy::Kind::kAsIs || p.policy.kind == Policy::Kind::kRule;
+    });
+    if (!linked || !own_code) return false;
+    const Planned& p = m_run[m_count - 1];
+    if (!p.open || p.policy.kind != Policy::Kind::kRule) return false;
+    const bool jumps = p.policy.rule == Rule::kjcc || p.policy.rule == Rule::kjmp;
+    return jumps && !p.decoded.insn.has_memory &&
+           p.rip + p.decoded.insn.length + p.decoded.insn.immediate == m_block.rip;
+  }
+  // Of the flags: a proof about the guest's code on this page, so it holds as long as the block does.
+  bool kills_flags_at(u64 rip) const {
+    for (unsigned i = 0; i < m_count; ++i) {
+      if (m_run[i].rip == rip) return !m_run[i].live_before;
+    }
+    const Block* known = m_known(rip);
+    return known && !known->straddles && known->kills_flags;
+  }
+
   unsigned used() const { return m_used; }
   bool kills_flags() const { return !m_run[0].live_before; }
 
  private:
+  // No C++ sees the guest's registers meanwhile, and no rule names host registers that may be lent.
+  bool keeps_loop_registers(const Planned& p) const {
+    if (!m_block.mode.code64() || p.decoded.high_byte) return false;
+    if (p.policy.kind == Policy::Kind::kAsIs) return true;
+    if (p.policy.kind != Policy::Kind::kRule) return false;
+    const Rule rule = p.policy.rule;
+    return rule == Rule::kjcc || rule == Rule::kjmp || rule == Rule::klea || rule == Rule::knop;
+  }
+  static u16 registers_of(const Planned& p) {
+    u16 used = p.decoded.gprs;
+    const MemoryOperand& m = p.decoded.insn.memory;
+    if (p.decoded.insn.has_memory && m.base < 16) used |= static_cast<u16>(1u << m.base);
+    if (p.decoded.insn.has_memory && m.index < 16) used |= static_cast<u16>(1u << m.index);
+    return used;
+  }
+
   // Does the block go on behind a conditional branch? Forwards only: what follows a loop runs once. Not where
   // there is a block already.
   bool falls_through(const Planned& p, u64 next_rip) {
@@ -211,7 +277,7 @@ class Run {
     groups.finish();
   }
 
-  void emit_one(Emitter& e, const Planned& p) {
+  void emit_one(Emitter& e, const Planned& p) const {
     switch (p.policy.kind) {
       case Policy::Kind::kAsIs:
         emit_as_is(e, p.decoded);
@@ -247,6 +313,23 @@ void emit_patchable_nop(asmjit::x86::Assembler& a) {
   a.embed(kNop5, sizeof kNop5);
 }
 
+// How far to move a loop, which stands at `at`, so that the fewest of `pairs` straddle two cache lines. Jumps
+// that are patched stay within eight bytes.
+unsigned best_shift(u64 at, const std::vector<Emitter::Pair>& pairs) {
+  constexpr unsigned kLine = 64, kStep = 8;
+  unsigned best = 0;
+  long fewest = std::numeric_limits<long>::max();
+  for (unsigned shift = 0; shift < kLine; shift += kStep) {
+    const long straddling = std::count_if(pairs.begin(), pairs.end(), [&](const Emitter::Pair& pair) {
+      return (at + shift + pair.begin) / kLine != (at + shift + pair.end - 1) / kLine;
+    });
+    if (straddling >= fewest) continue;
+    best = shift;
+    fewest = straddling;
+  }
+  return best;
+}
+
 // Returns the offset of the entry with flags in the host; the other is at 0.
 std::size_t emit_entries(asmjit::x86::Assembler& a, const Block& block) {
   emit_patchable_nop(a);
@@ -266,34 +349,71 @@ std::size_t emit_stale_exit(asmjit::x86::Assembler& a, u64 rip, Link* left, cons
   return start;
 }
 
+class Emission {
+ public:
+  Emission(Block& block, const Run& run, const Thunks& thunks, SlotNumbers& slots)
+      : m_block(block), m_run(run), m_thunks(thunks), m_slots(slots) {}
+
+  // The code for the block at `base`.
+  std::vector<u8> emit_at(u8* base) {
+    m_block.sites.clear();
+    m_block.links.clear();
+    m_block.helpers.clear();
+    m_block.slow_sites.clear();
+    asmjit::CodeHolder code;
+    code.init(asmjit::Environment::host(), reinterpret_cast<u64>(base));
+    asmjit::x86::Assembler a(&code);
+    const KillsFlags kills_flags = [this](u64 rip) { return m_run.kills_flags_at(rip); };
+    Emitter emitter(a, m_thunks, m_slots, m_block, kills_flags);
+    m_block.kills_flags = m_run.kills_flags();
+    m_block.code_host = base + emit_entries(a, m_block);
+    if (m_run.loops()) {
+      m_block.loop_registers = m_run.loop_registers();
+      emitter.begin_loop(m_run.uses_vector());
+      m_block.code_loop = base + a.offset();
+    }
+    m_run.emit(emitter);
+    emitter.finish();
+    m_block.stale_exit = base + emit_stale_exit(a, m_block.rip, kStaleBlock, m_thunks.leave_flags_in_image);
+    m_block.stale_exit_host = base + emit_stale_exit(a, m_block.rip, nullptr, m_thunks.leave_flags_in_host);
+    m_pairs = emitter.pairs();
+    code.flatten();
+    code.resolveUnresolvedLinks();
+    code.relocateToBase(reinterpret_cast<u64>(base));
+    for (auto& link : m_block.links) {
+      link->displacement = base + reinterpret_cast<std::size_t>(link->displacement);
+      link->unlinked = base + reinterpret_cast<std::size_t>(link->unlinked);
+    }
+    std::vector<u8> host_code(code.codeSize());
+    code.copyFlattenedData(host_code.data(), host_code.size());
+    return host_code;
+  }
+
+  const std::vector<Emitter::Pair>& pairs() const { return m_pairs; }
+
+ private:
+  Block& m_block;
+  const Run& m_run;
+  const Thunks& m_thunks;
+  SlotNumbers& m_slots;
+  std::vector<Emitter::Pair> m_pairs;
+};
+
 }  // namespace
 
 std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
                                 SlotNumbers& slots, const KnownCode& known, const u8* base) {
   Run run(block, bytes, size, slots, known);
   if (!run.plan()) return {};
-  asmjit::CodeHolder code;
-  code.init(asmjit::Environment::host(), reinterpret_cast<u64>(base));
-  asmjit::x86::Assembler a(&code);
-  Emitter emitter(a, thunks, slots, block);
-  u8* start = const_cast<u8*>(base);
-  block.kills_flags = run.kills_flags();
-  block.code_host = start + emit_entries(a, block);
-  run.emit(emitter);
-  emitter.finish();
-  block.stale_exit = start + emit_stale_exit(a, block.rip, kStaleBlock, thunks.leave_flags_in_image);
-  block.stale_exit_host = start + emit_stale_exit(a, block.rip, nullptr, thunks.leave_flags_in_host);
-  code.flatten();
-  code.resolveUnresolvedLinks();
-  code.relocateToBase(reinterpret_cast<u64>(base));
-  std::vector<u8> host_code(code.codeSize());
-  code.copyFlattenedData(host_code.data(), host_code.size());
   block.guest_bytes = run.used();
-  for (auto& link : block.links) {
-    link->displacement = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link->displacement);
-    link->unlinked = const_cast<u8*>(base) + reinterpret_cast<std::size_t>(link->unlinked);
-  }
-  return host_code;
+  Emission emission(block, run, thunks, slots);
+  u8* const start = const_cast<u8*>(base);
+  std::vector<u8> code = emission.emit_at(start);
+  block.lead = run.loops() ? best_shift(reinterpret_cast<u64>(base), emission.pairs()) : 0;
+  if (!block.lead) return code;
+  code = emission.emit_at(start + block.lead);
+  code.insert(code.begin(), block.lead, 0xcc);
+  return code;
 }
 
 }  // namespace anykvm::x86

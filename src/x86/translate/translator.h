@@ -10,12 +10,12 @@
 
 namespace anykvm::x86 {
 
-// Is there a block for this RIP, on the same page and in the same mode?
-using KnownCode = std::function<bool(u64 rip)>;
+// The block for this RIP, on the same page and in the same mode; null: none yet.
+using KnownCode = std::function<const Block*(u64 rip)>;
 
 // Fills `block` (rip, mode, straddles set by the caller) from `bytes`, which are `size` long; code will be
-// placed at `base`. Host code is returned; empty if the first instruction is not complete within `size`
-// bytes.
+// placed at `base`. Block::lead bytes and the host code are returned; empty if the first instruction is not
+// complete within `size` bytes.
 std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
                                 SlotNumbers& slots, const KnownCode& known, const u8* base);
 

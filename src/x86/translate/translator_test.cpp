@@ -18,6 +18,16 @@ TEST(Translator, registers_only_code_runs_as_itself) {
   EXPECT_EQ(guest.state().rip, Guest64::kCode + 18);
 }
 
+TEST(Translator, bsf_of_zero_keeps_a_destination_without_a_host_register) {
+  Guest64 guest;
+  guest.code({0x31, 0xc9,              // xor ecx, ecx
+              0x4c, 0x0f, 0xbc, 0xd9,  // bsf r11, rcx
+              0xf4});
+  guest.state().gpr[kR11] = 0x123;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kR11], 0x123u);
+}
+
 TEST(Translator, load_and_store_reach_guest_ram) {
   Guest64 guest;
   guest.write<u64>(Guest64::kData, 0x1122334455667788);
