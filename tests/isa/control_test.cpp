@@ -29,8 +29,8 @@ class Control : public testing::Test {
  protected:
   // Runs `body` from random states, which `prepare` may change.
   void agree(const Body& body, u64 seed, const std::function<void(Random&, UserState&)>& prepare = {},
-             unsigned code_bits = 64) {
-    for (u64 i = 0; i < 60; ++i) {
+             unsigned code_bits = 64, u64 states = 60) {
+    for (u64 i = 0; i < states; ++i) {
       Case test;
       test.seed = seed_or(seed) + i;
       test.code_bits = code_bits;
@@ -232,6 +232,103 @@ TEST_F(Control, compatibility_mode_calls_and_loops) {
         a.bind(end);
       },
       10, {}, 32);
+}
+
+// --- Random loops: registers of every kind, accesses off one base, ways out in the middle ---
+
+class LoopMaker {
+ public:
+  LoopMaker(Assembler& a, u64 seed) : a(a), m_random(seed) {
+    // Few registers in some loops, nearly all in others.
+    static constexpr u8 kAll[] = {0, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const u64 share = 1 + m_random.below(4);
+    for (u8 number : kAll) {
+      if (m_random.below(4) < share) m_registers.push_back(number);
+    }
+    if (m_registers.empty()) m_registers = {10, 11, 15};
+  }
+
+  void make() {
+    const asmjit::Label again = a.newLabel();
+    a.mov(ecx, static_cast<u32>(1 + m_random.below(9)));
+    a.bind(again);
+    for (u64 left = 1 + m_random.below(14); left; --left) instruction();
+    if (m_random.below(2)) {
+      a.dec(ecx);
+    } else {
+      a.sub(ecx, 1);
+    }
+    a.jnz(again);
+    a.bind(m_out);
+    a.adc(rax, rdx);
+  }
+
+ private:
+  Gp any() { return gpq(m_registers[m_random.below(m_registers.size())]); }
+  Mem cell() { return ptr(rsi, static_cast<i32>(8 * m_random.below(24)) - 64, 8); }
+
+  void instruction() {
+    const Gp to = any(), from = any();
+    switch (m_random.below(20)) {
+      case 0:
+        return void(a.add(to, from));
+      case 1:
+        return void(a.adc(to, from));
+      case 2:
+        return void(a.mov(to, from));
+      case 3:
+        return void(a.mov(to.r32(), from.r32()));
+      case 4:
+        return void(a.lea(to, ptr(from, any(), 2, 77)));
+      case 5:
+        return void(a.movzx(to.r32(), from.r16()));
+      case 6:
+        return void(a.mov(to.r16(), from.r16()));
+      case 7:
+        return void(a.imul(to, from));
+      case 8:
+        return void(a.rol(to.r32(), 7));
+      case 9:
+        return void(a.bsf(to, from));
+      case 10:
+        return void(a.cmovc(to.r32(), from.r32()));
+      case 11:
+        return void(a.mov(to, cell()));
+      case 12:
+        return void(a.add(to.r32(), cell()));
+      case 13:
+        return void(a.mov(cell(), from));
+      case 14:
+        return void(a.adc(cell(), from));
+      case 15:
+        return void(a.add(rsi, m_random.below(2) ? 8 : -8));
+      case 16:
+        a.cmp(to.r8(), from.r8());
+        return void(a.j(m_random.below(2) ? Condition::kE : Condition::kLE, m_out));
+      case 17:
+        a.push(from);
+        a.push(to);
+        return void(a.pop(from));
+      case 18:
+        return void(a.movq(xmm1, from));
+      default:
+        return void(a.xchg(to, from));
+    }
+  }
+
+  Assembler& a;
+  Random m_random;
+  std::vector<u8> m_registers;
+  asmjit::Label m_out = a.newLabel();
+};
+
+TEST_F(Control, random_loops) {
+  const u64 first = seed_or(31000);
+  for (u64 seed = first; seed < first + scaled(400); ++seed) {
+    agree([seed](Assembler& a) { LoopMaker(a, seed).make(); }, seed,
+          [](Random&, UserState& state) { state.gpr[6] = kDataBase + 0x1800; }, 64, 3);
+    if (HasFatalFailure()) return;
+  }
 }
 
 }  // namespace
