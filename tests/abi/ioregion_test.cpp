@@ -587,6 +587,34 @@ TEST_F(IoRegionFailure, vcpu_is_moved_elsewhere_in_the_middle) {
   EXPECT_EQ(rax(), 2u);
 }
 
+// Whoever answers, the server or the client, the guest gets through.
+TEST_F(IoRegionFailure, regions_come_and_go_under_a_running_cpu) {
+  Server server([](const ioregionfd_cmd&) { return 7; });
+  // mov cx, 3000; again: mov al, [10H]; cmp al, 7; jne bad; loop again; hlt; bad: out 11H, al
+  load({0xb9, 0xb8, 0x0b, 0xa0, 0x10, 0x00, 0x3c, 0x07, 0x75, 0x03, 0xe2, 0xf7, 0xf4, 0xe6, 0x11});
+  std::atomic<bool> done{false};
+  std::thread changer([&] {
+    while (!done) {
+      EXPECT_EQ(set(region(kMmio, 0x100, server.link)), 0);
+      usleep(200);
+      EXPECT_EQ(set(region(kMmio, 0x100, server.link, KVM_IOREGION_DEASSIGN)), 0);
+      // A response that nobody waits for any longer belongs to the region that is gone.
+      char byte[64];
+      while (recv(server.link.ends[0], byte, sizeof byte, MSG_DONTWAIT) > 0) {
+      }
+    }
+  });
+  unsigned answered = 0;
+  while (guest.run() == 0 && guest.shared->exit_reason == KVM_EXIT_MMIO) {
+    guest.shared->mmio.data[0] = 7;
+    ++answered;
+  }
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  done = true;
+  changer.join();
+  EXPECT_GE(server.commands().size() + answered, 3000u);
+}
+
 // --- two CPUs at one server ---
 
 struct SecondCpu {
