@@ -74,7 +74,9 @@ class Server {
       std::unique_lock lock(m_mutex);
       m_commands.push_back(command);
       lock.unlock();
-      if (command.resp) link.respond(m_answer(command));
+      const ioregionfd_resp response{command.resp ? m_answer(command) : 0, {}};
+      // Nobody may want it any longer.
+      if (command.resp && send(link.ends[1], &response, sizeof response, MSG_NOSIGNAL) < 0) return;
     }
   }
 
