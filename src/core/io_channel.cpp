@@ -89,7 +89,7 @@ Result<std::shared_ptr<IoChannel>> IoChannel::create(int read_fd, int write_fd) 
   channel->m_write = TRY(duplicate(write_fd, O_RDONLY));
   channel->m_read_file = TRY(file_of(read_fd));
   channel->m_write_file = TRY(file_of(write_fd));
-  channel->m_free = out_of_the_way(Fd(eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK)));
+  channel->m_free = out_of_the_way(Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
   channel->m_closed = out_of_the_way(Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
   if (!channel->m_free.valid() || !channel->m_closed.valid())
     return Error{errno, "no descriptor for an eventfd"};
@@ -120,16 +120,25 @@ IoChannel::Outcome IoChannel::wait_for(int fd, short events, const Caller& calle
   }
 }
 
+// Who waits says so first and looks second; release() lets go first and looks second.
 IoChannel::Outcome IoChannel::acquire(const Caller& caller) {
-  eventfd_t count;
-  while (eventfd_read(m_free.get(), &count) != 0) {
-    const Outcome waited = wait_for(m_free.get(), POLLIN, caller);
+  Outcome waited = Outcome::kDone;
+  while (m_taken.exchange(true)) {
     if (waited != Outcome::kDone) return waited;
+    m_waiting.fetch_add(1);
+    if (!m_taken.exchange(true)) return m_waiting.fetch_sub(1), Outcome::kDone;
+    waited = wait_for(m_free.get(), POLLIN, caller);
+    eventfd_t count;
+    if (waited == Outcome::kDone) eventfd_read(m_free.get(), &count);
+    m_waiting.fetch_sub(1);
   }
   return Outcome::kDone;
 }
 
-void IoChannel::release() { eventfd_write(m_free.get(), 1); }
+void IoChannel::release() {
+  m_taken.store(false);
+  if (m_waiting.load()) eventfd_write(m_free.get(), 1);
+}
 
 // Between exchanges the server has nothing to say: what can be read now would be taken for the next response.
 // An end of file counts as well.
@@ -171,7 +180,7 @@ IoChannel::Outcome IoChannel::progress(IoExchange& exchange, const Caller& calle
   return Outcome::kDone;
 }
 
-// m_free is taken. kDone: the descriptors are free for `exchange`, or broken.
+// m_taken. kDone: the descriptors are free for `exchange`, or broken.
 IoChannel::Outcome IoChannel::finish_other(const std::shared_ptr<IoExchange>& exchange,
                                            const Caller& caller) {
   if (!m_current || m_current == exchange) return Outcome::kDone;
@@ -180,7 +189,7 @@ IoChannel::Outcome IoChannel::finish_other(const std::shared_ptr<IoExchange>& ex
   return Outcome::kDone;
 }
 
-// m_free is taken. Somebody else may have finished it meanwhile.
+// m_taken. Somebody else may have finished it meanwhile.
 IoChannel::Outcome IoChannel::go_on(const std::shared_ptr<IoExchange>& exchange, const Caller& caller) {
   const IoExchange::State state = exchange->m_state.load();
   if (state == IoExchange::State::kDone) return Outcome::kDone;

@@ -74,9 +74,11 @@ class IoChannel {
 
   Fd m_read, m_write;
   FileId m_read_file, m_write_file;
-  Fd m_free;                              // an eventfd that counts 1 while nobody is at the descriptors
+  std::atomic<bool> m_taken{false};       // somebody is at the descriptors
+  std::atomic<unsigned> m_waiting{0};     // threads that want to be next
+  Fd m_free;                              // an eventfd that tells them
   Fd m_closed;                            // an eventfd that is readable after close()
-  bool m_broken = false;                  // these two: only while m_free is taken
+  bool m_broken = false;                  // these two: whoever has taken m_taken
   std::shared_ptr<IoExchange> m_current;  // begun and not finished
 };
 
