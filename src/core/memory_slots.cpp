@@ -2,6 +2,8 @@
 
 #include <errno.h>
 
+#include <algorithm>
+
 #include "base/bits.h"
 
 namespace anykvm::core {
@@ -51,7 +53,10 @@ Result<MemorySlots::Change> MemorySlots::set_region(const kvm_userspace_memory_r
 }
 
 Result<MemorySlots::Change> MemorySlots::remove(u32 id) {
-  if (m_slots.erase(id) == 0) return Error{EINVAL, "no such slot to delete"};
+  auto slot = m_slots.find(id);
+  if (slot == m_slots.end()) return Error{EINVAL, "no such slot to delete"};
+  m_by_base.erase(slot->second.base.value);
+  m_slots.erase(slot);
   return Change::kDeleted;
 }
 
@@ -67,6 +72,7 @@ Result<MemorySlots::Change> MemorySlots::create(const kvm_userspace_memory_regio
   slot.pages = x86::PageMetas::create(region.memory_size / kPageSize);
   if (!slot.pages) return Error{ENOMEM, "no memory to keep track of the slot's pages"};
   set_logging(slot, region.flags & KVM_MEM_LOG_DIRTY_PAGES);
+  m_by_base[region.guest_phys_addr] = region.slot;
   m_slots.emplace(region.slot, std::move(slot));
   return Change::kCreated;
 }
@@ -84,16 +90,25 @@ Result<MemorySlots::Change> MemorySlots::modify(x86::MemorySlot& slot,
   if (!moved && logging == (slot.dirty_bitmap != nullptr)) return Change::kNothing;
   if (moved && overlaps(region)) return Error{EEXIST, "guest range overlaps another slot"};
   TRY(check_guest_range(region));
+  m_by_base.erase(slot.base.value);
+  m_by_base[region.guest_phys_addr] = region.slot;
   slot.base = Gpa(region.guest_phys_addr);
   set_logging(slot, logging);
   return moved ? Change::kMoved : Change::kFlags;
 }
 
+std::vector<u32> MemorySlots::between(u64 first, u64 end) const {
+  std::vector<u32> ids;
+  auto slot = m_by_base.upper_bound(first);
+  if (slot != m_by_base.begin()) --slot;  // it may reach beyond `first`
+  for (; slot != m_by_base.end() && slot->first < end; ++slot)
+    if (slot->first + m_slots.at(slot->second).size > first) ids.push_back(slot->second);
+  return ids;
+}
+
 bool MemorySlots::overlaps(const kvm_userspace_memory_region& region) const {
-  const u64 first = region.guest_phys_addr, end = first + region.memory_size;
-  for (const auto& [id, slot] : m_slots)
-    if (id != region.slot && slot.base.value < end && first < slot.base.value + slot.size) return true;
-  return false;
+  const auto there = between(region.guest_phys_addr, region.guest_phys_addr + region.memory_size);
+  return std::ranges::any_of(there, [&](u32 id) { return id != region.slot; });
 }
 
 const x86::MemorySlot* MemorySlots::find(u32 id) const {

@@ -12,7 +12,8 @@
 
 namespace anykvm::core {
 
-// Each change copies the whole layout, so not the kernel's 32764. There is one address space (no SMM).
+// The kernel has 32764; so many mappings watched one by one would exhaust the client's (vm.max_map_count).
+// There is one address space (no SMM).
 inline constexpr u32 kMaxMemorySlots = 4096;
 // Guest physical addresses end here (52 bits, the architecture's limit).
 inline constexpr u64 kGuestPhysicalEnd = u64{1} << 52;
@@ -27,6 +28,8 @@ class MemorySlots {
 
   // The slot with this id, or null.
   const x86::MemorySlot* find(u32 id) const;
+  // The slots that share addresses with [first, end).
+  std::vector<u32> between(u64 first, u64 end) const;
   std::vector<x86::MemorySlot> layout() const;
 
  private:
@@ -36,6 +39,7 @@ class MemorySlots {
   bool overlaps(const kvm_userspace_memory_region& region) const;
 
   std::map<u32, x86::MemorySlot> m_slots;
+  std::map<u64, u32> m_by_base;  // base -> id
 };
 
 }  // namespace anykvm::core

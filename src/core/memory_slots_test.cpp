@@ -89,6 +89,25 @@ TEST(MemorySlots, size_host_and_read_only_cannot_change) {
   EXPECT_EQ(slots.set_region(region(0, 0, kMiB, kHost, KVM_MEM_READONLY)).error().code, EINVAL);
 }
 
+TEST(MemorySlots, slots_between_addresses_are_those_that_reach_in) {
+  MemorySlots slots;
+  ASSERT_TRUE(slots.set_region(region(4, 0, kMiB)).ok());
+  ASSERT_TRUE(slots.set_region(region(2, kMiB, kMiB)).ok());
+  ASSERT_TRUE(slots.set_region(region(7, 4 * kMiB, kMiB)).ok());
+  EXPECT_EQ(slots.between(kMiB / 2, kMiB), (std::vector<u32>{4}));
+  EXPECT_EQ(slots.between(kMiB / 2, kMiB + 1), (std::vector<u32>{4, 2}));
+  EXPECT_EQ(slots.between(2 * kMiB, 4 * kMiB), std::vector<u32>());
+  EXPECT_EQ(slots.between(0, 8 * kMiB), (std::vector<u32>{4, 2, 7}));
+}
+
+TEST(MemorySlots, place_of_a_moved_slot_is_free) {
+  MemorySlots slots;
+  ASSERT_TRUE(slots.set_region(region(0, 0, kMiB)).ok());
+  ASSERT_TRUE(slots.set_region(region(0, 4 * kMiB, kMiB)).ok());
+  EXPECT_EQ(slots.set_region(region(1, 0, kMiB)).value(), Change::kCreated);
+  EXPECT_EQ(slots.set_region(region(2, 4 * kMiB, kMiB)).error().code, EEXIST);
+}
+
 TEST(MemorySlots, same_region_again_is_no_change) {
   MemorySlots slots;
   ASSERT_TRUE(slots.set_region(region(0, 0, kMiB)).ok());

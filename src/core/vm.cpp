@@ -84,7 +84,7 @@ Result<> Vm::get_dirty_log(u32 slot_id, u64 client_bitmap) {
   std::vector<u64> snapshot(bitmap.size());
   // Stopping the world flushes the TLBs, so the next write to each page is noticed again.
   m_machine->stop_the_world([&] {
-    collect(m_cut_logs);
+    collect(m_published[slot_id].logs);
     for (std::size_t i = 0; i < bitmap.size(); ++i) snapshot[i] = bitmap[i].exchange(0);
   });
   auto copied = copy_to_client(client_bitmap, snapshot.data(), snapshot.size() * sizeof(u64));

@@ -169,7 +169,12 @@ class Vm final : public std::enable_shared_from_this<Vm> {
     std::shared_ptr<std::vector<std::atomic<u64>>> bitmap;
   };
   Result<> check_backing(const kvm_userspace_memory_region& region, const GuestBacking& backing) const;
-  Result<> publish_layout();  // m_slots_mutex
+  // What the machine knows of a slot.
+  struct Published {
+    std::vector<Gpa> parts;  // where each begins
+    std::vector<CutLog> logs;
+  };
+  Result<> publish(std::span<const u32> ids);  // m_slots_mutex
   Result<> cut(const x86::MemorySlot& slot, std::vector<x86::MemorySlot>& layout,
                std::vector<CutLog>& logs) const;                    // m_slots_mutex
   void collect(const std::vector<CutLog>& logs);                    // m_slots_mutex
@@ -204,7 +209,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   const u64 m_type;
   PrivateRanges m_private;                 // m_slots_mutex
   std::map<u32, GuestBacking> m_backings;  // m_slots_mutex; by slot
-  std::vector<CutLog> m_cut_logs;          // m_slots_mutex
+  std::map<u32, Published> m_published;    // m_slots_mutex; by slot
   std::atomic<bool> m_any_private{false};  // !m_private.empty(), for whoever has no lock
   Stats m_stats{Stats::Kind::kVm};         // m_slots_mutex
 

@@ -1,6 +1,10 @@
 // The VM's memory slots, and the parts of them that are private.
 #include <errno.h>
 
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
 #include "base/bits.h"
 #include "base/trace.h"
 #include "core/vm.h"
@@ -42,14 +46,14 @@ Result<> Vm::set_user_memory_region(const kvm_userspace_memory_region& region, c
   m_stats.count(VmStat::memory_layout_changes);
   if (change == MemorySlots::Change::kDeleted) m_backings.erase(region.slot);
   if (backing.memory) m_backings[region.slot] = backing;
-  return publish_layout();
+  return publish(std::span(&region.slot, 1));
 }
 
 Result<> Vm::set_private(u64 first, u64 end, bool is_private) {
   std::lock_guard lock(m_slots_mutex);
   m_private.set(first, end, is_private);
   m_any_private = !m_private.empty();
-  return publish_layout();
+  return publish(m_slots.between(first, end));
 }
 
 bool Vm::is_private(Gpa address) {
@@ -80,19 +84,31 @@ Result<> Vm::cut(const x86::MemorySlot& slot, std::vector<x86::MemorySlot>& layo
   return {};
 }
 
-Result<> Vm::publish_layout() {
-  std::vector<x86::MemorySlot> layout;
-  std::vector<CutLog> logs;
-  for (x86::MemorySlot& slot : m_slots.layout()) {
-    const auto pieces = m_private.cut(slot.base.value, slot.base.value + slot.size);
+// The machine gets the slots of `ids` as they are now.
+Result<> Vm::publish(std::span<const u32> ids) {
+  std::vector<x86::MemorySlot> come;
+  std::map<u32, Published> now;
+  for (u32 id : ids) {
+    Published& published = now[id];
+    const x86::MemorySlot* slot = m_slots.find(id);
+    if (!slot) continue;
+    const std::size_t first = come.size();
+    const auto pieces = m_private.cut(slot->base.value, slot->base.value + slot->size);
     if (pieces.size() == 1 && !pieces.front().is_private)
-      layout.push_back(std::move(slot));
+      come.push_back(*slot);
     else
-      TRY(cut(slot, layout, logs));
+      TRY(cut(*slot, come, published.logs));
+    for (std::size_t part = first; part < come.size(); ++part) published.parts.push_back(come[part].base);
   }
-  std::swap(m_cut_logs, logs);
-  m_machine->set_slots(std::move(layout));
-  collect(logs);  // of the layout before, to which nobody writes any more
+  std::vector<Gpa> gone;
+  std::vector<CutLog> old_logs;
+  for (auto& [id, published] : now) {
+    Published before = std::exchange(m_published[id], std::move(published));
+    gone.insert(gone.end(), before.parts.begin(), before.parts.end());
+    std::ranges::move(before.logs, std::back_inserter(old_logs));
+  }
+  m_machine->change_slots(gone, std::move(come));
+  collect(old_logs);  // nobody writes to these any more
   return {};
 }
 

@@ -159,6 +159,7 @@ class Cpu {
   friend class Dispatcher;
   friend class CodeFinder;
   friend class HelperCall;
+  bool in_guest() const { return m_visits % 2; }
   void stop_the_world_aside();   // lets another thread have its way
   void machine_discards_code();  // no room for more translations
 
@@ -170,6 +171,7 @@ class Cpu {
   Context* m_context;
   u8 m_number = 0;
   bool m_watching = false;  // some breakpoint is enabled
+  u64 m_visits = 0;         // Machine's mutex: goes up with each entry to the guest and each exit
   CpuState* m_state;        // inside *m_context
   std::unique_ptr<Private> m_private;
 };

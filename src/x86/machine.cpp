@@ -9,6 +9,14 @@
 #include "x86/translate/host_signals.h"
 
 namespace anykvm::x86 {
+namespace {
+
+// The same memory at the same place, and what is known of its pages: only flags differ.
+bool same_pages(const MemorySlot& a, const MemorySlot& b) {
+  return a.base == b.base && a.size == b.size && a.host == b.host && a.pages == b.pages;
+}
+
+}  // namespace
 
 Result<std::unique_ptr<Machine>> Machine::create() {
   std::unique_ptr<Machine> machine(new Machine);
@@ -34,22 +42,64 @@ void Machine::stop_the_world(const std::function<void()>& change) {
   m_changed.notify_all();
 }
 
-void Machine::set_slots(std::vector<MemorySlot> slots) {
-  for (MemorySlot& slot : slots) {
+void Machine::flush_tlbs(std::span<Cpu* const> cpus) {
+  struct Visit {
+    Cpu* cpu;
+    u64 number;
+  };
+  std::vector<Visit> visits;
+  std::unique_lock lock(m_mutex);
+  for (Cpu* cpu : cpus) {
+    cpu->request(kAttentionWorld);
+    if (cpu->in_guest()) visits.push_back({cpu, cpu->m_visits});
+  }
+  if (visits.empty()) return;
+  ++m_flushing;
+  m_changed.wait(lock, [&] {
+    return std::ranges::all_of(visits,
+                               [](const Visit& visit) { return visit.cpu->m_visits != visit.number; });
+  });
+  --m_flushing;
+}
+
+// Its cost does not grow with the number of slots that stay: layouts may have thousands, and change often.
+void Machine::change_slots(std::span<const Gpa> gone, std::vector<MemorySlot> come) {
+  for (MemorySlot& slot : come) {
     if (!slot.pages) slot.pages = PageMetas::create(slot.size / kPageSize);
   }
   stop_the_world([&] {
-    forget_code();
-    m_memory.set_slots(std::move(slots));
-    m_client_writes->set_slots(m_memory.slots());
+    std::vector<MemorySlot> left;
+    for (Gpa base : gone) {
+      if (const MemorySlot* slot = m_memory.find(base)) left.push_back(*slot);
+    }
+    for (const MemorySlot& slot : left) {
+      if (std::none_of(come.begin(), come.end(),
+                       [&](const MemorySlot& now) { return same_pages(slot, now); }))
+        forget_code(slot);
+    }
+    m_client_writes->change_slots(left, come);
+    m_memory.change_slots(gone, std::move(come));
   });
+}
+
+void Machine::set_slots(std::vector<MemorySlot> slots) {
+  std::vector<Gpa> gone;
+  for (const MemorySlot& slot : m_memory.slots()) gone.push_back(slot.base);
+  change_slots(gone, std::move(slots));
 }
 
 void Machine::discard_code() {
   stop_the_world([&] { forget_code(); });
 }
 
-// Only the pages that have code are visited: layouts change often, and guests are large.
+// Only the pages that have code are visited: guests are large.
+void Machine::forget_code(const MemorySlot& slot) {
+  for (Gpa page : m_code->pages(slot.base, slot.size)) {
+    slot.meta(page).has_code.store(0, std::memory_order_relaxed);
+    m_code->drop(page);
+  }
+}
+
 void Machine::forget_code() {
   for (Gpa page : m_code->pages()) {
     if (const MemorySlot* slot = m_memory.find(page))
@@ -70,15 +120,17 @@ void Machine::remove_cpu(Cpu* cpu) {
   std::erase(m_cpus, cpu);
 }
 
-void Machine::enter_guest(Cpu&) {
+void Machine::enter_guest(Cpu& cpu) {
   std::unique_lock lock(m_mutex);
   m_changed.wait(lock, [&] { return !m_stopped; });
   ++m_running;
+  ++cpu.m_visits;
 }
 
-void Machine::leave_guest(Cpu&) {
+void Machine::leave_guest(Cpu& cpu) {
   std::lock_guard lock(m_mutex);
-  if (--m_running == 0) m_changed.notify_all();
+  ++cpu.m_visits;
+  if (--m_running == 0 || m_flushing) m_changed.notify_all();
 }
 
 }  // namespace anykvm::x86

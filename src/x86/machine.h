@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "base/expected.h"
@@ -34,7 +35,14 @@ class Machine {
   // callback takes.
   void stop_the_world(const std::function<void()>& change);
 
-  // Replaces the memory layout and drops translated code (stops the world). Slots without `pages` get them.
+  // Flushes the TLBs of `cpus`. When it returns, none of them uses what it held before. Not from inside
+  // Cpu::run().
+  void flush_tlbs(std::span<Cpu* const> cpus);
+
+  // The slots that begin at `gone` go and those of `come` are there instead, all at once (stops the world).
+  // Code translated from what is no longer at its place is dropped. Slots without `pages` get them.
+  void change_slots(std::span<const Gpa> gone, std::vector<MemorySlot> come);
+  // Replaces the whole memory layout.
   void set_slots(std::vector<MemorySlot> slots);
 
   // Drops every translation (stops the world): client-made changes to guest memory that we were not told of.
@@ -48,6 +56,7 @@ class Machine {
   friend class Cpu;
   Machine();
   void forget_code();
+  void forget_code(const MemorySlot& slot);
   // Cpu::run() brackets guest execution with these; enter blocks while the world is stopped.
   void enter_guest(Cpu& cpu);
   void leave_guest(Cpu& cpu);
@@ -56,11 +65,12 @@ class Machine {
   std::unique_ptr<CodeCache> m_code;
   std::unique_ptr<ClientWrites> m_client_writes;
   std::mutex m_world;  // held by whoever stops the world
-  std::mutex m_mutex;  // guards m_cpus, m_running, m_stopped
+  std::mutex m_mutex;  // guards all below, and Cpu::m_visits
   std::condition_variable m_changed;
   std::vector<Cpu*> m_cpus;
   unsigned m_running = 0;
   std::size_t m_numbered = 0;
+  unsigned m_flushing = 0;  // threads in flush_tlbs()
   bool m_stopped = false;
 };
 

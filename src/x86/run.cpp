@@ -414,6 +414,12 @@ class Dispatcher {
     mode.slow = mode.slow || m_slow;
     mode.narrow = m_narrow && !mode.slow && !mode.step;
     Block* block = m_finder.find(mode);
+    // To claim a page the world may have been stopped, and others had their way meanwhile: whoever flushed
+    // TLBs or changed memory does not wait for this CPU to get to its next poll.
+    while (m_context.stamp.part.attention.load() & kAttentionWorld) {
+      let_the_world_change();
+      block = m_finder.find(mode);
+    }
     if (!block) {
       m_left = nullptr;
       return nullptr;

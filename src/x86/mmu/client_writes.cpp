@@ -122,7 +122,7 @@ void ClientWrites::start_scanning() {
 // Memory is given back while the thread still answers: a forked child may hold a copy of the descriptor, so
 // closing ours need not wake those who wait.
 ClientWrites::~ClientWrites() {
-  for (const Range& range : m_ranges) unregister_range(range.host, range.size);
+  for (const auto& [base, range] : m_ranges) unregister_range(range.host, range.size);
   if (!m_thread.joinable()) return;
   eventfd_write(m_stop_fd.get(), 1);
   m_thread.join();
@@ -165,61 +165,75 @@ bool ClientWrites::protect_anew(const Fd& fd, const Range& range, u8* page) {
   return protect(fd, page, true) || (register_range(fd, range.host, range.size) && protect(fd, page, true));
 }
 
-// By address and size: layouts may have thousands of ranges, of which a change leaves most as they are.
-ClientWrites::RangeLevels ClientWrites::levels_of(const std::vector<Range>& ranges) {
-  RangeLevels levels;
-  for (const Range& range : ranges) {
-    auto [known, added] = levels.try_emplace({range.host, range.size}, range.level);
-    if (!added && known->second == Level::kVerify) known->second = range.level;
-  }
-  return levels;
+// m_mutex.
+void ClientWrites::add_range(const MemorySlot& slot, Level level) {
+  Range& range = m_ranges[slot.base.value] = {slot.host, slot.size, slot.base, slot.pages, level};
+  m_by_host.emplace(range.begin(), &range);
+  m_longest = std::max(m_longest, range.size);
+}
+
+// m_mutex.
+std::optional<ClientWrites::Range> ClientWrites::take_range(Gpa base) {
+  auto known = m_ranges.find(base.value);
+  if (known == m_ranges.end()) return std::nullopt;
+  auto [first, last] = m_by_host.equal_range(known->second.begin());
+  m_by_host.erase(std::find_if(first, last, [&](auto& entry) { return entry.second == &known->second; }));
+  Range range = std::move(known->second);
+  m_ranges.erase(known);
+  return range;
+}
+
+std::vector<ClientWrites::Range*> ClientWrites::ranges_at(u64 begin, u64 end) {
+  std::vector<Range*> found;
+  auto entry = m_by_host.lower_bound(begin > m_longest ? begin - m_longest : 0);
+  for (; entry != m_by_host.end() && entry->first < end; ++entry)
+    if (entry->second->end() > begin) found.push_back(entry->second);
+  return found;
 }
 
 // m_mutex. Gives memory back that no slot has any longer, so that the client may use it as it likes.
-void ClientWrites::release_gone(const std::vector<Range>& before) {
-  const RangeLevels kept = levels_of(m_ranges);
-  for (const Range& old : before) {
-    if (kept.contains({old.host, old.size})) continue;
-    u8* from = old.host;
-    while (from < old.end()) {
-      u8* next = old.end();
-      const Range* cover = nullptr;
-      for (const Range& range : m_ranges) {
-        if (range.host <= from && from < range.end()) cover = &range;
-        if (range.host > from) next = std::min(next, range.host);
-      }
-      if (cover) {
-        from = cover->end();
-        continue;
-      }
-      unregister_range(from, static_cast<u64>(next - from));
-      from = next;
-    }
+void ClientWrites::release_gone(const Range& range) {
+  u64 from = range.begin();
+  auto release_until = [&](u64 to) {
+    if (from < to) unregister_range(reinterpret_cast<u8*>(from), to - from);
+  };
+  for (const Range* other : ranges_at(range.begin(), range.end())) {
+    release_until(other->begin());
+    from = std::max(from, other->end());
   }
+  release_until(range.end());
 }
 
-// No page has code now. Pages that stay protected are released by the first write to them.
-void ClientWrites::set_slots(const std::vector<MemorySlot>& slots) {
+// Code of what goes for good is dropped already. Pages that stay protected are released by the first write to
+// them.
+void ClientWrites::change_slots(const std::vector<MemorySlot>& gone, const std::vector<MemorySlot>& come) {
   std::lock_guard lock(m_mutex);
-  const std::vector<Range> before = std::move(m_ranges);
-  m_ranges.clear();
-  const RangeLevels known = levels_of(before);
-  for (const MemorySlot& slot : slots) {
-    auto same = known.find({slot.host, slot.size});
-    const bool registered = same != known.end() && same->second != Level::kVerify;
-    const Level level = registered ? same->second : register_best(slot.host, slot.size);
-    m_ranges.push_back({slot.host, slot.size, slot.base, slot.pages, level});
+  std::vector<Range> before;
+  for (const MemorySlot& slot : gone) {
+    if (auto range = take_range(slot.base)) before.push_back(std::move(*range));
   }
-  release_gone(before);
-  for (const Listed& item : m_listed) item.meta->guard.store(0);
-  m_listed.clear();
-  m_listed_count = 0;
+  for (const MemorySlot& slot : come) {
+    auto same = std::find_if(before.begin(), before.end(), [&](const Range& old) {
+      return old.host == slot.host && old.size == slot.size && old.level != Level::kVerify;
+    });
+    add_range(slot, same != before.end() ? same->level : register_best(slot.host, slot.size));
+  }
+  for (const Range& range : before) release_gone(range);
+  std::erase_if(m_listed, [&](const Listed& item) {
+    const Range* range = range_of(item.page);
+    if (range && range->pages == item.pages) return false;
+    item.meta->guard.store(0);
+    return true;
+  });
+  m_listed_count = static_cast<unsigned>(m_listed.size());
 }
 
-ClientWrites::Range* ClientWrites::range_of(const MemorySlot& slot) {
-  auto range =
-      std::find_if(m_ranges.begin(), m_ranges.end(), [&](const Range& r) { return r.base == slot.base; });
-  return range == m_ranges.end() ? nullptr : &*range;
+// m_mutex.
+ClientWrites::Range* ClientWrites::range_of(Gpa address) {
+  auto after = m_ranges.upper_bound(address.value);
+  if (after == m_ranges.begin()) return nullptr;
+  Range& range = std::prev(after)->second;
+  return address - range.base < range.size ? &range : nullptr;
 }
 
 // --- Pages ---
@@ -242,7 +256,7 @@ void ClientWrites::claim(const MemorySlot& slot, Gpa address) {
   u8 byte;
   // The page must be there to be protected; reading it brings it.
   const bool there = guarded_copy(&byte, host, 1);
-  const Range* range = range_of(slot);
+  const Range* range = range_of(address);
   const Level level = there && range ? range->level : Level::kVerify;
   const bool shared = shared_with_others(host);
   const bool watched = level == Level::kWatch && protect_anew(m_watch_fd, *range, host);
@@ -355,10 +369,8 @@ bool ClientWrites::watch_again(Listed& item) {
   if (!m_watch_fd.valid() || item.scanned || (item.meta->guard.load() & kProtected)) return false;
   if (++item.age < kTrialAge) return false;
   item.age = 0;
-  auto range = std::find_if(m_ranges.begin(), m_ranges.end(), [&](const Range& r) {
-    return r.pages == item.pages && r.level == Level::kWatch;
-  });
-  if (range == m_ranges.end() || !protect(m_watch_fd, item.host, true)) return false;
+  const Range* range = range_of(item.page);
+  if (!range || range->level != Level::kWatch || !protect(m_watch_fd, item.host, true)) return false;
   item.meta->guard.fetch_or(kProtected);
   return true;
 }
@@ -433,8 +445,8 @@ void ClientWrites::drop(Range& range, u64 offset) {
 
 // m_mutex. The writer waits until the page is released; a page can be guest memory at several addresses.
 void ClientWrites::page_written(u8* page) {
-  for (Range& range : m_ranges)
-    if (page >= range.host && page < range.end()) drop(range, static_cast<u64>(page - range.host));
+  const u64 address = reinterpret_cast<u64>(page);
+  for (Range* range : ranges_at(address, address + kPageSize)) drop(*range, address - range->begin());
   if (protect(m_watch_fd, page, false)) return;
   // Mappings are changing (EAGAIN), or this one is gone: the writer looks again, and we hear of it again.
   uffdio_range range{reinterpret_cast<u64>(page), kPageSize};
@@ -443,10 +455,9 @@ void ClientWrites::page_written(u8* page) {
 
 // m_mutex. munmap(2), mmap(2) over it, madvise(2): other memory may be there now.
 void ClientWrites::memory_replaced(u64 begin, u64 end) {
-  for (Range& range : m_ranges) {
-    const u64 host = reinterpret_cast<u64>(range.host);
-    const u64 from = std::max(begin, host), to = std::min(end, host + range.size);
-    for (u64 page = from; page < to; page += kPageSize) drop(range, page - host);
+  for (Range* range : ranges_at(begin, end)) {
+    const u64 from = std::max(begin, range->begin()), to = std::min(end, range->end());
+    for (u64 page = from; page < to; page += kPageSize) drop(*range, page - range->begin());
   }
 }
 

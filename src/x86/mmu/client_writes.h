@@ -1,13 +1,14 @@
 #pragma once
 // Notices that the client, behind our back, changed guest memory from which code was translated (DESIGN D10,
 // docs/decisions/client-writes.md).
-// Owner: Machine. set_slots() with the world stopped; verify() and the notes of vCPUs inside Cpu::run(). Own
-// lock; it is taken before CodeCache's.
+// Owner: Machine. change_slots() with the world stopped; verify() and the notes of vCPUs inside Cpu::run().
+// Own lock; it is taken before CodeCache's.
 
 #include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -37,7 +38,8 @@ class ClientWrites {
   // What private anonymous memory gets.
   Level level() const;
 
-  void set_slots(const std::vector<MemorySlot>& slots);
+  // The slots of `gone` go, then those of `come` are there.
+  void change_slots(const std::vector<MemorySlot>& gone, const std::vector<MemorySlot>& come);
   // The page is about to be translated from; PageMeta::has_code is set.
   void claim(const MemorySlot& slot, Gpa address);
   // The guest is about to write to a page with code: beside the code, or the code is gone now.
@@ -54,9 +56,9 @@ class ClientWrites {
     Gpa base;
     std::shared_ptr<PageMetas> pages;
     Level level;
-    u8* end() const { return host + size; }
+    u64 begin() const { return reinterpret_cast<u64>(host); }
+    u64 end() const { return begin() + size; }
   };
-  using RangeLevels = std::map<std::pair<u8*, u64>, Level>;
 
   // A page whose bytes are compared.
   struct Listed {
@@ -76,13 +78,16 @@ class ClientWrites {
 
   bool register_range(const Fd& fd, u8* host, u64 size);
   void unregister_range(u8* host, u64 size);
-  static RangeLevels levels_of(const std::vector<Range>& ranges);
-  void release_gone(const std::vector<Range>& before);
   Level register_best(u8* host, u64 size);
+  void add_range(const MemorySlot& slot, Level level);
+  std::optional<Range> take_range(Gpa base);
+  void release_gone(const Range& range);
+  // The ranges that share memory with [begin, end), by ascending host address.
+  std::vector<Range*> ranges_at(u64 begin, u64 end);
   bool protect(const Fd& fd, u8* page, bool on);
   bool protect_anew(const Fd& fd, const Range& range, u8* page);
   bool shared_with_others(const u8* page);
-  Range* range_of(const MemorySlot& slot);
+  Range* range_of(Gpa address);
 
   void list_page(const MemorySlot& slot, Gpa address, bool shared, bool scanned);
   void unlist_page(const PageMeta& meta);
@@ -104,8 +109,10 @@ class ClientWrites {
   Fd m_pagemap, m_stop_fd;
   std::thread m_thread;
   std::mutex m_mutex;
-  std::vector<Range> m_ranges;   // m_mutex
-  std::vector<Listed> m_listed;  // m_mutex; sorted by host address
+  std::map<u64, Range> m_ranges;         // m_mutex; by guest address
+  std::multimap<u64, Range*> m_by_host;  // m_mutex; into m_ranges
+  u64 m_longest = 0;                     // m_mutex; no range is larger
+  std::vector<Listed> m_listed;          // m_mutex; sorted by host address
   std::atomic<unsigned> m_listed_count{0};
   std::atomic<bool> m_handling{false};  // the watching thread is between a message and its consequences
 };

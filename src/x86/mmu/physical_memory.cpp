@@ -39,6 +39,17 @@ u8* PhysicalMemory::host(Gpa address, u64 size) const {
   return size <= slot->size - offset ? slot->host + offset : nullptr;
 }
 
+void PhysicalMemory::change_slots(std::span<const Gpa> gone, std::vector<MemorySlot> come) {
+  auto place = [this](Gpa base) {
+    return std::lower_bound(m_slots.begin(), m_slots.end(), base,
+                            [](const MemorySlot& slot, Gpa address) { return slot.base < address; });
+  };
+  for (Gpa base : gone) {
+    if (auto slot = place(base); slot != m_slots.end() && slot->base == base) m_slots.erase(slot);
+  }
+  for (MemorySlot& slot : come) m_slots.insert(place(slot.base), std::move(slot));
+}
+
 void PhysicalMemory::set_slots(std::vector<MemorySlot> slots) {
   std::sort(slots.begin(), slots.end(),
             [](const MemorySlot& a, const MemorySlot& b) { return a.base < b.base; });

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/types.h"
@@ -13,9 +14,10 @@ namespace anykvm::x86 {
 
 // What the translator knows about one guest page frame; see translate/code_pages.
 struct PageMeta {
-  std::atomic<u8> has_code{0};    // translated code was made from bytes of this page
-  std::atomic<u8> writer{0};      // 0: in nobody's TLB for writing; n: only in vCPU n-1's; 255: perhaps in several
-  std::atomic<u8> guard{0};       // how writes of the client are noticed while there is code (mmu/client_writes)
+  std::atomic<u8> has_code{0};  // translated code was made from bytes of this page
+  std::atomic<u8> writer{
+      0};                    // 0: in nobody's TLB for writing; n: only in vCPU n-1's; 255: perhaps in several
+  std::atomic<u8> guard{0};  // how writes of the client are noticed while there is code (mmu/client_writes)
 };
 
 // PageMeta for each page of a slot, all zero at first. Host memory is taken only for what is touched: a slot
@@ -66,6 +68,8 @@ class PhysicalMemory {
   // Host address of `size` bytes at `address`, or null if they are not all in one slot.
   u8* host(Gpa address, u64 size) const;
 
+  // The slots that begin at `gone` go, then those of `come` are there. Only while the world is stopped.
+  void change_slots(std::span<const Gpa> gone, std::vector<MemorySlot> come);
   // Replaces the whole layout. Only while the world is stopped.
   void set_slots(std::vector<MemorySlot> slots);
   const std::vector<MemorySlot>& slots() const { return m_slots; }

@@ -30,6 +30,17 @@ TEST_F(PhysicalMemoryTest, set_slots_unsorted_sorts_by_base) {
   EXPECT_EQ(m_memory.slots().back().id, 3u);
 }
 
+TEST_F(PhysicalMemoryTest, change_slots_leaves_the_others_and_the_order) {
+  const Gpa gone[] = {Gpa(0x4000), Gpa(0x100000)};
+  m_memory.change_slots(gone, {slot(5, 0x2000, 0x1000), slot(6, 0x200000, 0x1000)});
+  EXPECT_EQ(found(0x4000), -1);
+  EXPECT_EQ(found(0x100000), -1);
+  EXPECT_EQ(found(0x2000), 5);
+  EXPECT_EQ(found(0x104000), 3);
+  EXPECT_EQ(found(0x1fff), 0);
+  EXPECT_EQ(m_memory.slots().back().id, 6u);
+}
+
 TEST_F(PhysicalMemoryTest, find_at_edges_finds_the_slot_that_holds_the_byte) {
   EXPECT_EQ(found(0), 0);
   EXPECT_EQ(found(0x1fff), 0);

@@ -287,6 +287,19 @@ std::vector<Gpa> CodeCache::pages() const {
   return pages;
 }
 
+std::vector<Gpa> CodeCache::pages(Gpa first, u64 size) const {
+  std::vector<Gpa> pages;
+  const u64 begin = first.value / kPageSize, count = size / kPageSize;
+  if (count < m_pages.size()) {
+    for (u64 page = begin; page < begin + count; ++page)
+      if (m_pages.contains(page)) pages.push_back(Gpa(page * kPageSize));
+  } else {
+    for (const auto& [page, code] : m_pages)
+      if (page - begin < count) pages.push_back(Gpa(page * kPageSize));
+  }
+  return pages;
+}
+
 void CodeCache::clear() {
   std::lock_guard lock(m_mutex);
   ANYKVM_TRACE(translate, "all code goes: {} blocks, {} of them alive, in {} pages", m_all.size(),

@@ -80,8 +80,9 @@ class CodeCache {
   // The address range of all host code.
   const CodeMemory& memory() const { return *m_memory; }
 
-  // The pages that hold translated code. World stopped.
+  // The pages that hold translated code: all, or those among `size` bytes from `first` on. World stopped.
   std::vector<Gpa> pages() const;
+  std::vector<Gpa> pages(Gpa first, u64 size) const;
   // Forgets everything. World stopped.
   void clear();
 
