@@ -13,9 +13,16 @@ bool Vcpu::pv_permitted(x86::Feature feature) {
 
 void Vcpu::set_result(u64 value) { state().gpr[x86::kRax] = state().code64() ? value : value & 0xffffffff; }
 
-x86::Hypercall Vcpu::hypercall(u32* client_call) { return kvm_hypercall(client_call); }
+x86::Hypercall Vcpu::hypercall(u32* client_call) {
+  if (!m_hyperv.takes_hypercalls()) return kvm_hypercall(client_call);
+  *client_call = KVM_EXIT_HYPERV;
+  return m_hyperv.hypercall();
+}
 
-void Vcpu::hypercall_answered(u32, u64 answer) { set_result(answer); }
+void Vcpu::hypercall_answered(u32 client_call, u64 answer) {
+  if (client_call == KVM_EXIT_HYPERV) return m_hyperv.set_result(answer);
+  set_result(answer);
+}
 
 x86::Hypercall Vcpu::kvm_hypercall(u32* client_call) {
   const auto& gpr = state().gpr;
@@ -88,6 +95,7 @@ void Vcpu::report_hypercall(const x86::Exit& exit) {
   kvm_run& run = m_shared.run();
   const auto& gpr = state().gpr;
   run.exit_reason = exit.code;
+  if (exit.code == KVM_EXIT_HYPERV) return m_hyperv.describe_call(run.hyperv);
   const u64 mask = state().code64() ? ~u64{0} : 0xffffffff;
   const u64 arguments[] = {gpr[x86::kRbx], gpr[x86::kRcx], gpr[x86::kRdx], gpr[x86::kRsi], 0, 0};
   run.hypercall.nr = gpr[x86::kRax] & mask;

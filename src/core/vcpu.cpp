@@ -39,7 +39,12 @@ u64 tsc_ratio(u32 guest_khz) {
 }  // namespace
 
 Vcpu::Vcpu(Vm& vm, u32 id, SharedPage shared)
-    : m_vm(vm), m_id(id), m_shared(std::move(shared)), m_tsc_khz(vm.default_tsc_khz()), m_spin_ns(0) {
+    : m_vm(vm),
+      m_id(id),
+      m_shared(std::move(shared)),
+      m_tsc_khz(vm.default_tsc_khz()),
+      m_hyperv(*this, vm.hyperv()),
+      m_spin_ns(0) {
   m_cpu = std::make_unique<x86::Cpu>(vm.machine(), static_cast<x86::Platform&>(*this));
   m_cpu->reset(false);
   x86::CpuState& cpu_state = state();
@@ -62,6 +67,7 @@ Vcpu::~Vcpu() {
 Result<std::unique_ptr<Vcpu>> Vcpu::create(Vm& vm, u32 id) {
   std::unique_ptr<Vcpu> vcpu(new Vcpu(vm, id, TRY(SharedPage::create(id))));
   if (vm.irqchip()) TRY(vcpu->join_irqchip());
+  vcpu->m_hyperv.join();
   return vcpu;
 }
 
@@ -74,7 +80,7 @@ Result<> Vcpu::join_irqchip() {
   lapic->set_bus_cycle(m_vm.apic_bus_cycle_ns());
   m_lapic = std::move(lapic);
   m_timer = m_vm.timers().add([this] {
-    m_lapic->expire(monotonic_ns());
+    expire_timers();
     if (m_in_guest.load()) arm_timer();
   });
   return {};
@@ -174,6 +180,7 @@ Result<> Vcpu::set_cpuid(std::vector<x86::CpuidEntry> entries) {
     features.tsc_deadline = entry.ecx & (1u << 24);
   }
   if (m_vm.halts_without_exit()) hide_pv_unhalt(entries);
+  m_hyperv.set_cpuid(entries);
   m_cpu->model().set_entries(std::move(entries));
   features.physical_bits = static_cast<u8>(m_cpu->model().physical_address_bits());
   features.suppress_eoi_broadcast = features.x2apic && !m_vm.has_pic();
@@ -231,6 +238,7 @@ bool Vcpu::interrupt_ready() {
 std::optional<u8> Vcpu::acknowledge_interrupt() {
   if (!m_lapic) return std::nullopt;
   auto vector = m_vm.irqchip()->acknowledge(*m_lapic);
+  if (vector && m_hyperv.ends_by_itself(*vector) && m_lapic->highest_in_service() == *vector) m_lapic->eoi();
   show_vapic();
   if (vector) ANYKVM_TRACE(irq, "vcpu {} takes vector {:#x}", m_id, *vector);
   return vector;
@@ -321,13 +329,23 @@ void Vcpu::deadline_changed() {
   m_waiter.wake();
 }
 
+u64 Vcpu::next_deadline_ns() const {
+  return m_lapic ? std::min(m_lapic->next_deadline_ns(), m_hyperv.deadline_ns()) : kNever;
+}
+
 void Vcpu::arm_timer() {
   // The vCPU and the timer thread may both be here, and the one that stores last may have looked first.
   u64 deadline = 0;
   do {
-    deadline = m_lapic->next_deadline_ns();
+    deadline = next_deadline_ns();
     m_vm.timers().arm(m_timer, deadline);
-  } while (m_lapic->next_deadline_ns() != deadline);
+  } while (next_deadline_ns() != deadline);
+}
+
+void Vcpu::look_at_hyperv_timers(bool later) {
+  if (later) return request(kRequestHypervTimers);
+  m_hyperv.run_timers();
+  deadline_changed();
 }
 
 u64 Vcpu::guest_tsc_to_ns(u64 tsc) {

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/expected.h"
+#include "core/hyperv/processor.h"
 #include "core/region_access.h"
 #include "core/run_signals.h"
 #include "core/shared_page.h"
@@ -74,6 +75,10 @@ class Vcpu final : private x86::Platform,
   u64 tsc_offset() { return state().tsc_offset; }
   void set_tsc_offset(u64 offset);
 
+  hyperv::VirtualProcessor& hyperv() { return m_hyperv; }
+  // Its timers were set up: they are run at once, or `later`, when guest memory may be used.
+  void look_at_hyperv_timers(bool later);
+
   // KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
   void enforce_pv_features(bool enforce) { m_enforces_pv_features = enforce; }
 
@@ -84,7 +89,13 @@ class Vcpu final : private x86::Platform,
   Result<> set_cpuid(std::vector<x86::CpuidEntry> entries);
 
  private:
-  enum Request : u8 { kRequestInit = 1, kRequestSipi = 2, kRequestClientEoi = 4, kRequestTprAccess = 8 };
+  enum Request : u8 {
+    kRequestInit = 1,
+    kRequestSipi = 2,
+    kRequestClientEoi = 4,
+    kRequestTprAccess = 8,
+    kRequestHypervTimers = 16,
+  };
 
   Vcpu(Vm& vm, u32 id, SharedPage shared);
   bool change_apic_base(u64 value, bool from_client);
@@ -129,7 +140,8 @@ class Vcpu final : private x86::Platform,
   void tell_instruction();
   void report_hypercall(const x86::Exit& exit);
   void expire_timers();
-  // Has the timer thread watch the LAPIC's deadline while the vCPU is in guest code.
+  u64 next_deadline_ns() const;
+  // Has the timer thread watch the next deadline while the vCPU is in guest code.
   void arm_timer();
 
   // --- what KVM tells its guests about time and waiting ---
@@ -177,6 +189,13 @@ class Vcpu final : private x86::Platform,
   x86::Hypercall hypercall(u32* client_call) override;
   void hypercall_answered(u32 client_call, u64 answer) override;
   bool enforces_pv_features() override { return m_enforces_pv_features; }
+  std::optional<u64> hyperv_msr_read(u32 index, bool from_client) override {
+    return m_hyperv.read_msr(index, from_client);
+  }
+  bool hyperv_msr_write(u32 index, u64 value, bool from_client) override {
+    return m_hyperv.write_msr(index, value, from_client);
+  }
+  bool hides_invariant_tsc() override { return m_hyperv.hides_invariant_tsc(); }
   u64 client_tsc_offset(u64 value, u64 offset) override;
 
   // --- irqchip::LapicHost: any thread, must not block ---
@@ -187,6 +206,7 @@ class Vcpu final : private x86::Platform,
   void sipi(u8 vector) override;
   void client_ioapic_eoi(u8 vector) override;
   void deadline_changed() override;
+  void interrupt_ended(u8 vector) override { m_hyperv.end_of_interrupt(vector); }
 
   // --- irqchip::Clock: any thread ---
   u64 now_ns() override { return monotonic_ns(); }
@@ -221,6 +241,7 @@ class Vcpu final : private x86::Platform,
   Stats m_stats{Stats::Kind::kVcpu};
   bool m_enforces_pv_features = false;
   StealTime m_steal_time;
+  hyperv::VirtualProcessor m_hyperv;
   u32 m_clock_generation = 0;  // of the time that the guest was shown last
 
   SingleWaiter m_waiter;

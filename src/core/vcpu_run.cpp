@@ -99,6 +99,7 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
   if (!io_pending) m_region_access.reset();
   const bool client_answered = io_pending && !m_region_access;
   if (client_answered) complete_client_io();
+  m_hyperv.resume(run);
   const bool immediate_exit = read_once(run.immediate_exit);
   if (immediate_exit || m_signalled.load()) {
     if (client_answered && finish_instruction()) return {};
@@ -137,6 +138,7 @@ void Vcpu::show_running() {
     m_clock_generation = clock_generation;
     m_cpu->visit_memory([this] { x86::refresh_kvmclock(*m_cpu); });
   }
+  if (m_vm.hyperv().tsc_page_stale()) m_cpu->visit_memory([this] { m_vm.hyperv().refresh_tsc_page(*m_cpu); });
   if (StealTime::enabled(state())) m_cpu->visit_memory([this] { m_steal_time.running(*m_cpu); });
 }
 
@@ -204,6 +206,7 @@ bool Vcpu::finish_instruction() {
 void Vcpu::handle_apic_requests() {
   const u8 requests = m_requests.exchange(0);
   if (!requests || !m_lapic) return;
+  if (requests & kRequestHypervTimers) m_cpu->visit_memory([this] { m_hyperv.run_timers(); });
   if (requests & kRequestInit) {
     ANYKVM_TRACE(irq, "vcpu {} gets INIT", m_id);
     m_cpu->reset(true);
@@ -260,6 +263,8 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
       return run.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN, true;
     case Reason::kMsr:
       return report_msr(exit), true;
+    case Reason::kPlatform:
+      return m_hyperv.finish_instruction(run);
   }
   return false;
 }

@@ -21,11 +21,15 @@ u64 adapted_spin(u64 window, u64 waited) {
 
 }  // namespace
 
+// Any thread: the timer thread's, too.
 void Vcpu::expire_timers() {
-  if (!m_lapic) return;
-  const u64 deadline = m_lapic->next_deadline_ns();
-  if (deadline == irqchip::kNever) return;
-  if (const u64 now = monotonic_ns(); now >= deadline) m_lapic->expire(now);
+  const u64 deadline = next_deadline_ns();
+  if (deadline == kNever) return;
+  const u64 now = monotonic_ns();
+  if (now < deadline) return;
+  m_lapic->expire(now);
+  // These write to guest memory, which is for the vCPU's own thread.
+  if (now >= m_hyperv.deadline_ns()) request(kRequestHypervTimers);
 }
 
 // HLT ends with an interrupt that can be taken or an NMI (SDM 2A, HLT).
@@ -62,7 +66,7 @@ void Vcpu::wait(RunSignals& signals) {
     ANYKVM_COUNT(halts_spun);
   } else {
     signals.before_sleep();
-    m_waiter.wait([this] { return wake_condition(); }, m_lapic ? m_lapic->next_deadline_ns() : kNever);
+    m_waiter.wait([this] { return wake_condition(); }, next_deadline_ns());
     expire_timers();
   }
   m_spin_ns = adapted_spin(m_spin_ns, monotonic_ns() - start);

@@ -150,6 +150,10 @@ Result<> Vm::create_split_irqchip(u64 reserved_pins) {
 void Vm::install_irqchip(std::unique_ptr<irqchip::IrqChip> irqchip) {
   m_irqchip_storage = std::move(irqchip);
   apply_x2apic_api();
+  m_irqchip_storage->set_sint_raiser([this](u32 vp_index, u32 sint) {
+    hyperv::VirtualProcessor* processor = m_hyperv.find(vp_index);
+    return processor ? processor->raise(sint) : -1;
+  });
   m_irq_fds = std::make_unique<IrqFds>(*m_irqchip_storage);
   m_irqchip.store(m_irqchip_storage.get(), std::memory_order_release);
 }
@@ -212,6 +216,7 @@ Result<> Vm::irqfd(const kvm_irqfd& request) {
 
 Result<> Vm::set_clock(const kvm_clock_data& data) {
   TRY(m_clock.set(data));
+  m_hyperv.clock_changed();
   std::lock_guard lock(m_mutex);
   for (auto& [id, vcpu] : m_vcpus) vcpu->cpu().request(x86::kAttentionKick);
   return {};

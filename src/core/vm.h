@@ -19,6 +19,7 @@
 #include "base/expected.h"
 #include "core/coalesced_io.h"
 #include "core/guest_memory.h"
+#include "core/hyperv/partition.h"
 #include "core/io_events.h"
 #include "core/io_regions.h"
 #include "core/irq_fds.h"
@@ -113,6 +114,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   u64 creation_tsc() const { return m_creation_tsc; }
   TscSync& tsc_sync() { return m_tsc_sync; }
 
+  hyperv::Partition& hyperv() { return m_hyperv; }
+
   // --- settings of KVM_ENABLE_CAP ---
   // EINVAL once there are vCPUs or where the APIC's timer would overflow, ENXIO without local APICs.
   Result<> set_apic_bus_cycle_ns(u64 ns);
@@ -198,6 +201,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   MsrFilter m_msr_filter;
   KvmClock m_clock;
   TscSync m_tsc_sync;
+  hyperv::Partition m_hyperv;
   PitClock m_pit_clock;
   IoEvents m_io_events;
   IoRegions m_io_regions;

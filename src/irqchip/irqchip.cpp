@@ -61,8 +61,10 @@ int IrqChip::set_irq_line(u32 gsi, bool level, unsigned source) {
       if (route.type == KVM_IRQ_ROUTING_IRQCHIP) add(set_pin(route, level, source));
   }
   for (const kvm_irq_routing_entry& route : table->routes(gsi)) {
-    if (route.type != KVM_IRQ_ROUTING_MSI || !level) continue;
-    add(m_bus.deliver(decode_msi(route.u.msi, ids_32bit()), nullptr));
+    if (!level) continue;
+    if (route.type == KVM_IRQ_ROUTING_MSI) add(m_bus.deliver(decode_msi(route.u.msi, ids_32bit()), nullptr));
+    if (route.type == KVM_IRQ_ROUTING_HV_SINT && m_sint_raiser)
+      add(m_sint_raiser(route.u.hv_sint.vcpu, route.u.hv_sint.sint));
   }
   return taken;
 }
@@ -136,6 +138,7 @@ std::array<u32, 8> IrqChip::client_ioapic_vectors() const {
   std::array<u32, 8> vectors{};
   for (u32 gsi = 0; gsi < m_reserved_pins; gsi++) {
     for (const kvm_irq_routing_entry& route : m_routing->routes(gsi)) {
+      if (route.type != KVM_IRQ_ROUTING_MSI) continue;
       Message message = decode_msi(route.u.msi, ids_32bit());
       if (message.level_triggered) vectors[message.vector >> 5] |= 1u << (message.vector & 31);
     }
@@ -149,6 +152,7 @@ bool IrqChip::client_ioapic_has(const Lapic& lapic, u8 vector, bool level) const
   std::shared_ptr<const RoutingTable> table = routing();
   for (u32 gsi = 0; gsi < m_reserved_pins; gsi++) {
     for (const kvm_irq_routing_entry& route : table->routes(gsi)) {
+      if (route.type != KVM_IRQ_ROUTING_MSI) continue;
       Message message = decode_msi(route.u.msi, ids_32bit());
       if (!message.level_triggered || message.vector != vector) continue;
       if (level || m_bus.matches(message, lapic, nullptr)) return true;
@@ -186,6 +190,14 @@ void IrqChip::notify_acknowledged(u32 chip, u32 pins) {
     if (*gsi == kPitGsi && pit()) pit()->irq0_acknowledged();
     if (listener && *listener) (*listener)(*gsi);
   }
+}
+
+void IrqChip::sint_acknowledged(u32 vp_index, u32 sint) {
+  std::unique_lock lock(m_mutex);
+  const std::optional<u32> gsi = m_routing->gsi_of_sint(vp_index, sint);
+  auto listener = m_ack_listener;
+  lock.unlock();
+  if (gsi && listener && *listener) (*listener)(*gsi);
 }
 
 void IrqChip::notify_pic_completed(u16 lines) {

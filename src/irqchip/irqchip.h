@@ -13,6 +13,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/expected.h"
@@ -74,6 +75,14 @@ class IrqChip final : private EoiListener {
   // listener.
   void set_ack_listener(std::function<void(u32 gsi)> listener);
 
+  // Routes to synthetic interrupts: `raiser(vp_index, sint)` returns what set_irq_line() does. Before there
+  // are vCPUs.
+  void set_sint_raiser(std::function<int(u32 vp_index, u32 sint)> raiser) {
+    m_sint_raiser = std::move(raiser);
+  }
+  // Service of a synthetic interrupt ended.
+  void sint_acknowledged(u32 vp_index, u32 sint);
+
   // --- for a vCPU, from its thread ---
 
   // LAPIC and, through LINT0, the PIC (with kSplit, what the client's PIC gave the LAPIC). What x86::Platform
@@ -125,7 +134,8 @@ class IrqChip final : private EoiListener {
       m_sources{};                                // m_mutex: who holds pin [chip][pin] high, a bit each
   std::shared_ptr<const RoutingTable> m_routing;  // m_mutex
   std::shared_ptr<const std::function<void(u32)>> m_ack_listener;  // m_mutex
-  std::unique_ptr<Pit> m_pit_storage;                              // m_mutex; set once
+  std::function<int(u32, u32)> m_sint_raiser;
+  std::unique_ptr<Pit> m_pit_storage;  // m_mutex; set once
 
   std::atomic<Pit*> m_pit{nullptr};
   std::atomic<bool> m_pic_intr{false};  // mirrors m_pic.intr()

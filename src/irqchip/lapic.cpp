@@ -141,6 +141,7 @@ void Lapic::eoi() {
   bool suppressed = level && (reg(kApicSvr) & kSvrSuppressEoiBroadcast);
   EoiListener* listener = m_bus.eoi_listener();
   if (listener && !suppressed) listener->lapic_eoi(*this, vector, level);
+  m_host.interrupt_ended(vector);
   announce_if_ready();
 }
 

@@ -110,6 +110,9 @@ class Lapic {
   // IA32_APIC_BASE, IA32_TSC_DEADLINE, 800H-8FFH. False: #GP.
   bool msr_read(u32 index, u64* value);
   bool msr_write(u32 index, u64 value);
+  // ICR and TPR, in either mode, and EOI (write only) as Hyper-V's MSRs have them. Nothing, false: #GP.
+  std::optional<u64> read_by_msr(u32 offset);
+  bool write_by_msr(u32 offset, u64 value);
   // `from_client`: KVM_SET_SREGS and KVM_SET_MSRS may make transitions that SDM 3A figure 10-27 forbids to
   // the guest.
   bool set_apic_base(u64 value, bool from_client);

@@ -25,6 +25,8 @@ class LapicHost {
   virtual void sipi(u8 vector) = 0;  // SDM 3A 8.4.3: start at vector << 12; ignored unless waiting for it
   // EOI of a vector of the client's IOAPIC (split irqchip); on the vCPU's own thread.
   virtual void client_ioapic_eoi(u8 vector) = 0;
+  // EOI of any vector; on the vCPU's own thread.
+  virtual void interrupt_ended(u8 vector) { (void)vector; }
   // next_deadline_ns() changed: whoever sleeps until the old one looks again.
   virtual void deadline_changed() = 0;
 };

@@ -268,6 +268,19 @@ bool Lapic::write_x2apic(u32 offset, u64 value) {
   return true;
 }
 
+std::optional<u64> Lapic::read_by_msr(u32 offset) {
+  if (offset == kApicIcr) return u64{reg(kApicIcr2)} << 32 | reg(kApicIcr);
+  return offset == kApicTpr ? std::optional<u64>(reg(kApicTpr)) : std::nullopt;
+}
+
+bool Lapic::write_by_msr(u32 offset, u64 value) {
+  if (offset == kApicIcr && x2apic_mode()) return write_x2apic(offset, value);
+  if (value >> 32 && offset != kApicIcr) return false;
+  if (offset == kApicIcr) write_xapic(kApicIcr2, static_cast<u32>(value >> 32));
+  write_xapic(offset, static_cast<u32>(value));
+  return true;
+}
+
 // SDM 3A 10.12.5 and figure 10-27.
 bool Lapic::can_change_apic_base(u64 old, u64 value, const Features& features, bool from_client) {
   u64 reserved = 0x2ff | ~low_bits(features.physical_bits) | (features.x2apic ? 0 : kApicBaseX2Apic);

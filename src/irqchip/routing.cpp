@@ -31,6 +31,7 @@ Result<> check_entry(const kvm_irq_routing_entry& entry, std::span<const Routabl
   TRY(check_flags(entry));
   if (entry.type == KVM_IRQ_ROUTING_MSI) return check_msi(entry.u.msi.address_hi, ids_32bit);
   if (entry.type == KVM_IRQ_ROUTING_IRQCHIP) return check_pin(entry.u.irqchip, chips);
+  if (entry.type == KVM_IRQ_ROUTING_HV_SINT) return {};
   return Error{EINVAL, "unknown type of route"};
 }
 
@@ -62,6 +63,8 @@ Result<std::shared_ptr<const RoutingTable>> RoutingTable::create(
     routes.push_back(entry);
     if (entry.type == KVM_IRQ_ROUTING_IRQCHIP)
       table->m_gsi_of_pin[{entry.u.irqchip.irqchip, entry.u.irqchip.pin}] = entry.gsi;
+    if (entry.type == KVM_IRQ_ROUTING_HV_SINT)
+      table->m_gsi_of_sint[{entry.u.hv_sint.vcpu, entry.u.hv_sint.sint}] = entry.gsi;
   }
   return std::shared_ptr<const RoutingTable>(std::move(table));
 }
@@ -75,6 +78,12 @@ std::span<const kvm_irq_routing_entry> RoutingTable::routes(u32 gsi) const {
 std::optional<u32> RoutingTable::gsi_of_pin(u32 chip, u32 pin) const {
   auto found = m_gsi_of_pin.find({chip, pin});
   if (found == m_gsi_of_pin.end()) return std::nullopt;
+  return found->second;
+}
+
+std::optional<u32> RoutingTable::gsi_of_sint(u32 vp_index, u32 sint) const {
+  auto found = m_gsi_of_sint.find({vp_index, sint});
+  if (found == m_gsi_of_sint.end()) return std::nullopt;
   return found->second;
 }
 

@@ -27,18 +27,21 @@ struct RoutableChip {
 class RoutingTable {
  public:
   // Checks every entry before anything is built. EINVAL: too many entries, a GSI of 4096 or more, flags, a
-  // chip or pin that is not in `chips`, a type other than IRQCHIP and MSI, a GSI twice on one chip, an MSI
-  // that shares its GSI.
+  // chip or pin that is not in `chips`, a type other than IRQCHIP, MSI and HV_SINT, a GSI twice on one
+  // chip, another route that shares its GSI.
   static Result<std::shared_ptr<const RoutingTable>> create(std::span<const kvm_irq_routing_entry> entries,
                                                             std::span<const RoutableChip> chips,
                                                             bool ids_32bit);
 
   std::span<const kvm_irq_routing_entry> routes(u32 gsi) const;
   std::optional<u32> gsi_of_pin(u32 chip, u32 pin) const;
+  // Of a synthetic interrupt (KVM_IRQ_ROUTING_HV_SINT).
+  std::optional<u32> gsi_of_sint(u32 vp_index, u32 sint) const;
 
  private:
   std::map<u32, std::vector<kvm_irq_routing_entry>> m_by_gsi;
-  std::map<std::pair<u32, u32>, u32> m_gsi_of_pin;  // (chip, pin)
+  std::map<std::pair<u32, u32>, u32> m_gsi_of_pin;   // (chip, pin)
+  std::map<std::pair<u32, u32>, u32> m_gsi_of_sint;  // (virtual processor, source)
 };
 
 std::span<const RoutableChip> full_irqchip();  // both PICs and the IOAPIC

@@ -91,8 +91,19 @@ TEST(Routing, unknown_flags_and_types_are_einval) {
   entry.flags = 2;
   EXPECT_EQ(errno_of({entry}), EINVAL);
   entry = msi(1);
-  entry.type = KVM_IRQ_ROUTING_HV_SINT;
+  entry.type = 77;
   EXPECT_EQ(errno_of({entry}), EINVAL);
+}
+
+TEST(Routing, synthetic_interrupt_has_its_gsi_for_itself) {
+  kvm_irq_routing_entry entry{};
+  entry.gsi = 5;
+  entry.type = KVM_IRQ_ROUTING_HV_SINT;
+  entry.u.hv_sint = {1, 3};
+  EXPECT_EQ(errno_of({entry, msi(5)}), EINVAL);
+  auto table = RoutingTable::create(std::span(&entry, 1), full_irqchip(), false).value();
+  EXPECT_EQ(table->gsi_of_sint(1, 3), 5u);
+  EXPECT_EQ(table->gsi_of_sint(1, 4), std::nullopt);
 }
 
 TEST(Routing, without_chips_only_msis_can_be_routed) {

@@ -21,6 +21,7 @@ struct Exit {
     kHypercall,        // VMCALL or VMMCALL that the client answers: code (KVM_EXIT_* of its kind)
     kTprAccess,        // CR8 or TPR lowered below the client's threshold (KVM_EXIT_SET_TPR)
     kInterruptWindow,  // request_interrupt_window, and the window is open
+    kPlatform,         // the platform asked for it (Cpu::exit_after_instruction())
     kMemoryFault,      // the client has unmapped guest RAM that is needed: EFAULT
     kMsr               // RDMSR or WRMSR that the client answers: gpa (the index), write, data, code
                        // (KVM_MSR_EXIT_REASON_*)

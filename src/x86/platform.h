@@ -77,6 +77,18 @@ class Platform {
     (void)value;
     return offset;
   }
+  // MSRs of Hyper-V's interface (40000000H-400001FFH). Nothing, false: #GP, or no such MSR for the client,
+  // which calls where guest memory may be used.
+  virtual std::optional<u64> hyperv_msr_read(u32 index, bool from_client) {
+    (void)index, (void)from_client;
+    return std::nullopt;
+  }
+  virtual bool hyperv_msr_write(u32 index, u64 value, bool from_client) {
+    (void)index, (void)value, (void)from_client;
+    return false;
+  }
+  // CPUID.80000007H:EDX[8] reads 0 whatever the model says.
+  virtual bool hides_invariant_tsc() { return false; }
   // The guest's TSC frequency in kHz.
   virtual u32 tsc_khz() = 0;
 };

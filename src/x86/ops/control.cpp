@@ -137,6 +137,7 @@ Guest<void> op_cpuid(Cpu& cpu, const Insn&) {
   auto leaf = static_cast<u32>(state.gpr[kRax]);
   CpuidResult result = cpu.model().cpuid(leaf, ecx(state), state);
   if (leaf == 1 && !apic_enabled(cpu)) result.edx &= ~(1u << 9);
+  if (leaf == 0x80000007 && cpu.platform().hides_invariant_tsc()) result.edx &= ~(1u << 8);
   state.gpr[kRax] = result.eax;
   state.gpr[kRbx] = result.ebx;
   state.gpr[kRcx] = result.ecx;
