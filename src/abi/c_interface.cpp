@@ -49,6 +49,14 @@ int object_ioctl(int fd, u32 request, u64 argument) {
   return static_cast<int>(result.value());
 }
 
+// KVM API 8.29: the dirty ring is mapped shared and not executable.
+bool wrongly_maps_dirty_ring(const core::Vcpu& vcpu, std::size_t length, int protection, int flags,
+                             off_t offset) {
+  constexpr u64 kRingOffset = KVM_DIRTY_LOG_PAGE_OFFSET * kPageSize;
+  if (!vcpu.has_dirty_ring() || static_cast<u64>(offset) + length <= kRingOffset) return false;
+  return (protection & PROT_EXEC) || !(flags & MAP_SHARED);
+}
+
 // The VM has one coalesced ring, in the first vCPU's file: the mappings of other vCPUs get that page in place
 // of their own.
 void map_ring(core::Vcpu& vcpu, u8* mapping, std::size_t length, off_t offset) {
@@ -98,6 +106,10 @@ void* anykvm_mmap(void* address, size_t length, int protection, int flags, int f
     return MAP_FAILED;
   }
   if (!object) return mmap(address, length, protection, flags, fd, offset);
+  if (abi::wrongly_maps_dirty_ring(*object->vcpu, length, protection, flags, offset)) {
+    abi::fail(EINVAL);
+    return MAP_FAILED;
+  }
   const long mapped = raw_syscall(SYS_mmap, reinterpret_cast<long>(address), static_cast<long>(length),
                                   protection, flags, fd, offset);
   if (mapped < 0 && mapped >= -4095) {

@@ -6,6 +6,7 @@
 #include "abi/handlers.h"
 #include "abi/objects.h"
 #include "base/trace.h"
+#include "core/dirty_ring.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
 
@@ -106,6 +107,7 @@ Result<long> dispatch_vm(core::Vm& object, unsigned long request, u64 argument) 
 
 Result<long> dispatch_vcpu(core::Vcpu& object, unsigned long request, u64 argument) {
   std::lock_guard lock(object.mutex());
+  core::DirtyRing::Scope dirty_pages(object.dirty_ring());
   switch (request) {
 #define ANYKVM_ROW_Vm(request, handler, argument_kind)
 #define ANYKVM_ROW_Vcpu(request, handler, argument_kind) \

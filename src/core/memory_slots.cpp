@@ -36,13 +36,6 @@ Result<> check_guest_range(const kvm_userspace_memory_region& region) {
   return {};
 }
 
-void set_logging(x86::MemorySlot& slot, bool enabled) {
-  if (!enabled) return slot.dirty_bitmap.reset();
-  if (slot.dirty_bitmap) return;
-  slot.dirty_bitmap =
-      std::make_shared<std::vector<std::atomic<u64>>>(align_up(slot.size / kPageSize, 64) / 64);
-}
-
 }  // namespace
 
 Result<MemorySlots::Change> MemorySlots::set_region(const kvm_userspace_memory_region& region) {
@@ -95,6 +88,15 @@ Result<MemorySlots::Change> MemorySlots::modify(x86::MemorySlot& slot,
   slot.base = Gpa(region.guest_phys_addr);
   set_logging(slot, logging);
   return moved ? Change::kMoved : Change::kFlags;
+}
+
+void MemorySlots::set_logging(x86::MemorySlot& slot, bool enabled) const {
+  if (!enabled) return slot.dirty_bitmap.reset();
+  if (slot.dirty_bitmap) return;
+  const u64 pages = slot.size / kPageSize;
+  slot.dirty_bitmap = std::make_shared<std::vector<std::atomic<u64>>>(align_up(pages, 64) / 64);
+  for (u64 first = 0; m_logs_begin_full && first < pages; first += 64)
+    (*slot.dirty_bitmap)[first / 64] = low_bits(static_cast<unsigned>(std::min<u64>(pages - first, 64)));
 }
 
 std::vector<u32> MemorySlots::between(u64 first, u64 end) const {

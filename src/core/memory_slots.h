@@ -26,6 +26,9 @@ class MemorySlots {
   // Checks everything before it changes anything. EINVAL or EEXIST as the kernel gives them.
   Result<Change> set_region(const kvm_userspace_memory_region& region);
 
+  // Pages count as dirty from the moment when logging begins (KVM_DIRTY_LOG_INITIALLY_SET).
+  void set_logs_begin_full(bool full) { m_logs_begin_full = full; }
+
   // The slot with this id, or null.
   const x86::MemorySlot* find(u32 id) const;
   // The slots that share addresses with [first, end).
@@ -36,10 +39,12 @@ class MemorySlots {
   Result<Change> remove(u32 id);
   Result<Change> create(const kvm_userspace_memory_region& region);
   Result<Change> modify(x86::MemorySlot& slot, const kvm_userspace_memory_region& region);
+  void set_logging(x86::MemorySlot& slot, bool enabled) const;
   bool overlaps(const kvm_userspace_memory_region& region) const;
 
   std::map<u32, x86::MemorySlot> m_slots;
   std::map<u64, u32> m_by_base;  // base -> id
+  bool m_logs_begin_full = false;
 };
 
 }  // namespace anykvm::core

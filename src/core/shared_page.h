@@ -1,7 +1,7 @@
 #pragma once
-// What a vCPU shares with the client: struct kvm_run, the page for port data and the page of the coalesced
-// ring, in a memfd whose descriptor is the vCPU's (DESIGN D2). Owner: Vcpu; the client maps the same pages.
-// Whatever is read from here may change at any moment.
+// What a vCPU shares with the client: struct kvm_run, the page for port data, the page of the coalesced
+// ring and, far behind, the dirty ring, in a memfd whose descriptor is the vCPU's (DESIGN D2). Owner: Vcpu;
+// the client maps the same pages. Whatever is read from here may change at any moment.
 
 #include <linux/kvm.h>
 
@@ -16,7 +16,8 @@ inline constexpr std::size_t kVcpuMmapSize = (KVM_COALESCED_MMIO_PAGE_OFFSET + 1
 
 class SharedPage {
  public:
-  static Result<SharedPage> create(u32 vcpu_id);
+  // `dirty_ring_bytes`: 0 if there is no dirty ring.
+  static Result<SharedPage> create(u32 vcpu_id, u64 dirty_ring_bytes);
   SharedPage(SharedPage&& other) noexcept;
   ~SharedPage();
 
@@ -25,14 +26,18 @@ class SharedPage {
   kvm_coalesced_mmio_ring* ring() const {
     return reinterpret_cast<kvm_coalesced_mmio_ring*>(m_base + KVM_COALESCED_MMIO_PAGE_OFFSET * kPageSize);
   }
+  kvm_dirty_gfn* dirty_ring() const {
+    return reinterpret_cast<kvm_dirty_gfn*>(m_base + KVM_DIRTY_LOG_PAGE_OFFSET * kPageSize);
+  }
   // The descriptor, once: from then on it is the client's to close.
   Fd take_descriptor() { return std::move(m_fd); }
 
  private:
-  SharedPage(Fd fd, u8* base) : m_fd(std::move(fd)), m_base(base) {}
+  SharedPage(Fd fd, u8* base, std::size_t size) : m_fd(std::move(fd)), m_base(base), m_size(size) {}
 
   Fd m_fd;
   u8* m_base;
+  std::size_t m_size;
 };
 
 }  // namespace anykvm::core

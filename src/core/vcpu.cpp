@@ -42,10 +42,12 @@ Vcpu::Vcpu(Vm& vm, u32 id, SharedPage shared)
     : m_vm(vm),
       m_id(id),
       m_shared(std::move(shared)),
+      m_dirty_ring(m_shared.dirty_ring(), static_cast<u32>(vm.dirty_ring_bytes() / sizeof(kvm_dirty_gfn))),
       m_tsc_khz(vm.default_tsc_khz()),
       m_hyperv(*this, vm.hyperv()),
       m_spin_ns(0) {
   m_cpu = std::make_unique<x86::Cpu>(vm.machine(), static_cast<x86::Platform&>(*this));
+  m_dirty_ring.set_cpu(m_cpu.get());
   m_cpu->reset(false);
   x86::CpuState& cpu_state = state();
   cpu_state.tsc_ratio = tsc_ratio(m_tsc_khz);
@@ -65,7 +67,7 @@ Vcpu::~Vcpu() {
 }
 
 Result<std::unique_ptr<Vcpu>> Vcpu::create(Vm& vm, u32 id) {
-  std::unique_ptr<Vcpu> vcpu(new Vcpu(vm, id, TRY(SharedPage::create(id))));
+  std::unique_ptr<Vcpu> vcpu(new Vcpu(vm, id, TRY(SharedPage::create(id, vm.dirty_ring_bytes()))));
   if (vm.irqchip()) TRY(vcpu->join_irqchip());
   vcpu->m_hyperv.join();
   return vcpu;

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/expected.h"
+#include "core/dirty_ring.h"
 #include "core/hyperv/processor.h"
 #include "core/region_access.h"
 #include "core/run_signals.h"
@@ -75,6 +76,8 @@ class Vcpu final : private x86::Platform,
   u64 tsc_offset() { return state().tsc_offset; }
   void set_tsc_offset(u64 offset);
 
+  DirtyRing& dirty_ring() { return m_dirty_ring; }
+  bool has_dirty_ring() const { return m_dirty_ring.exists(); }
   hyperv::VirtualProcessor& hyperv() { return m_hyperv; }
   // Its timers were set up: they are run at once, or `later`, when guest memory may be used.
   void look_at_hyperv_timers(bool later);
@@ -222,6 +225,7 @@ class Vcpu final : private x86::Platform,
   const u32 m_id;
   std::mutex m_mutex;
   SharedPage m_shared;
+  DirtyRing m_dirty_ring;
   std::unique_ptr<x86::Cpu> m_cpu;
   std::unique_ptr<irqchip::Lapic> m_lapic;
   std::optional<SignalSet> m_signal_mask;

@@ -111,6 +111,8 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
       if (TRY(finish_region_access(signals))) return {};
       continue;
     }
+    m_dirty_ring.place_late();
+    if (m_dirty_ring.nearly_full()) return run.exit_reason = KVM_EXIT_DIRTY_RING_FULL, Result<>{};
     if (report_apic_access()) return {};
     handle_apic_requests();
     if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {

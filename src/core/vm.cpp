@@ -75,24 +75,6 @@ bool Vm::has_vcpus() const {
 
 // --- memory ---
 
-Result<> Vm::get_dirty_log(u32 slot_id, u64 client_bitmap) {
-  if (slot_id >= kMaxMemorySlots) return Error{EINVAL, "no such slot or address space"};
-  std::lock_guard lock(m_slots_mutex);
-  const x86::MemorySlot* slot = m_slots.find(slot_id);
-  if (!slot || !slot->dirty_bitmap) return Error{ENOENT, "the slot has no dirty log"};
-  auto& bitmap = *slot->dirty_bitmap;
-  std::vector<u64> snapshot(bitmap.size());
-  // Stopping the world flushes the TLBs, so the next write to each page is noticed again.
-  m_machine->stop_the_world([&] {
-    collect(m_published[slot_id].logs);
-    for (std::size_t i = 0; i < bitmap.size(); ++i) snapshot[i] = bitmap[i].exchange(0);
-  });
-  auto copied = copy_to_client(client_bitmap, snapshot.data(), snapshot.size() * sizeof(u64));
-  if (copied.ok()) return {};
-  for (std::size_t i = 0; i < bitmap.size(); ++i) bitmap[i].fetch_or(snapshot[i]);
-  return copied.error();
-}
-
 bool Vm::is_guest_memory(Gpa address, u64 size) {
   std::lock_guard lock(m_slots_mutex);
   return m_machine->memory().host(address, size) != nullptr;

@@ -74,8 +74,19 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   // KVM_SET_MEMORY_ATTRIBUTES. ENOMEM.
   Result<> set_private(u64 first, u64 end, bool is_private);
   bool is_private(Gpa address);
-  // Copies the slot's dirty bitmap to the client and clears it; later writes are seen again.
+  // --- dirty pages (vm_dirty.cpp) ---
+  // Copies the slot's dirty bitmap to the client and, unless the client wants to do that itself, clears it;
+  // later writes are seen again.
   Result<> get_dirty_log(u32 slot, u64 client_bitmap);
+  Result<> clear_dirty_log(const kvm_clear_dirty_log& request);
+  // KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_*.
+  Result<> set_manual_dirty_log(u64 flags);
+  // KVM_CAP_DIRTY_LOG_RING, before there are vCPUs.
+  Result<> set_dirty_ring_bytes(u64 bytes);
+  u64 dirty_ring_bytes() const { return m_dirty_ring_bytes.load(); }
+  // KVM_RESET_DIRTY_RINGS: how many entries it were.
+  Result<long> reset_dirty_rings();
+
   // All in one slot. Not from inside Cpu::run().
   bool is_guest_memory(Gpa address, u64 size);
   x86::Machine& machine() { return *m_machine; }
@@ -181,6 +192,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   Result<> cut(const x86::MemorySlot& slot, std::vector<x86::MemorySlot>& layout,
                std::vector<CutLog>& logs) const;                    // m_slots_mutex
   void collect(const std::vector<CutLog>& logs);                    // m_slots_mutex
+  Result<const x86::MemorySlot*> logged_slot(u32 slot_id) const;    // m_slots_mutex
   void apply_x2apic_api();                                          // m_mutex
   void install_irqchip(std::unique_ptr<irqchip::IrqChip> irqchip);  // m_mutex
   void pit_expired();
@@ -214,6 +226,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   PrivateRanges m_private;                 // m_slots_mutex
   std::map<u32, GuestBacking> m_backings;  // m_slots_mutex; by slot
   std::map<u32, Published> m_published;    // m_slots_mutex; by slot
+  std::atomic<u64> m_dirty_ring_bytes{0};  // 0: no rings
+  bool m_manual_dirty_log = false;         // m_slots_mutex
   std::atomic<bool> m_any_private{false};  // !m_private.empty(), for whoever has no lock
   Stats m_stats{Stats::Kind::kVm};         // m_slots_mutex
 

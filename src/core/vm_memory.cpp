@@ -7,6 +7,7 @@
 
 #include "base/bits.h"
 #include "base/trace.h"
+#include "core/dirty_ring.h"
 #include "core/vm.h"
 
 namespace anykvm::core {
@@ -86,6 +87,7 @@ Result<> Vm::cut(const x86::MemorySlot& slot, std::vector<x86::MemorySlot>& layo
 
 // The machine gets the slots of `ids` as they are now.
 Result<> Vm::publish(std::span<const u32> ids) {
+  x86::DirtyListener* const dirty_listener = dirty_ring_bytes() ? &DirtyRing::listener() : nullptr;
   std::vector<x86::MemorySlot> come;
   std::map<u32, Published> now;
   for (u32 id : ids) {
@@ -95,7 +97,7 @@ Result<> Vm::publish(std::span<const u32> ids) {
     const std::size_t first = come.size();
     const auto pieces = m_private.cut(slot->base.value, slot->base.value + slot->size);
     if (pieces.size() == 1 && !pieces.front().is_private)
-      come.push_back(*slot);
+      come.push_back(*slot), come.back().dirty_listener = dirty_listener;
     else
       TRY(cut(*slot, come, published.logs));
     for (std::size_t part = first; part < come.size(); ++part) published.parts.push_back(come[part].base);

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "abi/handlers.h"
+#include "core/dirty_ring.h"
 #include "core/memory_slots.h"
 #include "core/shared_page.h"
 #include "core/vm.h"

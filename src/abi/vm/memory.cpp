@@ -46,6 +46,23 @@ Result<long> get_dirty_log(core::Vm& vm, const kvm_dirty_log& log) {
   return 0;
 }
 
+Result<long> clear_dirty_log(core::Vm& vm, const kvm_clear_dirty_log& request) {
+  TRY(vm.clear_dirty_log(request));
+  return 0;
+}
+
+Result<long> reset_dirty_rings(core::Vm& vm, u64) { return vm.reset_dirty_rings(); }
+
+Result<long> enable_manual_dirty_log(core::Vm& vm, const kvm_enable_cap& request) {
+  TRY(vm.set_manual_dirty_log(request.args[0]));
+  return 0;
+}
+
+Result<long> enable_dirty_ring(core::Vm& vm, const kvm_enable_cap& request) {
+  TRY(vm.set_dirty_ring_bytes(request.args[0]));
+  return 0;
+}
+
 // VT-x without unrestricted guests needs three pages for a TSS. Nothing here does, so the address is only
 // checked.
 Result<long> set_tss_addr(core::Vm&, u64 address) {

@@ -40,6 +40,13 @@ class PageMetas {
   u64 m_size;
 };
 
+// Hears of pages that become dirty (KVM API 8.29, dirty rings). Any vCPU's thread; it must not block.
+class DirtyListener {
+ public:
+  virtual ~DirtyListener() = default;
+  virtual void page_dirtied(u32 slot, u64 page) = 0;
+};
+
 // One memory slot (KVM API 4.35). `host` is the client's userspace_addr; RAM is never copied.
 struct MemorySlot {
   u32 id = 0;  // slot number as the client gave it: address space in bits 31:16
@@ -49,14 +56,16 @@ struct MemorySlot {
   bool read_only = false;
   // Bit per page, set when the guest or the CPU's page walker writes; null when logging is off.
   std::shared_ptr<std::vector<std::atomic<u64>>> dirty_bitmap{};
+  DirtyListener* dirty_listener = nullptr;  // is told of each bit that goes up
   std::shared_ptr<PageMetas> pages{};
 
   bool contains(Gpa address) const { return address >= base && address - base < size; }
   PageMeta& meta(Gpa address) const { return (*pages)[(address - base) / kPageSize]; }
   void mark_dirty(Gpa address) const {
     if (!dirty_bitmap) return;
-    u64 page = (address - base) / kPageSize;
-    (*dirty_bitmap)[page / 64].fetch_or(u64{1} << (page % 64), std::memory_order_relaxed);
+    const u64 page = (address - base) / kPageSize, mask = u64{1} << (page % 64);
+    const u64 before = (*dirty_bitmap)[page / 64].fetch_or(mask, std::memory_order_relaxed);
+    if (dirty_listener && !(before & mask)) dirty_listener->page_dirtied(id, page);
   }
 };
 
