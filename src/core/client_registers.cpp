@@ -6,6 +6,7 @@
 #include <bit>
 
 #include "core/vcpu.h"
+#include "core/vm.h"
 #include "x86/sys/control_registers.h"
 
 namespace anykvm::core {
@@ -122,9 +123,11 @@ Result<> apply_common(Vcpu& vcpu, const Sregs& from) {
 constexpr u32 kKnownEventFlags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
                                  KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
 
-Result<> check_events(const kvm_vcpu_events& events) {
-  if (events.flags & ~kKnownEventFlags)
-    return Error{EINVAL, "unknown event flags, or a capability not enabled"};
+Result<> check_events(Vm& vm, const kvm_vcpu_events& events) {
+  u32 known = kKnownEventFlags;
+  if (vm.shows_exception_payloads()) known |= KVM_VCPUEVENT_VALID_PAYLOAD;
+  if (vm.shows_triple_faults()) known |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+  if (events.flags & ~known) return Error{EINVAL, "unknown event flags, or a capability not enabled"};
   const bool exception = events.exception.injected || events.exception.pending;
   if (exception && (events.exception.nr > 31 || events.exception.nr == x86::kVectorNmi))
     return Error{EINVAL, "not an exception vector"};
@@ -213,8 +216,21 @@ Result<> set_sregs2(Vcpu& vcpu, const kvm_sregs2& sregs) {
 kvm_vcpu_events get_vcpu_events(Vcpu& vcpu) {
   const x86::Events& from = vcpu.state().events;
   kvm_vcpu_events events{};
-  // Without KVM_CAP_EXCEPTION_PAYLOAD both kinds are shown as injected (KVM API 4.31).
-  events.exception.injected = from.exception.injected || from.exception.pending;
+  events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+  if (vcpu.vm().shows_exception_payloads()) {
+    events.exception.injected = from.exception.injected;
+    events.exception.pending = from.exception.pending;
+    events.exception_has_payload = from.exception.pending && from.exception.has_payload;
+    events.exception_payload = from.exception.payload;
+    events.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+  } else {
+    // Then both kinds are shown as injected (KVM API 4.31).
+    events.exception.injected = from.exception.injected || from.exception.pending;
+  }
+  if (vcpu.vm().shows_triple_faults()) {
+    events.triple_fault.pending = from.triple_fault;
+    events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+  }
   events.exception.nr = from.exception.vector;
   events.exception.has_error_code = from.exception.has_error;
   events.exception.error_code = from.exception.error;
@@ -224,15 +240,17 @@ kvm_vcpu_events get_vcpu_events(Vcpu& vcpu) {
   events.nmi.injected = from.nmi.injected;
   events.nmi.pending = from.nmi.pending;
   events.nmi.masked = from.nmi.masked;
-  events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
   return events;
 }
 
 Result<> set_vcpu_events(Vcpu& vcpu, const kvm_vcpu_events& events) {
-  TRY(check_events(events));
+  TRY(check_events(vcpu.vm(), events));
   x86::Events& to = vcpu.state().events;
   to.exception = {};
-  to.exception.injected = events.exception.injected;
+  to.exception.pending = (events.flags & KVM_VCPUEVENT_VALID_PAYLOAD) && events.exception.pending;
+  to.exception.injected = events.exception.injected && !to.exception.pending;
+  to.exception.has_payload = to.exception.pending && events.exception_has_payload;
+  to.exception.payload = to.exception.has_payload ? events.exception_payload : 0;
   to.exception.vector = events.exception.nr;
   to.exception.has_error = events.exception.has_error_code;
   to.exception.error = events.exception.error_code;
@@ -244,6 +262,7 @@ Result<> set_vcpu_events(Vcpu& vcpu, const kvm_vcpu_events& events) {
   to.nmi.injected = events.nmi.injected;
   if (events.flags & KVM_VCPUEVENT_VALID_NMI_PENDING) to.nmi.pending = events.nmi.pending;
   to.nmi.masked = events.nmi.masked;
+  if (events.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) to.triple_fault = events.triple_fault.pending;
   if (events.flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) vcpu.set_sipi_vector(events.sipi_vector);
   vcpu.cpu().state_replaced();
   return {};

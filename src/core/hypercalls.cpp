@@ -14,13 +14,21 @@ bool Vcpu::pv_permitted(x86::Feature feature) {
 void Vcpu::set_result(u64 value) { state().gpr[x86::kRax] = state().code64() ? value : value & 0xffffffff; }
 
 x86::Hypercall Vcpu::hypercall(u32* client_call) {
-  if (!m_hyperv.takes_hypercalls()) return kvm_hypercall(client_call);
+  constexpr u64 kHypervCall = 1u << 31;  // set by its hypercall page beside Xen's
+  const bool to_hyperv = m_hyperv.takes_hypercalls();
+  if (m_vm.xen().takes_hypercalls() && !(to_hyperv && (state().gpr[x86::kRax] & kHypervCall))) {
+    *client_call = KVM_EXIT_XEN;
+    return m_xen.hypercall();
+  }
+  if (!to_hyperv) return kvm_hypercall(client_call);
   *client_call = KVM_EXIT_HYPERV;
   return m_hyperv.hypercall();
 }
 
 void Vcpu::hypercall_answered(u32 client_call, u64 answer) {
   if (client_call == KVM_EXIT_HYPERV) return m_hyperv.set_result(answer);
+  if (client_call == KVM_EXIT_XEN) state().gpr[x86::kRax] = answer;
+  if (client_call == KVM_EXIT_XEN) return;
   set_result(answer);
 }
 
@@ -96,6 +104,7 @@ void Vcpu::report_hypercall(const x86::Exit& exit) {
   const auto& gpr = state().gpr;
   run.exit_reason = exit.code;
   if (exit.code == KVM_EXIT_HYPERV) return m_hyperv.describe_call(run.hyperv);
+  if (exit.code == KVM_EXIT_XEN) return m_xen.describe_call(run.xen);
   const u64 mask = state().code64() ? ~u64{0} : 0xffffffff;
   const u64 arguments[] = {gpr[x86::kRbx], gpr[x86::kRcx], gpr[x86::kRdx], gpr[x86::kRsi], 0, 0};
   run.hypercall.nr = gpr[x86::kRax] & mask;

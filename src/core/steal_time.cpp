@@ -29,17 +29,6 @@ constexpr u64 kAddress = ~u64{0x3f};
 // The kernel is asked at most so often: it takes some microseconds.
 constexpr u64 kIntervalUs = 100;
 
-// How long this thread was ready to run and did not.
-u64 run_delay_ns() {
-  const int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return 0;
-  char text[96] = {};
-  const ssize_t size = read(fd, text, sizeof text - 1);
-  close(fd);
-  unsigned long long ran = 0, waited = 0;
-  return size > 0 && sscanf(text, "%llu %llu", &ran, &waited) == 2 ? waited : 0;
-}
-
 Gpa address_of(const x86::Cpu& cpu) { return Gpa(cpu.state().msrs.kvm_steal_time & kAddress); }
 
 u8* preempted_byte(x86::Cpu& cpu) {
@@ -53,6 +42,16 @@ u8* preempted_byte(x86::Cpu& cpu) {
 }
 
 }  // namespace
+
+u64 run_delay_ns() {
+  const int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return 0;
+  char text[96] = {};
+  const ssize_t size = read(fd, text, sizeof text - 1);
+  close(fd);
+  unsigned long long ran = 0, waited = 0;
+  return size > 0 && sscanf(text, "%llu %llu", &ran, &waited) == 2 ? waited : 0;
+}
 
 void StealTime::running(x86::Cpu& cpu) {
   if (u8* preempted = preempted_byte(cpu)) {

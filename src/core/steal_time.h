@@ -8,6 +8,9 @@
 
 namespace anykvm::core {
 
+// How long this thread was ready to run and did not.
+u64 run_delay_ns();
+
 class StealTime {
  public:
   static bool enabled(const x86::CpuState& state) { return state.msrs.kvm_steal_time & 1; }

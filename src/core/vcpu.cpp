@@ -1,8 +1,8 @@
 #include "core/vcpu.h"
 
 #include <errno.h>
-#include <sys/eventfd.h>
 #include <fmt/format.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -45,6 +45,7 @@ Vcpu::Vcpu(Vm& vm, u32 id, SharedPage shared)
       m_dirty_ring(m_shared.dirty_ring(), static_cast<u32>(vm.dirty_ring_bytes() / sizeof(kvm_dirty_gfn))),
       m_tsc_khz(vm.default_tsc_khz()),
       m_hyperv(*this, vm.hyperv()),
+      m_xen(*this, vm.xen()),
       m_spin_ns(0) {
   m_cpu = std::make_unique<x86::Cpu>(vm.machine(), static_cast<x86::Platform&>(*this));
   m_dirty_ring.set_cpu(m_cpu.get());
@@ -228,17 +229,41 @@ bool Vcpu::mmio_write(Gpa address, const void* data, unsigned size) {
          m_vm.coalesced_io().write(IoBus::kMmio, address.value, data, size);
 }
 
+// The vector comes past the local APIC, as a PIC's does.
+bool Vcpu::xen_upcall_pending() {
+  if (!m_xen.may_have_upcall()) return false;
+  if (m_in_guest.load()) return m_xen.upcall_pending();
+  bool pending = false;
+  m_cpu->visit_memory([&] { pending = m_xen.upcall_pending(); });
+  return pending;
+}
+
+void Vcpu::halt_after_instruction() {
+  x86::Exit exit;
+  exit.reason = x86::Exit::Reason::kHalt;
+  m_cpu->exit_after_instruction(exit);
+}
+
+std::optional<bool> Vcpu::chosen_msr_write(u32 index, u64 value) {
+  return m_vm.xen().write_msr(*m_cpu, index, value);
+}
+
 bool Vcpu::interrupt_ready() {
   if (!m_lapic) return false;
   if (m_vapic && m_in_guest.load()) {
     take_vapic_tpr();
     show_vapic();
   }
-  return m_vm.irqchip()->interrupt_ready(*m_lapic);
+  return m_vm.irqchip()->interrupt_ready(*m_lapic) || xen_upcall_pending();
 }
 
 std::optional<u8> Vcpu::acknowledge_interrupt() {
   if (!m_lapic) return std::nullopt;
+  if (xen_upcall_pending()) {
+    // Whether the guest has dealt with it is seen when it takes interrupts again.
+    m_cpu->request(x86::kAttentionEvent);
+    return m_vm.xen().upcall_vector();
+  }
   auto vector = m_vm.irqchip()->acknowledge(*m_lapic);
   if (vector && m_hyperv.ends_by_itself(*vector) && m_lapic->highest_in_service() == *vector) m_lapic->eoi();
   show_vapic();
@@ -332,7 +357,8 @@ void Vcpu::deadline_changed() {
 }
 
 u64 Vcpu::next_deadline_ns() const {
-  return m_lapic ? std::min(m_lapic->next_deadline_ns(), m_hyperv.deadline_ns()) : kNever;
+  if (!m_lapic) return kNever;
+  return std::min({m_lapic->next_deadline_ns(), m_hyperv.deadline_ns(), m_xen.deadline_ns()});
 }
 
 void Vcpu::arm_timer() {

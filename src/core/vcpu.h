@@ -20,6 +20,7 @@
 #include "core/stats.h"
 #include "core/steal_time.h"
 #include "core/timer_thread.h"
+#include "core/xen/vcpu.h"
 #include "irqchip/clock.h"
 #include "irqchip/lapic.h"
 #include "irqchip/lapic_host.h"
@@ -79,7 +80,14 @@ class Vcpu final : private x86::Platform,
   DirtyRing& dirty_ring() { return m_dirty_ring; }
   bool has_dirty_ring() const { return m_dirty_ring.exists(); }
   hyperv::VirtualProcessor& hyperv() { return m_hyperv; }
-  // Its timers were set up: they are run at once, or `later`, when guest memory may be used.
+  xen::VirtualCpu& xen() { return m_xen; }
+  void xen_deadline_changed() { deadline_changed(); }
+  // Any thread: there may be an interrupt; a halt ends whatever RFLAGS.IF says.
+  void look_for_interrupts() { interrupt_posted(); }
+  void end_halt() { unhalt(); }
+  // Inside Cpu::run().
+  void halt_after_instruction();
+  // Hyper-V's timers were set up: they are run at once, or `later`, when guest memory may be used.
   void look_at_hyperv_timers(bool later);
 
   // KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
@@ -98,6 +106,7 @@ class Vcpu final : private x86::Platform,
     kRequestClientEoi = 4,
     kRequestTprAccess = 8,
     kRequestHypervTimers = 16,
+    kRequestXenTimers = 32,
   };
 
   Vcpu(Vm& vm, u32 id, SharedPage shared);
@@ -169,6 +178,7 @@ class Vcpu final : private x86::Platform,
   bool wake_condition();
   bool runnable_after_halt();
   bool spin_until(u64 end);
+  bool xen_upcall_pending();
 
   // --- x86::Platform: this vCPU's thread, inside Cpu::run() ---
   bool pio_read(u16 port, void* data, unsigned size) override;
@@ -198,6 +208,7 @@ class Vcpu final : private x86::Platform,
   bool hyperv_msr_write(u32 index, u64 value, bool from_client) override {
     return m_hyperv.write_msr(index, value, from_client);
   }
+  std::optional<bool> chosen_msr_write(u32 index, u64 value) override;
   bool hides_invariant_tsc() override { return m_hyperv.hides_invariant_tsc(); }
   u64 client_tsc_offset(u64 value, u64 offset) override;
 
@@ -246,6 +257,7 @@ class Vcpu final : private x86::Platform,
   bool m_enforces_pv_features = false;
   StealTime m_steal_time;
   hyperv::VirtualProcessor m_hyperv;
+  xen::VirtualCpu m_xen;
   u32 m_clock_generation = 0;  // of the time that the guest was shown last
 
   SingleWaiter m_waiter;

@@ -84,6 +84,7 @@ Result<> Vcpu::wait_as_uninitialized(RunSignals& signals) {
 }
 
 Result<> Vcpu::begin_run() {
+  if (m_xen.counts_runstates()) m_cpu->visit_memory([this] { m_xen.enter_runstate(xen::kRunning); });
   kvm_run& run = m_shared.run();
   const u64 dirty = read_once(run.kvm_dirty_regs);
   if ((read_once(run.kvm_valid_regs) | dirty) & ~kSyncFields) return Error{EINVAL, "unknown register sets"};
@@ -117,6 +118,7 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
     handle_apic_requests();
     if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
       m_unhalted = false;
+      m_xen.end_poll();
       m_stats.count(VcpuStat::halt_wakeup);
       state().mp_state = x86::MpState::kRunnable;
     }
@@ -138,7 +140,10 @@ void Vcpu::show_running() {
   const u32 clock_generation = m_vm.clock().generation();
   if (m_clock_generation != clock_generation) {
     m_clock_generation = clock_generation;
-    m_cpu->visit_memory([this] { x86::refresh_kvmclock(*m_cpu); });
+    m_cpu->visit_memory([this] {
+      x86::refresh_kvmclock(*m_cpu);
+      if (m_xen.has_time()) m_xen.refresh_time();
+    });
   }
   if (m_vm.hyperv().tsc_page_stale()) m_cpu->visit_memory([this] { m_vm.hyperv().refresh_tsc_page(*m_cpu); });
   if (StealTime::enabled(state())) m_cpu->visit_memory([this] { m_steal_time.running(*m_cpu); });
@@ -151,6 +156,7 @@ void Vcpu::show_stopped() {
 x86::Exit Vcpu::run_guest() {
   show_running();
   if (!m_lapic) return m_cpu->run();
+  if (m_xen.may_have_upcall()) m_cpu->request(x86::kAttentionEvent);  // the client may ask for it in memory
   m_in_guest.store(true);
   expire_timers();
   arm_timer();
@@ -209,6 +215,7 @@ void Vcpu::handle_apic_requests() {
   const u8 requests = m_requests.exchange(0);
   if (!requests || !m_lapic) return;
   if (requests & kRequestHypervTimers) m_cpu->visit_memory([this] { m_hyperv.run_timers(); });
+  if (requests & kRequestXenTimers) m_cpu->visit_memory([this] { m_xen.expire(); });
   if (requests & kRequestInit) {
     ANYKVM_TRACE(irq, "vcpu {} gets INIT", m_id);
     m_cpu->reset(true);

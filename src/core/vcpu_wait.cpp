@@ -30,6 +30,7 @@ void Vcpu::expire_timers() {
   m_lapic->expire(now);
   // These write to guest memory, which is for the vCPU's own thread.
   if (now >= m_hyperv.deadline_ns()) request(kRequestHypervTimers);
+  if (now >= m_xen.deadline_ns()) request(kRequestXenTimers);
 }
 
 // HLT ends with an interrupt that can be taken or an NMI (SDM 2A, HLT).

@@ -47,6 +47,7 @@ Result<std::shared_ptr<Vcpu>> Vm::create_vcpu(u64 id) {
   auto vcpu = TRY(Vcpu::create(*this, static_cast<u32>(id)));
   if (m_vcpus.empty()) m_coalesced_io.set_ring(vcpu->shared_page().ring());
   auto& owned = m_vcpus[static_cast<u32>(id)] = std::move(vcpu);
+  m_vcpus_by_id[id].store(owned.get(), std::memory_order_release);
   return std::shared_ptr<Vcpu>(shared_from_this(), owned.get());
 }
 
@@ -135,6 +136,11 @@ void Vm::install_irqchip(std::unique_ptr<irqchip::IrqChip> irqchip) {
   m_irqchip_storage->set_sint_raiser([this](u32 vp_index, u32 sint) {
     hyperv::VirtualProcessor* processor = m_hyperv.find(vp_index);
     return processor ? processor->raise(sint) : -1;
+  });
+  m_irqchip_storage->set_event_raiser([this](u32 port, u32 vcpu) {
+    xen::Domain::Sent sent = xen::Domain::Sent::kNowhere;
+    with_memory([&] { sent = m_xen.send(port, vcpu); });
+    return sent == xen::Domain::Sent::kRaised ? 1 : sent == xen::Domain::Sent::kAlreadyPending ? 0 : -1;
   });
   m_irq_fds = std::make_unique<IrqFds>(*m_irqchip_storage);
   m_irqchip.store(m_irqchip_storage.get(), std::memory_order_release);

@@ -9,6 +9,7 @@
 
 #include <linux/kvm.h>
 
+#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -29,6 +30,7 @@
 #include "core/stats.h"
 #include "core/timer_thread.h"
 #include "core/tsc_sync.h"
+#include "core/xen/domain.h"
 #include "irqchip/clock.h"
 #include "irqchip/irqchip.h"
 #include "x86/machine.h"
@@ -64,6 +66,10 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   // KVM_CAP_MAX_VCPU_ID: numbers of vCPUs will be below `limit`. It can be set once.
   Result<> set_max_vcpu_ids(u64 limit);
   bool has_vcpus() const;
+  // Null: there is none with this number.
+  Vcpu* find_vcpu(u32 id) const {
+    return id < kMaxVcpuIds ? m_vcpus_by_id[id].load(std::memory_order_acquire) : nullptr;
+  }
 
   // --- memory ---
   // With a backing, private pages of a new slot use that memory.
@@ -87,6 +93,12 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   // KVM_RESET_DIRTY_RINGS: how many entries it were.
   Result<long> reset_dirty_rings();
 
+  // While `work` runs, guest memory stays where it is. Not from inside Cpu::run().
+  template <class Work>
+  void with_memory(Work work) {
+    std::lock_guard lock(m_slots_mutex);
+    work();
+  }
   // All in one slot. Not from inside Cpu::run().
   bool is_guest_memory(Gpa address, u64 size);
   x86::Machine& machine() { return *m_machine; }
@@ -126,6 +138,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   TscSync& tsc_sync() { return m_tsc_sync; }
 
   hyperv::Partition& hyperv() { return m_hyperv; }
+  xen::Domain& xen() { return m_xen; }
 
   // --- settings of KVM_ENABLE_CAP ---
   // EINVAL once there are vCPUs or where the APIC's timer would overflow, ENXIO without local APICs.
@@ -150,6 +163,11 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   bool tells_failed_instructions() const {
     return m_tells_failed_instructions.load(std::memory_order_relaxed);
   }
+  // KVM_CAP_EXCEPTION_PAYLOAD and KVM_CAP_X86_TRIPLE_FAULT_EVENT: more of struct kvm_vcpu_events.
+  void show_exception_payloads(bool show) { m_shows_exception_payloads = show; }
+  bool shows_exception_payloads() const { return m_shows_exception_payloads.load(); }
+  void show_triple_faults(bool show) { m_shows_triple_faults = show; }
+  bool shows_triple_faults() const { return m_shows_triple_faults.load(); }
   // KVM_CAP_EXIT_HYPERCALL: bit n for KVM_HC_* n, which the client answers.
   void set_client_hypercalls(u64 calls) { m_client_hypercalls = calls; }
   bool client_answers_hypercall(u64 number) const {
@@ -210,10 +228,12 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   std::atomic<u64> m_disabled_exits{0};
   std::atomic<u64> m_client_hypercalls{0};
   std::atomic<bool> m_tells_failed_instructions{false};
+  std::atomic<bool> m_shows_exception_payloads{false}, m_shows_triple_faults{false};
   MsrFilter m_msr_filter;
   KvmClock m_clock;
   TscSync m_tsc_sync;
   hyperv::Partition m_hyperv;
+  xen::Domain m_xen{*this};
   PitClock m_pit_clock;
   IoEvents m_io_events;
   IoRegions m_io_regions;
@@ -240,7 +260,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   TimerThread m_timers;
   TimerThread::Timer* m_pit_timer = nullptr;
   std::map<u32, std::unique_ptr<Vcpu>> m_vcpus;  // m_mutex
-  std::unique_ptr<IrqFds> m_irq_fds;             // m_mutex; set once, with the chip
+  std::array<std::atomic<Vcpu*>, kMaxVcpuIds> m_vcpus_by_id{};
+  std::unique_ptr<IrqFds> m_irq_fds;  // m_mutex; set once, with the chip
 };
 
 }  // namespace anykvm::core

@@ -65,6 +65,8 @@ int IrqChip::set_irq_line(u32 gsi, bool level, unsigned source) {
     if (route.type == KVM_IRQ_ROUTING_MSI) add(m_bus.deliver(decode_msi(route.u.msi, ids_32bit()), nullptr));
     if (route.type == KVM_IRQ_ROUTING_HV_SINT && m_sint_raiser)
       add(m_sint_raiser(route.u.hv_sint.vcpu, route.u.hv_sint.sint));
+    if (route.type == KVM_IRQ_ROUTING_XEN_EVTCHN && m_event_raiser)
+      add(m_event_raiser(route.u.xen_evtchn.port, route.u.xen_evtchn.vcpu));
   }
   return taken;
 }

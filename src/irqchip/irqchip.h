@@ -80,6 +80,8 @@ class IrqChip final : private EoiListener {
   void set_sint_raiser(std::function<int(u32 vp_index, u32 sint)> raiser) {
     m_sint_raiser = std::move(raiser);
   }
+  // Routes to Xen's event channels, likewise.
+  void set_event_raiser(std::function<int(u32 port, u32 vcpu)> raiser) { m_event_raiser = std::move(raiser); }
   // Service of a synthetic interrupt ended.
   void sint_acknowledged(u32 vp_index, u32 sint);
 
@@ -134,7 +136,7 @@ class IrqChip final : private EoiListener {
       m_sources{};                                // m_mutex: who holds pin [chip][pin] high, a bit each
   std::shared_ptr<const RoutingTable> m_routing;  // m_mutex
   std::shared_ptr<const std::function<void(u32)>> m_ack_listener;  // m_mutex
-  std::function<int(u32, u32)> m_sint_raiser;
+  std::function<int(u32, u32)> m_sint_raiser, m_event_raiser;
   std::unique_ptr<Pit> m_pit_storage;  // m_mutex; set once
 
   std::atomic<Pit*> m_pit{nullptr};

@@ -25,6 +25,14 @@ Result<> check_pin(const kvm_irq_routing_irqchip& route, std::span<const Routabl
   return Error{EINVAL, "no such interrupt chip"};
 }
 
+// Two-level event channels of a 64-bit guest; a 32-bit one has fewer.
+Result<> check_event(const kvm_irq_routing_xen_evtchn& route) {
+  constexpr u32 kPorts = 4096;
+  if (route.port >= kPorts || route.priority != KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL)
+    return Error{EINVAL, "no such event channel"};
+  return {};
+}
+
 Result<> check_entry(const kvm_irq_routing_entry& entry, std::span<const RoutableChip> chips,
                      bool ids_32bit) {
   if (entry.gsi >= kMaxIrqRoutes) return Error{EINVAL, "GSI out of range"};
@@ -32,6 +40,7 @@ Result<> check_entry(const kvm_irq_routing_entry& entry, std::span<const Routabl
   if (entry.type == KVM_IRQ_ROUTING_MSI) return check_msi(entry.u.msi.address_hi, ids_32bit);
   if (entry.type == KVM_IRQ_ROUTING_IRQCHIP) return check_pin(entry.u.irqchip, chips);
   if (entry.type == KVM_IRQ_ROUTING_HV_SINT) return {};
+  if (entry.type == KVM_IRQ_ROUTING_XEN_EVTCHN) return check_event(entry.u.xen_evtchn);
   return Error{EINVAL, "unknown type of route"};
 }
 

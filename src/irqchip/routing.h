@@ -27,8 +27,8 @@ struct RoutableChip {
 class RoutingTable {
  public:
   // Checks every entry before anything is built. EINVAL: too many entries, a GSI of 4096 or more, flags, a
-  // chip or pin that is not in `chips`, a type other than IRQCHIP, MSI and HV_SINT, a GSI twice on one
-  // chip, another route that shares its GSI.
+  // chip or pin that is not in `chips`, a type other than IRQCHIP, MSI, HV_SINT and XEN_EVTCHN, a GSI twice
+  // on one chip, another route that shares its GSI.
   static Result<std::shared_ptr<const RoutingTable>> create(std::span<const kvm_irq_routing_entry> entries,
                                                             std::span<const RoutableChip> chips,
                                                             bool ids_32bit);

@@ -87,6 +87,12 @@ class Platform {
     (void)index, (void)value, (void)from_client;
     return false;
   }
+  // An MSR whose number the client has chosen (Xen's hypercall page), before all others. Nothing: it is none;
+  // false: #GP. Called as hyperv_msr_write() is.
+  virtual std::optional<bool> chosen_msr_write(u32 index, u64 value) {
+    (void)index, (void)value;
+    return std::nullopt;
+  }
   // CPUID.80000007H:EDX[8] reads 0 whatever the model says.
   virtual bool hides_invariant_tsc() { return false; }
   // The guest's TSC frequency in kHz.

@@ -121,6 +121,17 @@ TEST(Hypercall, kick_ends_a_halt_without_interrupts) {
   munmap(shared, guest.shared_size);
 }
 
+// --- The clock ---
+
+TEST(KvmClock, guest_learns_that_it_was_stopped) {
+  Guest guest({0xe6, 0x10});
+  EXPECT_EQ(call(guest.vcpu, KVM_KVMCLOCK_CTRL), -EINVAL);
+  ASSERT_EQ(set_msr(guest, 0x4b564d01, 0x4001), 1);
+  ASSERT_EQ(call(guest.vcpu, KVM_KVMCLOCK_CTRL), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.memory.data()[0x4000 + 29] & 2, 2);  // PVCLOCK_GUEST_STOPPED
+}
+
 // --- Features that the client enforces ---
 
 // mov ecx,4b564d01h; rdmsr; hlt. Vector 13: out 13h,al.

@@ -371,5 +371,49 @@ TEST(SignalMask, wrong_length_is_einval_and_null_clears) {
   EXPECT_EQ(call(guest.vcpu, KVM_SET_SIGNAL_MASK, 0ul), 0);
 }
 
+// --- More of the events, where the client has asked for it ---
+
+kvm_vcpu_events events_of(const Guest& guest) {
+  kvm_vcpu_events events{};
+  EXPECT_EQ(call(guest.vcpu, KVM_GET_VCPU_EVENTS, &events), 0);
+  return events;
+}
+
+TEST(VcpuEvents, triple_fault_is_set_and_shown_if_enabled) {
+  Guest guest;
+  kvm_vcpu_events events = events_of(guest);
+  EXPECT_FALSE(events.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT);
+  events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+  events.triple_fault.pending = 1;
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_VCPU_EVENTS, &events), -EINVAL);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1), 0);
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_VCPU_EVENTS, &events), 0);
+  EXPECT_EQ(events_of(guest).triple_fault.pending, 1);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_SHUTDOWN));
+  EXPECT_EQ(events_of(guest).triple_fault.pending, 0);
+}
+
+TEST(VcpuEvents, pending_exception_has_its_payload_if_enabled) {
+  Guest guest({0xf4});
+  kvm_vcpu_events events = events_of(guest);
+  events.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+  events.exception.pending = 1;
+  events.exception.nr = 1;
+  events.exception_has_payload = 1;
+  events.exception_payload = 1 << 14;  // DR6.BS
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_VCPU_EVENTS, &events), -EINVAL);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_EXCEPTION_PAYLOAD, 1), 0);
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_VCPU_EVENTS, &events), 0);
+  EXPECT_EQ(events_of(guest).exception.pending, 1);
+  EXPECT_EQ(events_of(guest).exception_payload, 1u << 14);
+  guest.set_handler(1, 0x2000, {0xe6, 0x11});
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->io.port, 0x11);
+  kvm_debugregs debug{};
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_DEBUGREGS, &debug), 0);
+  EXPECT_EQ(debug.dr6 & 1 << 14, 1u << 14);
+}
+
 }  // namespace
 }  // namespace anykvm::test

@@ -9,6 +9,7 @@
 #include "core/memory_slots.h"
 #include "core/shared_page.h"
 #include "core/vm.h"
+#include "core/xen/interface.h"
 #include "irqchip/routing.h"
 #include "x86/state/cpu_state.h"
 

@@ -7,6 +7,7 @@
 #include "abi/handlers.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
+#include "x86/sys/kvmclock.h"
 #include "x86/sys/msr.h"
 
 namespace anykvm::abi::vcpu {
@@ -117,6 +118,13 @@ Result<long> get_tsc_khz(core::Vcpu& vcpu, u64) { return vcpu.guest_tsc_khz(); }
 
 Result<long> set_tsc_khz(core::Vcpu& vcpu, u64 khz) {
   TRY(vcpu.set_guest_tsc_khz(khz));
+  return 0;
+}
+
+Result<long> kvmclock_ctrl(core::Vcpu& vcpu, u64) {
+  bool marked = false;
+  vcpu.cpu().visit_memory([&] { marked = x86::mark_guest_stopped(vcpu.cpu()); });
+  if (!marked) return Error{EINVAL, "the guest has no kvmclock"};
   return 0;
 }
 

@@ -62,6 +62,16 @@ Result<long> enable_exit_on_emulation_failure(core::Vm& vm, const kvm_enable_cap
   return 0;
 }
 
+Result<long> enable_exception_payload(core::Vm& vm, const kvm_enable_cap& request) {
+  vm.show_exception_payloads(request.args[0] != 0);
+  return 0;
+}
+
+Result<long> enable_triple_fault_event(core::Vm& vm, const kvm_enable_cap& request) {
+  vm.show_triple_faults(request.args[0] != 0);
+  return 0;
+}
+
 Result<long> enable_exit_hypercall(core::Vm& vm, const kvm_enable_cap& request) {
   if (request.args[0] & ~kClientHypercalls) return Error{EINVAL, "hypercalls that the client cannot answer"};
   vm.set_client_hypercalls(request.args[0]);

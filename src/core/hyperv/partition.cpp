@@ -143,9 +143,10 @@ bool Partition::write_msr(x86::Cpu& cpu, u32 index, u64 value, bool from_client)
 bool Partition::write_hypercall_page(x86::Cpu& cpu, u64 value) {
   if (!m_guest_os_id) return true;
   if (value & kPageEnabled) {
-    const u8 last = cpu.model().intel() ? 0xc1 : 0xd9;  // VMCALL, VMMCALL
-    const u8 code[] = {0x0f, 0x01, last, 0xc3};
-    if (!x86::write_physical(cpu, page_of(value), code, sizeof code)) return false;
+    const u8 last = cpu.model().intel() ? 0xc1 : 0xd9;                // VMCALL, VMMCALL
+    const u8 code[] = {0x0d, 0, 0, 0, 0x80, 0x0f, 0x01, last, 0xc3};  // OR EAX, 80000000H first
+    const unsigned skipped = m_beside_xen ? 0 : 5;
+    if (!x86::write_physical(cpu, page_of(value), code + skipped, sizeof code - skipped)) return false;
   }
   m_hypercall = value;
   return true;

@@ -37,6 +37,9 @@ class Partition {
   // False: #GP.
   bool write_msr(x86::Cpu& cpu, u32 index, u64 value, bool from_client);
 
+  // Xen's hypercalls come by the same instruction: Hyper-V's page marks its own by bit 31 of EAX, as Xen's
+  // does.
+  void set_beside_xen(bool beside) { m_beside_xen = beside; }
   // The guest has said who it is, and may make hypercalls.
   bool hypercalls_enabled() const { return m_guest_os_id.load() != 0; }
   bool shows_invariant_tsc() const { return m_invariant_tsc_control.load() & 1; }
@@ -85,6 +88,7 @@ class Partition {
   std::mutex m_mutex;
   std::atomic<u64> m_guest_os_id{0};
   std::atomic<u64> m_invariant_tsc_control{0};
+  std::atomic<bool> m_beside_xen{false};
   u64 m_hypercall = 0;  // m_mutex, as all that follows
   u64 m_reference_tsc = 0;
   TscPage m_tsc_page = TscPage::kOff;

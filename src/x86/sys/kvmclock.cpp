@@ -10,19 +10,7 @@
 namespace anykvm::x86 {
 namespace {
 
-// The two structures of the ABI; Linux has them in arch/x86/include/asm/pvclock-abi.h, which is not exported.
-struct VcpuTimeInfo {
-  u32 version;  // odd while the rest changes
-  u32 pad0;
-  u64 tsc_timestamp;
-  u64 system_time;
-  u32 tsc_to_system_mul;
-  i8 tsc_shift;
-  u8 flags;
-  u8 pad[2];
-};
-static_assert(sizeof(VcpuTimeInfo) == 32);
-
+// Linux has it in arch/x86/include/asm/pvclock-abi.h, which is not exported.
 struct WallClock {
   u32 version;
   u32 seconds;
@@ -60,24 +48,42 @@ PvclockScale pvclock_scale(u32 tsc_khz) {
   return {};
 }
 
+PvclockRecord pvclock_record(Cpu& cpu) {
+  const CpuState& state = cpu.state();
+  PvclockRecord record{};
+  u64 host_tsc = __rdtsc();
+  PvclockScale scale = pvclock_scale(cpu.platform().tsc_khz());
+  u64 scaled_tsc = static_cast<u64>((static_cast<unsigned __int128>(host_tsc) * state.tsc_ratio) >> 32);
+  record.tsc_timestamp = scaled_tsc + state.tsc_offset;
+  record.system_time = cpu.platform().kvmclock_ns(host_tsc);
+  record.tsc_to_system_mul = scale.mul;
+  record.tsc_shift = scale.shift;
+  // With the stable flag guests use one CPU's record on all. A guest that moved this CPU's TSC must not.
+  record.flags = state.msrs.tsc_adjust == 0 ? kTscStable : 0;
+  return record;
+}
+
 void refresh_kvmclock(Cpu& cpu) {
   const CpuState& state = cpu.state();
   if (!(state.msrs.kvm_system_time & kSystemTimeEnable)) return;
   Gpa address(state.msrs.kvm_system_time & ~kSystemTimeEnable);
-  VcpuTimeInfo info{};
-  if (!read_physical(cpu, address, &info, sizeof info)) return;
+  PvclockRecord before{};
+  if (!read_physical(cpu, address, &before, sizeof before)) return;
+  PvclockRecord record = pvclock_record(cpu);
+  record.version = before.version;
+  record.flags = static_cast<u8>(record.flags | (before.flags & kGuestStopped));
+  publish(cpu, address, record);
+}
 
-  u64 host_tsc = __rdtsc();
-  PvclockScale scale = pvclock_scale(cpu.platform().tsc_khz());
-  u64 scaled_tsc = static_cast<u64>((static_cast<unsigned __int128>(host_tsc) * state.tsc_ratio) >> 32);
-  info.tsc_timestamp = scaled_tsc + state.tsc_offset;
-  info.system_time = cpu.platform().kvmclock_ns(host_tsc);
-  info.tsc_to_system_mul = scale.mul;
-  info.tsc_shift = scale.shift;
-  // With the stable flag guests use one CPU's record on all. A guest that moved this CPU's TSC must not.
-  u8 stable = state.msrs.tsc_adjust == 0 ? kTscStable : 0;
-  info.flags = static_cast<u8>((info.flags & kGuestStopped) | stable);
-  publish(cpu, address, info);
+bool mark_guest_stopped(Cpu& cpu) {
+  const u64 system_time = cpu.state().msrs.kvm_system_time;
+  Gpa address(system_time & ~kSystemTimeEnable);
+  PvclockRecord record{};
+  if (!(system_time & kSystemTimeEnable) || !read_physical(cpu, address, &record, sizeof record))
+    return false;
+  record.flags |= kGuestStopped;
+  publish(cpu, address, record);
+  return true;
 }
 
 void write_kvm_wall_clock(Cpu& cpu, Gpa address) {

@@ -121,6 +121,7 @@ std::optional<u64> read_msr(Cpu& cpu, u32 index, MsrAccess access) {
 }
 
 bool write_msr(Cpu& cpu, u32 index, u64 value, MsrAccess access) {
+  if (auto done = cpu.platform().chosen_msr_write(index, value)) return *done;
   const MsrRow* row = find_row(index);
   return row && visible(cpu, *row, access) && row->set(cpu, index, value, access);
 }
