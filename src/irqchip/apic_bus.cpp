@@ -100,7 +100,8 @@ Lapic* ApicBus::single_target(const Message& message, const Lapic* source) const
   if (message.shorthand == Shorthand::kSelf) return const_cast<Lapic*>(source);
   if (message.logical || message.shorthand != Shorthand::kNone || message.destination >= count())
     return nullptr;
-  if (message.destination == kBroadcastXapic) return nullptr;
+  if (message.destination == kBroadcastXapic || !m_ids_are_numbers.load(std::memory_order_relaxed))
+    return nullptr;
   Lapic* lapic = at(message.destination);
   return lapic && lapic->id() == message.destination ? lapic : nullptr;
 }

@@ -63,6 +63,9 @@ class ApicBus {
   // longer a broadcast for x2APICs.
   void disable_broadcast_quirk() { m_broadcast_quirk.store(false); }
 
+  // From now on some xAPIC's ID is not its CPU's number.
+  void id_written() { m_ids_are_numbers.store(false); }
+
   // `source` is the sender of an IPI, null for IOAPIC and MSI. Returns what KVM_IRQ_LINE_STATUS wants: -1 if
   // nobody took it, 0 if it merged with one pending, else the number of local APICs that took it.
   int deliver(const Message& message, Lapic* source);
@@ -82,6 +85,7 @@ class ApicBus {
   std::atomic<unsigned> m_count{0};  // slots in use, holes included
   std::atomic<EoiListener*> m_eoi_listener{nullptr};
   std::atomic<bool> m_broadcast_quirk{true};
+  std::atomic<bool> m_ids_are_numbers{true};
 };
 
 }  // namespace anykvm::irqchip

@@ -49,6 +49,14 @@ TEST_F(ApicBusTest, physical_destination_names_one_cpu) {
   EXPECT_THAT(addressed(physical(9)), IsEmpty());
 }
 
+TEST_F(ApicBusTest, physical_destination_goes_by_the_written_id_and_reaches_all_that_share_it) {
+  vm.cpu(1).write(kApicId, 3u << 24);
+  bus().deliver(physical(1), nullptr);
+  EXPECT_THAT(pending(), IsEmpty());
+  bus().deliver(physical(3), nullptr);
+  EXPECT_THAT(pending(), ElementsAre(1, 3));
+}
+
 TEST_F(ApicBusTest, physical_ff_is_everybody) {
   EXPECT_THAT(addressed(physical(0xff)), ElementsAre(0, 1, 2, 3));
 }

@@ -34,11 +34,13 @@ Lapic::Lapic(ApicBus& bus, Clock& clock, LapicHost& host, u32 id, bool bsp)
 
 void Lapic::reset(bool init) {
   if (!init) m_apic_base.store(kApicBaseDefault | kApicBaseEnable | (apic_base() & kApicBaseBsp));
+  const u32 id = reg(kApicId);
   reset_registers();
+  if (init && !x2apic_mode()) set_xapic_id(id);
   m_host.deadline_changed();
 }
 
-// SDM 3A 10.4.7.1; INIT does the same, since the ID is fixed here and IA32_APIC_BASE is kept by the caller.
+// SDM 3A 10.4.7.1; for INIT the caller keeps IA32_APIC_BASE and the ID.
 void Lapic::reset_registers() {
   for (Register& r : m_regs) r.store(0);
   m_errors.store(0);
@@ -60,10 +62,17 @@ void Lapic::update_version() {
   set_reg(kApicVersion, kVersion | highest_lvt << 16 | suppress);
 }
 
-// SDM 3A 10.12.5.1 and 10.12.10.2: in x2APIC mode the ID has 32 bits, and the logical ID follows from it.
+// The IDs that a mode begins with. SDM 3A 10.12.5.1 and 10.12.10.2: in x2APIC mode the ID has 32 bits, and
+// the logical ID follows from it.
 void Lapic::update_ids() {
   set_reg(kApicId, x2apic_mode() ? m_id : m_id << 24);
   if (x2apic_mode()) set_reg(kApicLdr, (m_id >> 4) << 16 | 1u << (m_id & 0xf));
+}
+
+void Lapic::set_xapic_id(u32 value) {
+  constexpr u32 kIdBits = 0xff000000;
+  set_reg(kApicId, value & kIdBits);
+  if ((value & kIdBits) != m_id << 24) m_bus.id_written();
 }
 
 void Lapic::set_has_cmci(bool has) {

@@ -37,8 +37,8 @@ class Lapic {
 
   // --- any thread ---
 
-  u32 id() const { return m_id; }  // the x2APIC ID: the vCPU's number
-  u8 xapic_id() const { return static_cast<u8>(m_id); }
+  u32 id() const { return m_id; }                                      // the x2APIC ID: the vCPU's number
+  u8 xapic_id() const { return static_cast<u8>(reg(kApicId) >> 24); }  // in xAPIC mode
   bool is_bsp() const { return apic_base() & kApicBaseBsp; }
   u64 apic_base() const { return m_apic_base.load(std::memory_order_acquire); }
   bool hardware_enabled() const { return apic_base() & kApicBaseEnable; }
@@ -165,6 +165,7 @@ class Lapic {
   void send_self_ipi(u8 vector);
   void update_version();
   void update_ids();
+  void set_xapic_id(u32 value);
   void reset_registers();
   void restore_timer(const kvm_lapic_state& state);
 

@@ -19,8 +19,8 @@ constexpr u64 kModeBits = kApicBaseEnable | kApicBaseX2Apic;
 bool is_vector_table(u32 offset) { return offset >= kApicIsr && offset < kApicIrr + 0x80; }
 
 bool is_read_only(u32 offset) {
-  return is_vector_table(offset) || offset == kApicId || offset == kApicVersion || offset == kApicApr ||
-         offset == kApicPpr || offset == kApicRrd || offset == kApicTimerCurrent;
+  return is_vector_table(offset) || offset == kApicVersion || offset == kApicApr || offset == kApicPpr ||
+         offset == kApicRrd || offset == kApicTimerCurrent;
 }
 
 }  // namespace
@@ -76,6 +76,8 @@ void Lapic::mmio_write(u32 offset, const void* data, unsigned size) {
 
 void Lapic::write_xapic(u32 offset, u32 value) {
   switch (offset) {
+    case kApicId:  // "model-specific" whether it can be written (SDM 3A 10.4.6); in KVM it can
+      return set_xapic_id(value);
     case kApicLdr:
       return set_reg(kApicLdr, value & 0xff000000);
     case kApicDfr:

@@ -26,7 +26,7 @@ void Lapic::get_state(kvm_lapic_state* state, bool ids_32bit) {
   for (u32 offset = 0; offset < sizeof state->regs; offset += 0x10)
     page_write(state, offset, read_register(offset).value_or(0));
   // Without the 32-bit format the page has the xAPIC's form whatever the mode.
-  page_write(state, kApicId, x2apic_mode() && ids_32bit ? m_id : m_id << 24);
+  if (x2apic_mode() && !ids_32bit) page_write(state, kApicId, m_id << 24);
 }
 
 Result<> Lapic::set_state(const kvm_lapic_state& state, bool ids_32bit) {
@@ -46,6 +46,7 @@ Result<> Lapic::set_state(const kvm_lapic_state& state, bool ids_32bit) {
     set_reg(offset, page_read(state, offset) & lvt_writable_bits(offset));
   if (m_has_cmci) set_reg(kApicLvtCmci, page_read(state, kApicLvtCmci) & lvt_writable_bits(kApicLvtCmci));
   update_ids();
+  if (!x2apic_mode()) set_xapic_id(page_read(state, kApicId));
   restore_timer(state);
   m_host.interrupt_posted();
   m_host.deadline_changed();

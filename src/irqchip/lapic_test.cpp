@@ -268,12 +268,26 @@ TEST_F(LapicTest, cmci_entry_exists_where_it_was_set_up) {
 }
 
 TEST_F(LapicTest, read_only_registers_ignore_writes) {
-  cpu.write(kApicId, 0x07000000);
   cpu.write(kApicVersion, 0);
   cpu.write(kApicIrr, 0xffffffff);
-  EXPECT_EQ(cpu.read(kApicId), 0u);
   EXPECT_EQ(cpu.read(kApicVersion), 0x50014u);
   EXPECT_EQ(cpu.read(kApicIrr), 0u);
+}
+
+TEST_F(LapicTest, xapic_id_can_be_written_until_the_mode_changes) {
+  cpu.write(kApicId, 0x07ffffff);
+  EXPECT_EQ(cpu.read(kApicId), 0x07000000u);
+  cpu.lapic.reset(true);  // INIT keeps it
+  EXPECT_EQ(cpu.read(kApicId), 0x07000000u);
+  kvm_lapic_state page;
+  cpu.lapic.get_state(&page);
+  TestCpu other(bus, clock, 0);
+  ASSERT_TRUE(other.lapic.set_state(page).ok());
+  EXPECT_EQ(other.read(kApicId), 0x07000000u);
+  const u64 base = cpu.lapic.apic_base();
+  ASSERT_TRUE(cpu.lapic.set_apic_base(base & ~kApicBaseEnable, false));
+  ASSERT_TRUE(cpu.lapic.set_apic_base(base, false));
+  EXPECT_EQ(cpu.read(kApicId), 0u);
 }
 
 TEST_F(LapicTest, reserved_bits_of_the_page_are_dropped) {

@@ -159,6 +159,13 @@ void Cpu::watch_port(u16 port, unsigned size) {
     m_private->debug_hits |= matching_port(m_private->breakpoints(*m_state), port, size);
 }
 
+void Cpu::step_trap_after_instruction() { m_private->debug_hits |= kDr6Bs; }
+
+u64 Cpu::take_held_back_breakpoints() {
+  constexpr u64 kBreakpoints = 0xf;
+  return std::exchange(m_private->debug_hits, 0) & kBreakpoints;
+}
+
 // --- Exits and I/O ---
 
 void Cpu::exit_after_instruction(const Exit& exit) {

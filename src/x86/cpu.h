@@ -139,6 +139,10 @@ class Cpu {
   void watch_data(Gva address, unsigned size, bool write);
   void watch_port(u16 port, unsigned size);
   bool watching() const { return m_watching; }
+  // SYSCALL and SYSRET look at TF when they end, other instructions when they begin (SDM 3B 18.3.1.4).
+  void step_trap_after_instruction();
+  // INT1 raises #DB by itself: what MOV SS held back until now becomes part of it. Returns its breakpoints.
+  u64 take_held_back_breakpoints();
 
   // This CPU in PageMeta::writer, 1 to 254.
   u8 number() const { return m_number; }

@@ -13,6 +13,7 @@
 #include "x86/cpu_private.h"
 #include "x86/mmu/client_writes.h"
 #include "x86/sys/events.h"
+#include "x86/sys/stack_frame.h"
 #include "x86/translate/host_signals.h"
 
 namespace anykvm::x86 {
@@ -254,6 +255,10 @@ class Dispatcher {
     }
     Leave leave = m_context.leave;
     if (leave == Leave::kLookup) {
+      if (reinterpret_cast<u64>(left) & kIndirectBranch) {
+        if (!fetchable()) return branch_faulted(left);
+        left = nullptr;
+      }
       m_left = left;
       m_slow = m_narrow = false;
       m_context.rflags_from_image();
@@ -263,6 +268,23 @@ class Dispatcher {
     }
     m_left = nullptr;
     return handle(leave);
+  }
+
+  // May code be at RIP? (SDM 1 3.5.1; the segment's limit outside 64-bit mode.)
+  bool fetchable() const {
+    return m_state.code64() ? m_state.canonical(m_state.rip) : m_state.rip <= m_state.segments[kCs].limit;
+  }
+
+  // Jumps, calls and returns to where no code can be fault themselves, with their stack as it was (SDM 2A).
+  MaybeExit branch_faulted(const Link* left) {
+    const Block& block = *reinterpret_cast<const Block*>(reinterpret_cast<u64>(left) - kIndirectBranch);
+    m_context.rflags_from_image();
+    m_left = nullptr;
+    m_state.rip = block.branch_rip;
+    u64& rsp = m_state.gpr[kRsp];
+    rsp = merge_stack_pointer(rsp, rsp - static_cast<u64>(i64{block.branch_moved_stack}),
+                              block.mode.stack_bytes);
+    return stopped(GuestStop::gp(0));
   }
 
   MaybeExit after_instruction() {
@@ -431,12 +453,13 @@ class Dispatcher {
     return block->code;
   }
 
-  // INT and SYSCALL clear TF on their way, so the single-step trap that was due is not taken (SDM
-  // 3B 18.3.1.4).
+  // INT clears TF on its way, so the single-step trap that was due is not taken (SDM 3B 18.3.1.4); SYSCALL
+  // and SYSRET see to theirs.
   static bool swallows_step_trap(const Block& block) {
     if (block.helpers.empty()) return false;
     Op op = block.helpers.front()->op;
-    return op == op_int || op == op_int3 || op == op_int1 || op == op_into || op == op_syscall;
+    return op == op_int || op == op_int3 || op == op_int1 || op == op_into || op == op_syscall ||
+           op == op_sysret;
   }
 
   void remember(const Block& block, bool global) {

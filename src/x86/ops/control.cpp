@@ -208,7 +208,7 @@ Guest<void> op_invpcid(Cpu& cpu, const Insn& insn) {
   if (type > kAllContexts || descriptor.pcid >> 12) return GuestStop::gp(0);
   bool names_pcid = type == kAddress || type == kContext;
   if (names_pcid && descriptor.pcid != 0 && !(state.cr4 & kCr4Pcide)) return GuestStop::gp(0);
-  if (type == kAddress && !state.canonical(descriptor.address)) return GuestStop::gp(0);
+  if (type == kAddress && !cpu.model().canonical_register(descriptor.address)) return GuestStop::gp(0);
 
   u64 current_pcid = state.cr4 & kCr4Pcide ? state.cr3 & 0xfff : 0;
   if (type == kAllWithGlobals) {

@@ -40,7 +40,7 @@ Guest<DescriptorTable> load_table(Cpu& cpu, const Insn& insn) {
   std::memcpy(&table.limit, image.bytes, 2);
   std::memcpy(&table.base, image.bytes + 2, size - 2);
   if (!state.code64() && insn.operand_size == 2) table.base &= 0xffffff;
-  if (!state.canonical(table.base)) return GuestStop::gp(0);
+  if (state.code64() && !cpu.model().canonical_register(table.base)) return GuestStop::gp(0);
   return table;
 }
 
@@ -66,11 +66,11 @@ Guest<Descriptor> read_gdt_system(Cpu& cpu, u16 selector) {
   return descriptor;
 }
 
-Guest<void> check_loadable(const CpuState& state, const Segment& segment, bool right_type) {
+Guest<void> check_loadable(const Cpu& cpu, const Segment& segment, bool right_type) {
   u32 error = selector_error(segment.selector);
   if (segment.s || !right_type) return GuestStop::gp(error);
   if (!segment.present) return GuestStop::np(error);
-  if (state.long_mode() && !state.canonical(segment.base)) return GuestStop::gp(error);
+  if (cpu.state().long_mode() && !cpu.model().canonical_register(segment.base)) return GuestStop::gp(error);
   return {};
 }
 
@@ -206,7 +206,7 @@ Guest<void> op_lldt(Cpu& cpu, const Insn& insn) {
   }
   Descriptor descriptor = TRY(read_gdt_system(cpu, selector));
   Segment ldt = segment_from_descriptor(selector, descriptor.low, descriptor.high);
-  TRY(check_loadable(state, ldt, ldt.type == kTypeLdt));
+  TRY(check_loadable(cpu, ldt, ldt.type == kTypeLdt));
   state.ldtr = ldt;
   return {};
 }
@@ -218,7 +218,7 @@ Guest<void> op_ltr(Cpu& cpu, const Insn& insn) {
   Descriptor descriptor = TRY(read_gdt_system(cpu, selector));
   Segment tss = segment_from_descriptor(selector, descriptor.low, descriptor.high);
   bool available = tss.type == kTypeTss32 || (tss.type == kTypeTss16 && !state.long_mode());
-  TRY(check_loadable(state, tss, available));
+  TRY(check_loadable(cpu, tss, available));
   TRY(set_busy(cpu, descriptor, true));
   tss.type |= 2;
   state.tr = tss;

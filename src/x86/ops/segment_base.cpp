@@ -22,7 +22,7 @@ Guest<void> write_base(Cpu& cpu, const Insn& insn, SegmentIndex index) {
   CpuState& state = cpu.state();
   if (!(state.cr4 & kCr4Fsgsbase)) return GuestStop::ud();
   u64 base = read_gpr(state, insn, insn.rm, base_operand_size(insn));
-  if (!state.canonical(base)) return GuestStop::gp(0);
+  if (!cpu.model().canonical_register(base)) return GuestStop::gp(0);
   state.segments[index].base = base;
   return {};
 }

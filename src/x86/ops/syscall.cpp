@@ -87,6 +87,7 @@ Guest<void> op_syscall(Cpu& cpu, const Insn&) {
   }
   set_flat_stack(state, static_cast<u16>(selector + 8), 0);
   cpu.mode_changed();
+  if (state.rflags & kFlagTf) cpu.step_trap_after_instruction();
   return {};
 }
 
@@ -111,6 +112,7 @@ Guest<void> op_sysret(Cpu& cpu, const Insn& insn) {
   set_flat_code(state, code_selector, 3, to64 ? CodeSize::k64 : CodeSize::k32);
   set_sysret_stack(state, static_cast<u16>(selector + 8), intel);
   finish(cpu);
+  if (state.rflags & kFlagTf) cpu.step_trap_after_instruction();
   return {};
 }
 

@@ -202,7 +202,11 @@ Guest<void> op_int3(Cpu& cpu, const Insn& insn) {
   return raise_interrupt(cpu, kVectorBp, EventKind::kTrap);
 }
 
-Guest<void> op_int1(Cpu& cpu, const Insn&) { return raise_interrupt(cpu, kVectorDb, EventKind::kTrap); }
+Guest<void> op_int1(Cpu& cpu, const Insn&) {
+  TRY(raise_interrupt(cpu, kVectorDb, EventKind::kTrap));
+  cpu.state().dr6 |= cpu.take_held_back_breakpoints();
+  return {};
+}
 
 Guest<void> op_into(Cpu& cpu, const Insn&) {
   if (!(cpu.state().rflags & kFlagOf)) return {};

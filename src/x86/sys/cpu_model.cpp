@@ -64,6 +64,10 @@ void CpuModel::set_entries(std::vector<CpuidEntry> entries) {
 
 bool CpuModel::has(Feature feature) const { return m_features[static_cast<std::size_t>(feature)]; }
 
+bool CpuModel::canonical_register(u64 value) const {
+  return sign_extend(value, has(Feature::kLa57) ? 57 : 48) == value;
+}
+
 const CpuidEntry* CpuModel::find(u32 leaf, u32 subleaf) const {
   for (const CpuidEntry& entry : m_entries) {
     if (entry.function == leaf && (!depends_on_index(entry) || entry.index == subleaf)) return &entry;

@@ -36,6 +36,9 @@ class CpuModel {
   const std::vector<CpuidEntry>& entries() const { return m_entries; }
 
   // Has the guest this feature? Until the client sets entries: no feature at all beyond x86-64-v1's.
+  // Is `value` canonical for registers that hold an address for later? The widest form that the model has
+  // counts, whatever CR4.LA57 says now (SDM 3A 4.5.1).
+  bool canonical_register(u64 value) const;
   bool has(Feature feature) const;
 
   // What the CPUID instruction answers now: stored entries, with the bits that follow the state (OSXSAVE,

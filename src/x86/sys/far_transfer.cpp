@@ -129,7 +129,11 @@ void drop_privileged_segments(CpuState& state, u8 cpl) {
     Segment& segment = state.segments[index];
     // A null selector stays as it is: its base may have come from an MSR.
     if (segment.unusable || is_null_selector(segment.selector)) continue;
-    if (segment.dpl < cpl && !is_conforming(segment)) segment = null_segment(0);
+    if (segment.dpl >= cpl || is_conforming(segment)) continue;
+    // The selector goes; the base stays (SDM 2A IRET marks the descriptor invalid and no more).
+    const u64 base = segment.base;
+    segment = null_segment(0);
+    segment.base = base;
   }
 }
 

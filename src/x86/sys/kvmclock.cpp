@@ -87,6 +87,8 @@ bool mark_guest_stopped(Cpu& cpu) {
 }
 
 void write_kvm_wall_clock(Cpu& cpu, Gpa address) {
+  // 0 is the register's reset value, which a client writes when it resets the CPU (as in KVM).
+  if (address == Gpa(0)) return;
   WallClock clock{};
   if (!read_physical(cpu, address, &clock, sizeof clock)) return;
   timespec now{};

@@ -37,9 +37,7 @@ bool set_stored(Cpu& cpu, u32, u64 value, MsrAccess) {
 
 template <u64 MsrState::*kMember>
 bool set_canonical(Cpu& cpu, u32, u64 value, MsrAccess) {
-  // The widest form that the model has counts, whatever CR4.LA57 says now (SDM 3A 4.5.1).
-  unsigned width = cpu.model().has(Feature::kLa57) ? 57 : 48;
-  if (sign_extend(value, width) != value) return false;
+  if (!cpu.model().canonical_register(value)) return false;
   cpu.state().msrs.*kMember = value;
   return true;
 }

@@ -7,8 +7,7 @@ namespace anykvm::x86 {
 namespace {
 
 bool set_segment_base(Cpu& cpu, SegmentIndex segment, u64 value) {
-  unsigned width = cpu.model().has(Feature::kLa57) ? 57 : 48;
-  if (sign_extend(value, width) != value) return false;
+  if (!cpu.model().canonical_register(value)) return false;
   cpu.state().segments[segment].base = value;
   cpu.mode_changed();
   return true;

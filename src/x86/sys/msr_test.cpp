@@ -352,6 +352,12 @@ TEST_F(Msrs, kvm_system_time_after_a_guest_tsc_write_is_not_stable) {
 
 TEST_F(Msrs, kvm_system_time_outside_ram_is_ignored) { EXPECT_TRUE(write(0x12, 0xfffff000 | 1)); }
 
+TEST_F(Msrs, kvm_wall_clock_set_to_its_reset_value_leaves_the_vector_table_alone) {
+  const u64 before = s_guest->read<u64>(0);
+  ASSERT_TRUE(client_writes(0x11, 0));
+  EXPECT_EQ(s_guest->read<u64>(0), before);
+}
+
 TEST_F(Msrs, kvm_wall_clock_is_the_time_at_kvmclock_zero) {
   ASSERT_TRUE(write(0x11, Guest64::kData));
   auto seconds = s_guest->read<u32>(Guest64::kData + 4);

@@ -101,6 +101,11 @@ struct Block {
   u8* stale_exit = nullptr;
   u8* stale_exit_host = nullptr;
 
+  // Its last instruction, if that is an indirect jump, call or return: what to undo where the target cannot
+  // be.
+  u64 branch_rip = 0;
+  i32 branch_moved_stack = 0;
+
   std::vector<Site> sites;  // ascending offsets
   // Host code and other blocks point to these.
   std::vector<std::unique_ptr<Link>> links;

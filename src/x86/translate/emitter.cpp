@@ -502,12 +502,12 @@ const u8* Emitter::leave_thunk(FlagsAt flags) const {
 
 void Emitter::leave_to(u64 target) {
   a.mov(kAddress, target);
-  leave_to_address();
+  leave_to_address(0);
 }
 
-void Emitter::leave_to_address() {
+void Emitter::leave_to_address(u64 left_by) {
   a.mov(ANYKVM_GS(state.rip), kAddress);
-  a.mov(kScratch.r32(), 0);
+  a.mov(left_by >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), left_by);
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(m_flags))));
 }
 
@@ -563,7 +563,7 @@ void Emitter::jump_to(u64 target, bool next_straddles) {
     a.mov(kAddress, target);
     std::size_t index = 8u * jump_cache_index(target);
     jump_through_cache(host::gs(offsetof(Context, jump_tag) + index),
-                       host::gs(offsetof(Context, jump_target) + index));
+                       host::gs(offsetof(Context, jump_target) + index), m_cache_miss);
   } else if (target <= m_rip) {
     jump_back(target, m_kills_flags(target));
   } else {
@@ -605,24 +605,26 @@ void Emitter::jump_if(CondCode condition, u64 target) {
   a.bind(not_taken);
 }
 
-void Emitter::jump_to_address() {
+void Emitter::jump_to_address(i32 moved_stack) {
   m_ended = true;
-  if (mode.step || mode.slow) return leave_to_address();
+  m_block.branch_rip = m_rip;
+  m_block.branch_moved_stack = moved_stack;
+  if (mode.step || mode.slow) return leave_to_address(reinterpret_cast<u64>(&m_block) | kIndirectBranch);
   protect_flags(kFlagsArithmetic);
   a.rorx(kScratch, kAddress, 12);
   a.xor_(kScratch.r32(), kAddress.r32());
   a.and_(kScratch.r32(), kJumpCacheEntries - 1);
   jump_through_cache(host::gs_indexed(offsetof(Context, jump_tag), kScratch),
-                     host::gs_indexed(offsetof(Context, jump_target), kScratch));
+                     host::gs_indexed(offsetof(Context, jump_target), kScratch), m_indirect_miss);
 }
 
 // R10 = target; flags are in the image. See LinkStamp for the comparison.
-void Emitter::jump_through_cache(const Mem& tag, const Mem& destination) {
-  if (!m_cache_miss.isValid()) m_cache_miss = a.newLabel();
+void Emitter::jump_through_cache(const Mem& tag, const Mem& destination, asmjit::Label& miss) {
+  if (!miss.isValid()) miss = a.newLabel();
   a.mov(ANYKVM_GS(state.rip), kAddress);
   a.add(kAddress, ANYKVM_GS(stamp));
   a.add(kAddress, tag);
-  a.jnz(m_cache_miss);
+  a.jnz(miss);
   a.jmp(destination);
 }
 
@@ -710,9 +712,14 @@ void Emitter::finish() {
     a.jmp(load.resume);
   }
   for (Exit& exit : m_exits) emit_exit(exit);
-  if (!m_cache_miss.isValid()) return;
-  a.bind(m_cache_miss);
-  a.mov(kScratch.r32(), 0);
+  emit_cache_miss(m_cache_miss, 0);
+  emit_cache_miss(m_indirect_miss, reinterpret_cast<u64>(&m_block) | kIndirectBranch);
+}
+
+void Emitter::emit_cache_miss(asmjit::Label miss, u64 left_by) {
+  if (!miss.isValid()) return;
+  a.bind(miss);
+  a.mov(left_by >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), left_by);
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_image)));
 }
 

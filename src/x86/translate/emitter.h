@@ -89,7 +89,9 @@ class Emitter {
   // linked to.
   void jump_to(u64 target_rip, bool next_straddles = false);
   void jump_if(asmjit::x86::CondCode condition, u64 target_rip);  // else the block goes on
-  void jump_to_address();  // indirect: R10 holds the target, already wrapped
+  // Indirect: R10 holds the target, already wrapped. The instruction has moved the stack pointer by
+  // `moved_stack`.
+  void jump_to_address(i32 moved_stack);
   bool ended() const { return m_ended; }
   void embed_instruction(const u8* bytes, unsigned length);  // the guest's own
 
@@ -172,13 +174,15 @@ class Emitter {
   void call_helper_thunk(const HelperSite* site, u16 flags);
   const u8* leave_thunk(FlagsAt flags) const;
   void leave_to(u64 target);
-  void leave_to_address();
+  void leave_to_address(u64 left_by);
   void poll(u64 target);
   void jump_back(u64 target, bool flags_dead);
   void jump_by_link(const Exit& exit);
   void leave_loop();
   void emit_jump_out(const Exit& exit);
-  void jump_through_cache(const asmjit::x86::Mem& tag, const asmjit::x86::Mem& destination);
+  void jump_through_cache(const asmjit::x86::Mem& tag, const asmjit::x86::Mem& destination,
+                          asmjit::Label& miss);
+  void emit_cache_miss(asmjit::Label miss, u64 left_by);
   void align_displacement(unsigned opcode_bytes);
 
   const Thunks& m_thunks;
@@ -199,7 +203,7 @@ class Emitter {
   bool m_ended = false;
   bool m_wrote_slowly = false;  // the current instruction
   SlowSite* m_open_slow = nullptr;
-  asmjit::Label m_cache_miss;
+  asmjit::Label m_cache_miss, m_indirect_miss;
   std::vector<Miss> m_misses;
   std::vector<Aside> m_asides;
   std::deque<Exit> m_exits;

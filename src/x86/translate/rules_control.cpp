@@ -96,7 +96,7 @@ void emit_jmp(Emitter& e, const Decoded& d) {
     return;
   }
   load_target(e, d, true);
-  e.jump_to_address();
+  e.jump_to_address(0);
 }
 
 void emit_call(Emitter& e, const Decoded& d) {
@@ -110,7 +110,7 @@ void emit_call(Emitter& e, const Decoded& d) {
   e.a.mov(ANYKVM_GS(value), kAddress);
   push_return_address(e, size, !d.insn.has_memory);
   e.a.mov(kAddress, ANYKVM_GS(value));
-  e.jump_to_address();
+  e.jump_to_address(-static_cast<i32>(size));
 }
 
 void emit_ret(Emitter& e, const Decoded& d) {
@@ -118,7 +118,7 @@ void emit_ret(Emitter& e, const Decoded& d) {
   load_address(e, e.open_stack(0, size, true, false).operand);
   unsigned released = d.insn.opcode == 0xc2 ? d.insn.immediate & 0xffff : 0;
   e.move_rsp(static_cast<i32>(size + released));
-  e.jump_to_address();
+  e.jump_to_address(static_cast<i32>(size + released));
 }
 
 void emit_jcc(Emitter& e, const Decoded& d) {

@@ -11,6 +11,8 @@ namespace anykvm::x86 {
 
 // What a dead block passes in place of a link: the jump cache still leads to it.
 inline Link* const kStaleBlock = reinterpret_cast<Link*>(1);
+// What an indirect jump, call or return leaves with: the address of its Block plus this.
+inline constexpr u64 kIndirectBranch = 2;
 
 struct Thunks {
   // Runs translated code at `code` (Block::code) until it leaves; returns the Link that it left through,

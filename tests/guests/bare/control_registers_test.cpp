@@ -263,6 +263,19 @@ BARE_TEST(msr, addresses_must_be_canonical) {
     wrmsr(index, before);
   }
 }
+// Registers that hold an address for later take the widest form that the CPU knows, whatever CR4.LA57 says.
+BARE_TEST(msr, addresses_of_57_bits_are_good_wherever_5_level_paging_exists) {
+  const u64 wide = bit(50);
+  const unsigned expected = has_la57() ? unsigned{kNone} : unsigned{kGp};
+  CHECK_EQ(writing_msr(kMsrLstar, wide), expected);
+  TablePointer idt, changed;
+  asm volatile("sidt %0" : "=m"(idt));
+  changed = {idt.limit, wide};
+  CHECK_EQ(catch_trap([&] { asm volatile("lidt %0; lidt %1" : : "m"(changed), "m"(idt)); }).vector, expected);
+  changed.base = bit(60);
+  CHECK_EQ(catch_trap([&] { asm volatile("lidt %0; lidt %1" : : "m"(changed), "m"(idt)); }).vector, kGp);
+  asm volatile("lidt %0" : : "m"(idt));
+}
 BARE_TEST(msr, only_ecx_counts) {
   CHECK_EQ(catch_trap([] {
              asm volatile("rdmsr" : : "c"(bit(40) | kMsrEfer) : "rax", "rdx");

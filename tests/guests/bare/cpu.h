@@ -29,7 +29,8 @@ inline constexpr u64 kEferSce = bit(0), kEferLme = bit(8), kEferLma = bit(10), k
 inline constexpr u64 kFlagCf = bit(0), kFlagTf = bit(8), kFlagIf = bit(9), kFlagDf = bit(10),
                      kFlagNt = bit(14), kFlagRf = bit(16), kFlagVm = bit(17), kFlagAc = bit(18),
                      kFlagIopl = bit(12) | bit(13);
-inline constexpr u32 kMsrEfer = 0xc0000080, kMsrApicBase = 0x1b;
+inline constexpr u32 kMsrEfer = 0xc0000080, kMsrApicBase = 0x1b, kMsrStar = 0xc0000081,
+                     kMsrLstar = 0xc0000082, kMsrSyscallMask = 0xc0000084, kMsrGsBase = 0xc0000101;
 
 #define BARE_REGISTER(name)                                         \
   inline u64 read_##name() {                                        \

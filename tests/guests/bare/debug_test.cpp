@@ -37,11 +37,37 @@ void note_and_go_on(Trap& t) {
   t.rflags |= kFlagRf;
 }
 
+// The first trap ends the stepping.
+u64 s_user_cs;
+void note_in_user(Trap& t) {
+  note(t);
+  s_user_cs = t.cs;
+  t.rflags &= ~kFlagTf;
+}
+
+// SYSCALL with TF set, which the mask clears; back with TF set again.
+asm(R"(
+  .pushsection .user, "awx"
+step_user_syscall:
+  pushf
+  orl $0x100, (%rsp)
+  popf
+  syscall
+step_after_syscall:
+  int $0x80
+  .popsection
+step_syscall_target:
+  or $0x100, %r11
+  sysretq
+)");
+
 u64 address_of(const void* p) { return reinterpret_cast<u64>(p); }
 
 extern "C" {
-extern const u8 step_first[], step_second[], step_last[], shadow_after[], shadow_end[], break_here[],
-    watch_after[], sti_next[];
+extern const u8 icebp_after[], step_syscall_target[], step_after_syscall[];
+void step_user_syscall();
+extern const u8 step_first[], step_second[], step_last[], shadow_after[], break_here[], watch_after[],
+    sti_next[];
 }
 
 // DR7 with breakpoint 0 on, of `kind` (0 execute, 1 write, 3 access) and 2^size bytes (encoded as the manual
@@ -162,6 +188,51 @@ BARE_TEST(debug, icebp_is_a_trap_without_dr6_bits) {
   Caught caught = catch_trap([] { asm volatile(".byte 0xf1"); });
   CHECK_EQ(caught.vector, kDb);
   CHECK_EQ(read_dr6(), kDr6Reserved);
+}
+
+BARE_TEST(debug, icebp_after_mov_ss_swallows_the_step_trap) {
+  begin(note);
+  const u64 ss = SEL_DATA;
+  asm volatile(
+      "pushf; orl $0x100, (%%rsp); popf\n\t"
+      "mov %0, %%ss\n\t"
+      ".byte 0xf1\n"
+      "icebp_after: pushf; andl $~0x100, (%%rsp); popf\n"
+      :
+      : "r"(ss)
+      : "memory", "cc");
+  end();
+  CHECK_EQ(s_count, 4u);  // INT1, PUSHF, AND, POPF
+  CHECK_EQ(s_steps[0].rip, address_of(icebp_after));
+  CHECK_EQ(s_steps[0].dr6, kDr6Reserved);
+  CHECK_EQ(s_steps[1].dr6, kDr6Reserved | kDr6Bs);
+}
+
+BARE_TEST(debug, breakpoint_held_back_by_mov_ss_joins_icebp_and_follows_int) {
+  static u64 watched = SEL_DATA;
+  begin(note);
+  write_dr0(address_of(&watched));
+  write_dr7(dr7(3, 2));
+  asm volatile("mov %0, %%ss; .byte 0xf1" : : "m"(watched) : "memory");
+  CHECK_EQ(s_count, 1u);
+  asm volatile("mov %0, %%ss; int $1" : : "m"(watched) : "memory");
+  CHECK_EQ(s_count, 3u);  // the second before the first instruction of INT 1's handler
+  end();
+}
+
+// TF decides at their end, not at their beginning as elsewhere.
+BARE_TEST(debug, sysret_that_sets_tf_traps_at_once_and_syscall_that_clears_it_does_not) {
+  begin(note_in_user);
+  wrmsr(kMsrStar, u64{SEL_USER_CODE32} << 48 | u64{SEL_CODE64} << 32);
+  wrmsr(kMsrLstar, address_of(step_syscall_target));
+  wrmsr(kMsrSyscallMask, kFlagTf);
+  s_user_cs = 0;
+  Caught caught = run_user(step_user_syscall);
+  end();
+  CHECK_EQ(caught.vector, kDone);
+  CHECK_EQ(s_count, 1u);
+  CHECK_EQ(s_steps[0].rip, address_of(step_after_syscall));
+  CHECK_EQ(s_user_cs, SEL_USER_CODE64);
 }
 
 BARE_TEST(debug, repeated_string_steps_element_by_element) {

@@ -9,8 +9,7 @@ namespace bare {
 extern "C" {
 void user_int_40();
 void user_int3();
-void user_spin();
-void iret_here();
+extern const u8 branch_jmp[], branch_call[], branch_ret[], branch_ret_16[];
 }
 
 asm(R"(
@@ -22,9 +21,6 @@ user_int3:
   int3
   int $0x80
   .popsection
-  .globl iret_here
-iret_here:
-  ret
 )");
 
 namespace {
@@ -287,6 +283,46 @@ BARE_TEST(iret, to_ring_3_drops_privileged_data_segments) {
   asm volatile("mov %%es, %0" : "=r"(es));
   CHECK_EQ(es, 0);
   asm volatile("mov %0, %%es; mov %0, %%ds" : : "r"(data));
+}
+
+// SDM 2A IRET: the descriptor becomes invalid, which 64-bit mode does not look at.
+BARE_TEST(iret, to_ring_3_keeps_the_base_of_a_dropped_segment) {
+  asm volatile("mov %0, %%gs" : : "r"(u16{SEL_DATA}));
+  wrmsr(kMsrGsBase, 0x12345678);
+  run_user(user_int_40);
+  u16 gs;
+  asm volatile("mov %%gs, %0" : "=r"(gs));
+  CHECK_EQ(gs, 0);
+  CHECK_EQ(rdmsr(kMsrGsBase), 0x12345678);
+  wrmsr(kMsrGsBase, 0);
+}
+
+// They are faults of the branch: RIP is its, and the stack as before.
+BARE_TEST(branches, to_an_address_that_is_not_canonical_fault_themselves) {
+  static u64 target;
+  target = bit(62);
+  Caught caught = catch_trap([] {
+    asm volatile("mov %%rsp, %%rbx; branch_jmp: jmp *%0" : : "m"(target) : "rbx");
+  });
+  CHECK_EQ(caught.vector, kGp);
+  CHECK_EQ(caught.rip, reinterpret_cast<u64>(branch_jmp));
+  caught = catch_trap([] {
+    asm volatile("mov %%rsp, %%rax; branch_call: call *%0" : : "m"(target) : "rax");
+  });
+  CHECK_EQ(caught.vector, kGp);
+  CHECK_EQ(caught.rip, reinterpret_cast<u64>(branch_call));
+  CHECK_EQ(caught.rsp, caught.rax);
+  caught = catch_trap([] {
+    asm volatile("push %0; mov %%rsp, %%rax; branch_ret: ret" : : "m"(target) : "rax");
+  });
+  CHECK_EQ(caught.vector, kGp);
+  CHECK_EQ(caught.rip, reinterpret_cast<u64>(branch_ret));
+  CHECK_EQ(caught.rsp, caught.rax);
+  caught = catch_trap([] {
+    asm volatile("push %0; mov %%rsp, %%rax; branch_ret_16: ret $16" : : "m"(target) : "rax");
+  });
+  CHECK_EQ(caught.rip, reinterpret_cast<u64>(branch_ret_16));
+  CHECK_EQ(caught.rsp, caught.rax);
 }
 
 }  // namespace bare
