@@ -301,6 +301,11 @@ class Dispatcher {
   // instruction (SDM 3A 6.8.3).
   MaybeExit debug_trap() {
     if (m_state.events.shadow & kShadowMovSs) return after_instruction();
+    if (m_private.debug_hits && m_state.mp_state == MpState::kHalted) {
+      // The trap ends the HLT that it follows.
+      m_state.mp_state = MpState::kRunnable;
+      m_private.exit_after = false;
+    }
     if (auto exit = after_instruction()) return exit;
     u64 hits = m_private.debug_hits;
     m_private.debug_hits = 0;

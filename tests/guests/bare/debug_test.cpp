@@ -64,7 +64,7 @@ step_syscall_target:
 u64 address_of(const void* p) { return reinterpret_cast<u64>(p); }
 
 extern "C" {
-extern const u8 icebp_after[], step_syscall_target[], step_after_syscall[];
+extern const u8 hlt_after[], icebp_after[], step_syscall_target[], step_after_syscall[];
 void step_user_syscall();
 extern const u8 step_first[], step_second[], step_last[], shadow_after[], break_here[], watch_after[],
     sti_next[];
@@ -188,6 +188,20 @@ BARE_TEST(debug, icebp_is_a_trap_without_dr6_bits) {
   Caught caught = catch_trap([] { asm volatile(".byte 0xf1"); });
   CHECK_EQ(caught.vector, kDb);
   CHECK_EQ(read_dr6(), kDr6Reserved);
+}
+
+BARE_TEST(debug, step_trap_ends_a_hlt_with_interrupts_off) {
+  begin(note);
+  asm volatile(
+      "pushf; orl $0x100, (%%rsp); popf\n\t"
+      "hlt\n"
+      "hlt_after: pushf; andl $~0x100, (%%rsp); popf\n"
+      :
+      :
+      : "memory", "cc");
+  end();
+  CHECK_EQ(s_count, 4u);
+  CHECK_EQ(s_steps[0].rip, address_of(hlt_after));
 }
 
 BARE_TEST(debug, icebp_after_mov_ss_swallows_the_step_trap) {
