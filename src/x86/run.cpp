@@ -78,6 +78,8 @@ GuestStop stop_of_signal(Cpu& cpu, u8 trap) {
       return GuestStop::plain(kVectorXm);
     case kVectorAc:
       return GuestStop::ac();
+    case kVectorSs:  // an empty slot hit by an address that is not canonical, based on RBP
+      return GuestStop::ss(0);
     case kVectorGp:
       return GuestStop::gp(0);
     default: {
@@ -459,12 +461,12 @@ class Dispatcher {
   }
 
   // INT clears TF on its way, so the single-step trap that was due is not taken (SDM 3B 18.3.1.4); SYSCALL
-  // and SYSRET see to theirs.
-  static bool swallows_step_trap(const Block& block) {
+  // and SYSRET see to theirs. An INTO that finds OF clear does nothing of the kind.
+  bool swallows_step_trap(const Block& block) const {
     if (block.helpers.empty()) return false;
     Op op = block.helpers.front()->op;
-    return op == op_int || op == op_int3 || op == op_int1 || op == op_into || op == op_syscall ||
-           op == op_sysret;
+    if (op == op_into) return m_state.rflags & kFlagOf;
+    return op == op_int || op == op_int3 || op == op_int1 || op == op_syscall || op == op_sysret;
   }
 
   void remember(const Block& block, bool global) {

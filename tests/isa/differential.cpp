@@ -118,8 +118,8 @@ std::string Differential::check(const Case& test) {
   return {};
 }
 
-std::string Differential::compare(const Case& test, const Outcome& native, Translation translation) {
-  Outcome guest = m_guest.run(test.start, test.memory, test.code_bits, translation);
+std::string unexpected_differences(const Case& test, const Outcome& native, const Outcome& guest,
+                                   Translation translation) {
   Comparison comparison;
   comparison.code_bits = test.code_bits;
   comparison.flags &= ~test.ignored_flags;
@@ -128,11 +128,17 @@ std::string Differential::compare(const Case& test, const Outcome& native, Trans
   bool in_the_middle = native.state.rip != test.start.rip + test.bytes.size();
   if (in_the_middle && translation == Translation::kBlocks) comparison.flags &= ~kArithmeticFlags;
   if (in_the_middle) loosen_for_fault(test, native.state.rip, &comparison);
-  std::string lines = differences(native, guest, comparison);
+  return differences(native, guest, comparison);
+}
+
+std::string Differential::compare(const Case& test, const Outcome& native, Translation translation) {
+  Outcome guest = m_guest.run(test.start, test.memory, test.code_bits, translation);
+  std::string lines = unexpected_differences(test, native, guest, translation);
   if (lines.empty()) return {};
-  return fmt::format("seed {}, {}\n{}start:\n{}ended natively by vector {} at {:x}\n{}", test.seed,
+  return fmt::format("seed {}, {}\n{}start:\n{}ended natively by vector {} at {:x}\n{}{}", test.seed,
                      name_of(translation), disassemble(test.bytes, test.start.rip, test.code_bits),
-                     describe(test.start), native.vector, native.state.rip, lines);
+                     describe(test.start), native.vector, native.state.rip, lines,
+                     m_guest.host_code(test.start.rip, test.code_bits, translation));
 }
 
 }  // namespace anykvm::isa

@@ -1,10 +1,9 @@
 #include "generator.h"
 
 #include <Zydis/Zydis.h>
-#include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdio>
+#include <array>
 #include <cstring>
 
 #include "x86/translate/policy.h"
@@ -23,6 +22,19 @@ bool runs_as_itself(const Decoded& decoded) {
   }
 }
 
+bool differs_among_vendors(const Decoded& d) {
+  bool w = d.prefix_at != 0 || d.encoding != Encoding::kLegacy;
+  w = w && (d.insn.bytes[d.prefix_at + 2] & 0x80) && d.insn.bytes[d.prefix_at] != 0xc5;
+  switch (d.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_VMOVD:
+    case ZYDIS_MNEMONIC_VPEXTRD:
+    case ZYDIS_MNEMONIC_VPINSRD:
+      return w;
+    default:
+      return w && d.category == ZYDIS_CATEGORY_CONVERT;
+  }
+}
+
 Filter of_categories(std::vector<u16> categories) {
   return [categories](const Decoded& d) {
     return runs_as_itself(d) &&
@@ -34,6 +46,51 @@ Filter of_mnemonics(std::vector<u16> mnemonics) {
   return [mnemonics](const Decoded& d) {
     return std::find(mnemonics.begin(), mnemonics.end(), d.insn.mnemonic) != mnemonics.end();
   };
+}
+
+namespace {
+
+struct ZydisParts {
+  ZydisDecodedInstruction insn;
+  ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
+};
+
+bool zydis_decode(const u8* bytes, unsigned size, unsigned code_bits, ZydisParts* out) {
+  static const auto decoders = [] {
+    std::array<ZydisDecoder, 2> both;
+    ZydisDecoderInit(&both[0], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
+    ZydisDecoderInit(&both[1], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    return both;
+  }();
+  const ZydisDecoder& decoder = decoders[code_bits == 64];
+  return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, size, &out->insn, out->operands));
+}
+
+u32 register_bit(ZydisRegister reg) {
+  ZydisRegister whole = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, reg);
+  bool general = whole >= ZYDIS_REGISTER_RAX && whole <= ZYDIS_REGISTER_R15;
+  return general ? 1u << (whole - ZYDIS_REGISTER_RAX) : 0;
+}
+
+u32 written_registers(const ZydisParts& z) {
+  u32 written = 0;
+  for (unsigned i = 0; i < z.insn.operand_count; ++i) {
+    const ZydisDecodedOperand& o = z.operands[i];
+    if (o.type == ZYDIS_OPERAND_TYPE_REGISTER && (o.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+      written |= register_bit(o.reg.value);
+  }
+  bool pops_all = z.insn.mnemonic == ZYDIS_MNEMONIC_POPA || z.insn.mnemonic == ZYDIS_MNEMONIC_POPAD;
+  return pops_all ? 0xff : written;
+}
+
+constexpr unsigned kRcxNumber = 1, kRbxNumber = 3, kRspNumber = 4, kRbpNumber = 5, kRsiNumber = 6,
+                   kRdiNumber = 7;
+
+}  // namespace
+
+u32 written_registers(const u8* bytes, unsigned size, unsigned code_bits) {
+  ZydisParts z;
+  return zydis_decode(bytes, size, code_bits, &z) ? written_registers(z) : 0;
 }
 
 Generator::Generator(unsigned code_bits, Filter filter)
@@ -55,10 +112,13 @@ void Generator::find_opcodes() {
         Opcode candidate{space.encoding, map, static_cast<u8>(opcode)};
         Candidate found;
         bool usable = false;
-        for (unsigned tries = 0; tries < 96 && !usable; ++tries)
+        // 0FH holds what needs a prefix, a register and a certain ModRM.reg, like RDFSBASE.
+        unsigned patience = space.encoding == Encoding::kLegacy && map == 1 ? 800 : 96;
+        for (unsigned tries = 0; tries < patience && !usable; ++tries)
           usable = try_one(random, candidate, kCodeBase, &found);
         if (usable) m_opcodes.push_back(candidate);
       }
+      if (space.encoding == Encoding::kLegacy && map == 1) m_common = m_opcodes.size();
     }
   }
 }
@@ -127,37 +187,46 @@ bool Generator::try_one(Random& random, const Opcode& opcode, u64 rip, Candidate
   return as_meant && m_filter(d);
 }
 
+void Generator::aim_register(Random& random, unsigned number, bool calm, Case* test) {
+  if ((m_aimed | m_written) >> number & 1) return;
+  test->start.gpr[number] = calm ? harmless_pointer(random) : random_pointer(random);
+  m_aimed |= 1u << number;
+}
+
+void Generator::limit_register(Random& random, unsigned number, u64 limit, Case* test) {
+  if ((m_aimed | m_written) >> number & 1) return;
+  test->start.gpr[number] = random.below(limit);
+  m_aimed |= 1u << number;
+}
+
 // Sets registers, or the displacement, so that the memory operand is a random pointer. A register that an
 // earlier instruction of the case addresses memory with stays as it is; one that an earlier instruction
 // overwrites gives whatever it gives: faults are compared too.
-void Generator::aim(Random& random, Candidate& c, u64 rip, Case* test) {
+void Generator::aim(Random& random, Candidate& c, u64 rip, bool calm, Case* test) {
   const MemoryOperand& m = c.decoded.insn.memory;
-  ZydisDecoder decoder;
-  ZydisDecodedInstruction z;
-  ZydisDecoderInit(&decoder, m_code_bits == 64 ? ZYDIS_MACHINE_MODE_LONG_64 : ZYDIS_MACHINE_MODE_LEGACY_32,
-                   m_code_bits == 64 ? ZYDIS_STACK_WIDTH_64 : ZYDIS_STACK_WIDTH_32);
-  ZydisDecoderDecodeInstruction(&decoder, nullptr, c.bytes, 15, &z);
+  ZydisParts z;
+  zydis_decode(c.bytes, 15, m_code_bits, &z);
+  const auto& raw = z.insn.raw;
 
-  u64 target = random_pointer(random);
-  if (random.one_in(2)) target &= ~u64{63};
+  u64 target = calm ? harmless_pointer(random) : random_pointer(random);
+  if (!calm && random.one_in(2)) target &= ~u64{63};
   if (m.segment == kFs) target -= test->start.fs_base;
   if (m.segment == kGs) target -= test->start.gs_base;
-  if (m.index != kNoRegister && !(m_aimed >> m.index & 1)) {
-    test->start.gpr[m.index] = random.below(48);
-    m_aimed |= 1u << m.index;
-  }
+  bool bit_string = c.decoded.category == ZYDIS_CATEGORY_BITBYTE && c.decoded.reg_is_gpr;
+  if (bit_string && calm) limit_register(random, c.decoded.insn.reg, 2048, test);
+  if (m.index != kNoRegister) limit_register(random, m.index, 48, test);
   u64 index = m.index == kNoRegister ? 0 : test->start.gpr[m.index] * m.scale;
-  if (z.raw.disp.size == 64) {  // MOV between rAX and an absolute address
-    std::memcpy(c.bytes + z.raw.disp.offset, &target, sizeof target);
+  if (raw.disp.size == 64) {  // MOV between rAX and an absolute address
+    std::memcpy(c.bytes + raw.disp.offset, &target, sizeof target);
     return;
   }
-  bool patchable = z.raw.disp.size == 32;
+  bool patchable = raw.disp.size == 32;
   if (m.base == kNoRegister && patchable) {
     // decode() has folded RIP in, if it is relative to that.
-    bool rip_relative = m_code_bits == 64 && (z.raw.modrm.rm & 7) == 5 && z.raw.modrm.mod == 0;
+    bool rip_relative = m_code_bits == 64 && (raw.modrm.rm & 7) == 5 && raw.modrm.mod == 0;
     u64 value = target - index - (rip_relative ? rip + c.decoded.insn.length : 0);
     i32 displacement = static_cast<i32>(value);
-    std::memcpy(c.bytes + z.raw.disp.offset, &displacement, sizeof displacement);
+    std::memcpy(c.bytes + raw.disp.offset, &displacement, sizeof displacement);
     return;
   }
   if (m.base == kNoRegister || m.base == m.index || (m_aimed >> m.base & 1)) return;
@@ -169,17 +238,50 @@ void Generator::aim(Random& random, Candidate& c, u64 rip, Case* test) {
   m_aimed |= 1u << m.base;
 }
 
+// Memory that the encoding does not show.
+void Generator::aim_hidden(Random& random, const Candidate& c, bool calm, Case* test) {
+  switch (c.decoded.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_XLAT:
+      aim_register(random, kRbxNumber, calm, test);
+      return;
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+      aim_register(random, kRdiNumber, calm, test);
+      return;
+    case ZYDIS_MNEMONIC_LEAVE:
+      aim_register(random, kRbpNumber, calm, test);
+      return;
+    default:
+      break;
+  }
+  if (c.decoded.category != ZYDIS_CATEGORY_STRINGOP) return;
+  aim_register(random, kRsiNumber, calm, test);
+  aim_register(random, kRdiNumber, calm, test);
+  if (c.decoded.insn.rep || c.decoded.insn.repne)
+    limit_register(random, kRcxNumber, random.one_in(4) ? 3000 : 40, test);
+}
+
+void Generator::aim_segments(Random& random, const Candidate& c, Case* test) {
+  const Decoded& d = c.decoded;
+  // String instructions and XLAT have segment overrides too.
+  auto overridden = [&](u8 prefix, SegmentIndex segment) {
+    bool seen = std::find(c.bytes, c.bytes + d.opcode_at, prefix) != c.bytes + d.opcode_at;
+    return seen || (d.insn.has_memory && d.insn.memory.segment == segment);
+  };
+  if (overridden(0x64, kFs) && !test->start.fs_base) test->start.fs_base = kDataBase + random.below(0x1000);
+  if (overridden(0x65, kGs) && !test->start.gs_base) test->start.gs_base = kDataBase + random.below(0x1000);
+}
+
 void Generator::aim_vector_index(Random& random, const Candidate& c, Case* test) {
-  ZydisDecoder decoder;
-  ZydisDecodedInstruction z;
-  ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
-  ZydisDecoderInit(&decoder, m_code_bits == 64 ? ZYDIS_MACHINE_MODE_LONG_64 : ZYDIS_MACHINE_MODE_LEGACY_32,
-                   m_code_bits == 64 ? ZYDIS_STACK_WIDTH_64 : ZYDIS_STACK_WIDTH_32);
-  ZydisDecoderDecodeFull(&decoder, c.bytes, 15, &z, operands);
-  for (unsigned i = 0; i < z.operand_count; ++i) {
-    if (operands[i].type != ZYDIS_OPERAND_TYPE_MEMORY) continue;
-    auto& index = test->start.zmm[static_cast<unsigned>(ZydisRegisterGetId(operands[i].mem.index))];
-    unsigned element = z.opcode & 1 ? 8 : 4;
+  ZydisParts z;
+  zydis_decode(c.bytes, 15, m_code_bits, &z);
+  for (unsigned i = 0; i < z.insn.operand_count; ++i) {
+    if (z.operands[i].type != ZYDIS_OPERAND_TYPE_MEMORY) continue;
+    auto number = static_cast<unsigned>(ZydisRegisterGetId(z.operands[i].mem.index));
+    auto& index = test->start.zmm[number];
+    m_aimed_vectors |= 1u << number;
+    unsigned element = z.insn.opcode & 1 ? 8 : 4;
     for (unsigned at = 0; at < 64; at += element) {
       i64 value = static_cast<i64>(random.below(0x400)) - 0x100;
       std::memcpy(index.data() + at, &value, element);
@@ -195,54 +297,64 @@ void Generator::note(const Decoded& d) {
   if (d.insn.has_memory && d.insn.memory.index < 16) m_seen.index |= 1u << d.insn.memory.index;
 }
 
+const Generator::Opcode& Generator::pick(Random& random, const Wish& wish) const {
+  return m_opcodes[random.below(wish.common && m_common ? m_common : m_opcodes.size())];
+}
+
+// What a case can do without: an instruction that uses a register as an address that is none any more, or
+// overwrites one that is.
+bool Generator::unwelcome(const Candidate& c, const Wish& wish) const {
+  if (c.written & wish.keep) return true;
+  if (!wish.calm) return false;
+  const Decoded& d = c.decoded;
+  // Stack and string instructions leave their pointers near where they were.
+  u32 moved = 0;
+  if (d.category == ZYDIS_CATEGORY_PUSH || d.category == ZYDIS_CATEGORY_POP) moved = 1u << kRspNumber;
+  if (d.category == ZYDIS_CATEGORY_STRINGOP) moved = 1u << kRsiNumber | 1u << kRdiNumber;
+  if (c.written & ~moved & (m_aimed | 1u << kRspNumber)) return true;
+  if (!d.insn.has_memory) return false;
+  const MemoryOperand& m = d.insn.memory;
+  u32 used = (m.base < 16 ? 1u << m.base : 0) | (m.index < 16 ? 1u << m.index : 0);
+  bool bit_string = d.category == ZYDIS_CATEGORY_BITBYTE && d.reg_is_gpr;
+  if (bit_string) used |= 1u << d.insn.reg;
+  return used & m_written;
+}
+
+void Generator::begin(Random& random, Case* test, u64 rip) {
+  test->code_bits = m_code_bits;
+  test->start = random_state(random, m_code_bits);
+  test->start.rip = rip;
+  random_memory(random, &test->memory);
+  m_aimed = m_aimed_vectors = m_written = 0;
+}
+
+void Generator::append(Random& random, const Wish& wish, Case* test) {
+  constexpr unsigned kPatience = 20;
+  u64 rip = test->start.rip + test->bytes.size();
+  Candidate c;
+  for (unsigned tries = 0;;) {
+    if (!try_one(random, pick(random, wish), rip, &c)) continue;
+    c.written = written_registers(c.bytes, c.decoded.insn.length, m_code_bits);
+    bool must_not = c.written & wish.keep;
+    if (!must_not && (++tries > kPatience || !unwelcome(c, wish))) break;
+  }
+  const Decoded& d = c.decoded;
+  aim_segments(random, c, test);
+  if (d.insn.has_memory) aim(random, c, rip, wish.calm, test);
+  if (d.vsib) aim_vector_index(random, c, test);
+  aim_hidden(random, c, wish.calm, test);
+  m_written |= c.written;
+  note(d);
+  test->bytes.insert(test->bytes.end(), c.bytes, c.bytes + d.insn.length);
+}
+
 Case Generator::next(u64 seed, u64 rip, unsigned most) {
   Random random(seed);
   Case test;
   test.seed = seed;
-  test.code_bits = m_code_bits;
-  test.start = random_state(random, m_code_bits);
-  test.start.rip = rip;
-  random_memory(random, &test.memory);
-  m_aimed = 0;
-  for (u64 left = 1 + random.below(most); left > 0; --left) {
-    Candidate c;
-    while (!try_one(random, m_opcodes[random.below(m_opcodes.size())], rip, &c)) {
-    }
-    const Decoded& d = c.decoded;
-    bool fs = d.insn.has_memory && d.insn.memory.segment == kFs;
-    bool gs = d.insn.has_memory && d.insn.memory.segment == kGs;
-    // String instructions and XLAT have segment overrides too.
-    fs |= std::find(c.bytes, c.bytes + d.opcode_at, 0x64) != c.bytes + d.opcode_at;
-    gs |= std::find(c.bytes, c.bytes + d.opcode_at, 0x65) != c.bytes + d.opcode_at;
-    if (fs && !test.start.fs_base) test.start.fs_base = kDataBase + random.below(0x1000);
-    if (gs && !test.start.gs_base) test.start.gs_base = kDataBase + random.below(0x1000);
-    if (d.insn.has_memory) aim(random, c, rip, &test);
-    if (d.vsib) aim_vector_index(random, c, &test);
-    note(d);
-    test.bytes.insert(test.bytes.end(), c.bytes, c.bytes + d.insn.length);
-    rip += d.insn.length;
-  }
+  begin(random, &test, rip);
+  for (u64 left = 1 + random.below(most); left > 0; --left) append(random, {}, &test);
   return test;
-}
-
-void run_random(const Filter& filter, u64 usual_seed, u64 count, unsigned code_bits, unsigned most,
-                const Prepare& prepare) {
-  Generator generator(code_bits, filter);
-  Differential differential;
-  u64 seed = seed_or(usual_seed);
-  count = scaled(count);
-  ASSERT_GT(generator.opcodes(), 0u);
-  for (u64 i = 0; i < count; ++i) {
-    Case test = generator.next(seed + i, differential.place(), most);
-    Random random(~test.seed);
-    if (prepare) prepare(random, &test.start);
-    std::string report = differential.check(test);
-    ASSERT_TRUE(report.empty()) << "rerun with ANYKVM_ISA_SEED=" << test.seed << "\n" << report;
-  }
-  std::printf("           %zu opcodes, seeds from %llu, %llu cases, %llu ended by a fault\n",
-              generator.opcodes(), static_cast<unsigned long long>(seed),
-              static_cast<unsigned long long>(differential.cases()),
-              static_cast<unsigned long long>(differential.faults()));
 }
 
 }  // namespace anykvm::isa

@@ -14,9 +14,19 @@ using Filter = std::function<bool(const x86::Decoded&)>;
 
 // Instructions that the translator emits as themselves and whose results depend on nothing but the state.
 bool runs_as_itself(const x86::Decoded& decoded);
-// The above, of one of these Zydis categories.
+// In compatibility mode AMD's CPUs raise #UD where W asks for a 64-bit general operand of these, Intel's
+// ignore W.
+bool differs_among_vendors(const x86::Decoded& decoded);
+// runs_as_itself() and of one of these Zydis categories.
 Filter of_categories(std::vector<u16> categories);
 Filter of_mnemonics(std::vector<u16> mnemonics);
+
+// What a case asks of its next instruction.
+struct Wish {
+  bool calm = false;    // memory operands that may be accessed, most of the time
+  u32 keep = 0;         // general registers that it must not write, one bit each
+  bool common = false;  // one of the first two opcode maps
+};
 
 class Generator {
  public:
@@ -25,6 +35,19 @@ class Generator {
   // A case of 1 to `most` instructions at `rip`.
   Case next(u64 seed, u64 rip, unsigned most);
   std::size_t opcodes() const { return m_opcodes.size(); }
+
+  // Makes a case piece by piece: begin() fills its start state, append() adds one instruction at its end.
+  void begin(Random& random, Case* test, u64 rip);
+  void append(Random& random, const Wish& wish, Case* test);
+  // Start registers that instructions address memory with, and vector registers that index it: one bit each.
+  u32 aimed() const { return m_aimed; }
+  u32 aimed_vectors() const { return m_aimed_vectors; }
+  // Makes a start register a pointer, or a number below `limit`, if nothing says otherwise already.
+  void aim_register(Random& random, unsigned number, bool calm, Case* test);
+  void limit_register(Random& random, unsigned number, u64 limit, Case* test);
+
+  // Instructions from elsewhere have written these registers.
+  void wrote(u32 registers) { m_written |= registers; }
 
   // Registers seen in each place, one bit each: for tests that want them all.
   struct Seen {
@@ -40,27 +63,31 @@ class Generator {
   struct Candidate {
     u8 bytes[32] = {};
     x86::Decoded decoded;
-    u8 displacement_at = 0, displacement_size = 0;
+    u32 written = 0;  // general registers
   };
 
   void find_opcodes();
+  const Opcode& pick(Random& random, const Wish& wish) const;
   void random_bytes(Random& random, const Opcode& opcode, u8* bytes) const;
   bool try_one(Random& random, const Opcode& opcode, u64 rip, Candidate* out) const;
-  void aim(Random& random, Candidate& c, u64 rip, Case* test);
+  bool unwelcome(const Candidate& c, const Wish& wish) const;
+  void aim(Random& random, Candidate& c, u64 rip, bool calm, Case* test);
+  void aim_hidden(Random& random, const Candidate& c, bool calm, Case* test);
+  void aim_segments(Random& random, const Candidate& c, Case* test);
   void aim_vector_index(Random& random, const Candidate& c, Case* test);
   void note(const x86::Decoded& decoded);
 
   unsigned m_code_bits;
   Filter m_filter;
   std::vector<Opcode> m_opcodes;
+  std::size_t m_common = 0;  // how many of them, at the front, belong to the first two maps
   Seen m_seen;
-  u32 m_aimed = 0;  // registers of the case in hand that address memory
+  // Of the case in hand.
+  u32 m_aimed = 0, m_aimed_vectors = 0;
+  u32 m_written = 0;  // general registers that its instructions have changed
 };
 
-// Runs `count` random cases; stops at the first that differs. Prints the seed of the run.
-// `prepare` may change the start state, for instructions with operands that their encoding does not show.
-using Prepare = std::function<void(Random&, UserState*)>;
-void run_random(const Filter& filter, u64 usual_seed, u64 count, unsigned code_bits = 64, unsigned most = 4,
-                const Prepare& prepare = {});
+// General registers that an instruction writes, one bit each.
+u32 written_registers(const u8* bytes, unsigned size, unsigned code_bits);
 
 }  // namespace anykvm::isa

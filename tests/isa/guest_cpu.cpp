@@ -1,12 +1,17 @@
 #include "guest_cpu.h"
 
+#include <Zydis/Zydis.h>
+#include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "x86/state/xsave.h"
+#include "x86/translate/code_cache.h"
+#include "x86/translate/mode.h"
 
 namespace anykvm::isa {
 namespace {
@@ -24,7 +29,7 @@ constexpr u64 kHandlerStackTop = 0x20000;
 constexpr u64 kDataRam = 0x200000, kCodeRam = 0x800000;
 constexpr u16 kKernelCs = 0x10, kUserCs32 = 0x23, kUserDs = 0x2b, kUserCs64 = 0x33, kTaskSelector = 0x40;
 
-constexpr u64 kUserPage = 7, kReadOnlyPage = 5, kLarge = 0x80;
+constexpr u64 kUserPage = 7, kReadOnlyPage = 5, kLarge = 0x80, kNoExecute = u64{1} << 63;
 constexpr u64 kEntriesPerGib = 512;
 
 Segment user_data() {
@@ -86,7 +91,7 @@ T GuestCpu::read(u64 at) const {
   return value;
 }
 
-GuestCpu::GuestCpu() {
+GuestCpu::GuestCpu(bool writable_code) {
   m_ram =
       static_cast<u8*>(mmap(nullptr, kRamSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   m_machine = std::move(Machine::create()).value();
@@ -96,11 +101,11 @@ GuestCpu::GuestCpu() {
   slot.host = m_ram;
   m_machine->set_slots({slot});
   m_cpu->model().set_entries(supported_cpuid());
-  build_tables();
+  build_tables(writable_code);
   build_descriptors();
   fill_read_only_page(m_ram + kDataRam + kWritableSize);
   CpuState& s = m_cpu->state();
-  s.cr0 = kCr0Pe | kCr0Pg | kCr0Wp | kCr0Ne | kCr0Et | kCr0Mp;
+  s.cr0 = kCr0Pe | kCr0Pg | kCr0Wp | kCr0Ne | kCr0Et | kCr0Mp | kCr0Am;
   s.cr4 = kCr4Pae | kCr4Osfxsr | kCr4Osxmmexcpt | kCr4Osxsave | kCr4Fsgsbase;
   s.cr3 = kPml4;
   s.efer = kEferLme | kEferLma | kEferNx | kEferSce;
@@ -113,7 +118,7 @@ GuestCpu::~GuestCpu() {
   munmap(m_ram, kRamSize);
 }
 
-void GuestCpu::build_tables() {
+void GuestCpu::build_tables(bool writable_code) {
   write<u64>(kPml4, kPdpt | kUserPage);
   write<u64>(kPdpt, kDirectory | kUserPage);
   constexpr u64 kSupervisorPage = 3;
@@ -122,11 +127,11 @@ void GuestCpu::build_tables() {
   write<u64>(kSystemDirectory, kSupervisorPage | kLarge);
   for (u64 at = 0; at < kCodeSize; at += 2u << 20)
     write<u64>(kDirectory + 8 * ((kCodeBase + at) >> 21 & (kEntriesPerGib - 1)),
-               (kCodeRam + at) | kReadOnlyPage | kLarge);
+               (kCodeRam + at) | (writable_code ? kUserPage : kReadOnlyPage) | kLarge);
   write<u64>(kDirectory + 8 * (kDataBase >> 21 & (kEntriesPerGib - 1)), kDataTable | kUserPage);
   for (u64 at = 0; at < kDataSize; at += 0x1000)
     write<u64>(kDataTable + 8 * (at >> 12),
-               (kDataRam + at) | (at < kWritableSize ? kUserPage : kReadOnlyPage));
+               (kDataRam + at) | (at < kWritableSize ? kUserPage : kReadOnlyPage) | kNoExecute);
 }
 
 void GuestCpu::build_descriptors() {
@@ -137,14 +142,19 @@ void GuestCpu::build_descriptors() {
   for (u64 vector = 0; vector < 256; ++vector) {
     u64 handler = kSystem + kHandlers + 16 * vector;
     m_ram[handler - kSystem] = 0xf4;
-    constexpr u64 kUserInterruptGate = 0xee00, kStack1 = 1;
-    u64 gate = (handler & 0xffff) | u64{kKernelCs} << 16 | kStack1 << 32 | kUserInterruptGate << 32 |
+    // As Linux has it: programs may use INT3, INTO and INT 80H.
+    constexpr u64 kInterruptGate = 0x8e00, kUserInterruptGate = 0xee00, kStack1 = 1;
+    bool user = vector == kVectorBp || vector == kVectorOf || vector == 0x80;
+    u64 type = user ? kUserInterruptGate : kInterruptGate;
+    u64 gate = (handler & 0xffff) | u64{kKernelCs} << 16 | kStack1 << 32 | type << 32 |
                (handler >> 16 & 0xffff) << 48;
     write<u64>(kIdt + 16 * vector, gate);
     write<u64>(kIdt + 16 * vector + 8, handler >> 32);
   }
   constexpr u64 kIst1 = 0x24;
   write<u64>(kTss + kIst1, kSystem + kHandlerStackTop);
+  constexpr u64 kPortMap = 0x66;  // beyond the limit: no port is allowed
+  write<u16>(kTss + kPortMap, 0xffff);
   CpuState& s = m_cpu->state();
   s.gdtr = {kSystem + kGdt, 0x4f};
   s.idtr = {kSystem + kIdt, 0xfff};
@@ -161,6 +171,37 @@ u8* GuestCpu::code(u64 address) { return m_ram + kCodeRam + (address - kCodeBase
 void GuestCpu::discard_code() {
   m_machine->discard_code();
   m_cpu->state_replaced();
+}
+
+void GuestCpu::rewrite_code(u64 address, const std::vector<u8>& bytes) {
+  for (std::size_t done = 0; done < bytes.size();) {
+    u64 at = kCodeRam + (address - kCodeBase) + done;
+    std::size_t piece = std::min<std::size_t>(bytes.size() - done, kPageSize - at % kPageSize);
+    m_machine->code().before_write(Gpa{at}, static_cast<unsigned>(piece));
+    std::memcpy(m_ram + at, bytes.data() + done, piece);
+    done += piece;
+  }
+}
+
+void GuestCpu::kick() { m_cpu->request(kAttentionKick); }
+
+std::string GuestCpu::host_code(u64 address, unsigned code_bits, Translation translation) {
+  enter_user_mode(code_bits);
+  Mode mode = compute_mode(m_cpu->state());
+  mode.step = mode.step || translation == Translation::kSteps;
+  mode.slow = mode.slow || translation == Translation::kSlowMemory;
+  Block* block = m_machine->code().find(Gpa{kCodeRam + (address - kCodeBase)}, address, mode);
+  if (!block) return {};
+  std::string text = fmt::format("host code of the block at {:x}:\n", address);
+  for (u32 at = 0; at < block->host_bytes;) {
+    ZydisDisassembledInstruction z;
+    const u8* pc = block->code + at;
+    bool valid = ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, reinterpret_cast<u64>(pc), pc,
+                                                    block->host_bytes - at, &z));
+    text += fmt::format("  {}: {}\n", fmt::ptr(pc), valid ? z.text : "?");
+    at += valid ? z.info.length : 1;
+  }
+  return text;
 }
 
 void GuestCpu::flush_tlb() { m_cpu->flush_tlb(); }
@@ -192,10 +233,15 @@ Outcome GuestCpu::run(const UserState& state, const Memory& memory, unsigned cod
   Outcome outcome;
   u64 handler = s.rip - kSystem - kHandlers;
   bool handled = exit.reason == Exit::Reason::kHalt && handler < 16 * 256;
+  if (exit.reason == Exit::Reason::kInterrupted) {
+    outcome.vector = Outcome::kEndless;
+    outcome.state.rip = s.rip;
+    return outcome;
+  }
   if (!handled) {
     std::fprintf(stderr, "the guest left with reason %u at rip %llx\n", static_cast<unsigned>(exit.reason),
                  static_cast<unsigned long long>(s.rip));
-    outcome.vector = 0xff;
+    outcome.vector = Outcome::kLost;
     outcome.state.rip = s.rip;
     return outcome;
   }
@@ -210,6 +256,8 @@ Outcome GuestCpu::run(const UserState& state, const Memory& memory, unsigned cod
   outcome.state.rip = read<u64>(frame);
   outcome.state.rflags = read<u64>(frame + 16);
   outcome.state.gpr[kRsp] = read<u64>(frame + 24);
+  outcome.state.fs_base = s.segments[kFs].base;
+  outcome.state.gs_base = s.segments[kGs].base;
   outcome.state.from_xsave(s.xsave.data());
   std::memcpy(outcome.memory.data(), m_ram + kDataRam, kDataSize);
   return outcome;

@@ -3,6 +3,8 @@
 // Owner: one test. One thread.
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "user_state.h"
 #include "x86/translate/guest_fixture.h"
@@ -19,18 +21,25 @@ const char* name_of(Translation translation);
 
 class GuestCpu {
  public:
-  GuestCpu();
+  // `writable_code`: programs may write to the code, as after NativeCpu::confine().
+  explicit GuestCpu(bool writable_code = false);
   ~GuestCpu();
 
   u8* code(u64 address);
   Outcome run(const UserState& state, const Memory& memory, unsigned code_bits, Translation translation);
   // Bytes that were translated may have been changed.
   void discard_code();
+  // As a program would: what was translated from them goes.
+  void rewrite_code(u64 address, const std::vector<u8>& bytes);
+  // From a signal handler: ends a run that goes on for ever (kEndless).
+  void kick();
+  // Disassembly of what was translated from `address` for user code, if anything was.
+  std::string host_code(u64 address, unsigned code_bits, Translation translation);
   // The next run misses in the TLB.
   void flush_tlb();
 
  private:
-  void build_tables();
+  void build_tables(bool writable_code);
   void build_descriptors();
   void enter_user_mode(unsigned code_bits);
   template <class T>

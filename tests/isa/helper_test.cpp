@@ -3,7 +3,7 @@
 #include <Zydis/Zydis.h>
 #include <gtest/gtest.h>
 
-#include "generator.h"
+#include "run_random.h"
 
 namespace anykvm::isa {
 namespace {

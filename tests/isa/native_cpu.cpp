@@ -1,12 +1,19 @@
 #include "native_cpu.h"
 
 #include <asm/prctl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <ucontext.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #include <csignal>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -27,10 +34,14 @@ struct Run {
   greg_t own_registers[NGREG];
   u8 own_vectors[16384];
   u64 own_fs = 0, own_gs = 0;
+  bool fsgsbase = false;  // the instructions may be used
+  bool confined = false;
+  unsigned ticks = 0;  // of the timer, since the run began
 };
 Run g_run;
 
 constexpr u64 kUser32Cs = 0x23, kUserDs = 0x2b;
+constexpr u64 kOddFlags = 0x244000;  // NT, AC, ID: signal frames do not bring them back
 
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
 struct sigaction g_previous[NSIG];
@@ -44,6 +55,37 @@ void raw_arch_prctl(long what, u64 value) {
                : "=a"(result)
                : "a"(SYS_arch_prctl), "D"(what), "S"(value)
                : "rcx", "r11", "memory");
+}
+
+struct Bases {
+  u64 fs = 0, gs = 0;
+};
+
+Bases bases() {
+  Bases now;
+  if (g_run.fsgsbase) {
+    asm volatile("rdfsbase %0; rdgsbase %1" : "=r"(now.fs), "=r"(now.gs));
+  } else {
+    raw_arch_prctl(ARCH_GET_FS, reinterpret_cast<u64>(&now.fs));
+    raw_arch_prctl(ARCH_GET_GS, reinterpret_cast<u64>(&now.gs));
+  }
+  return now;
+}
+
+void set_bases(Bases to) {
+  if (g_run.fsgsbase) {
+    asm volatile("wrfsbase %0; wrgsbase %1" : : "r"(to.fs), "r"(to.gs) : "memory");
+  } else {
+    raw_arch_prctl(ARCH_SET_FS, to.fs);
+    raw_arch_prctl(ARCH_SET_GS, to.gs);
+  }
+}
+
+// 64-bit mode does not look at these, compatibility mode does. Bases of FS and GS are set afterwards.
+void load_data_segments() {
+  u16 selector = kUserDs;
+  asm volatile("mov %0, %%ds; mov %0, %%es" : : "r"(selector));
+  if (g_run.fsgsbase) asm volatile("mov %0, %%fs; mov %0, %%gs" : : "r"(selector));
 }
 
 // Bytes of the XSAVE image in a signal frame: struct _fpx_sw_bytes at the end of its legacy part.
@@ -71,8 +113,8 @@ void enter(ucontext_t* context) {
   }
   s.to_xsave(image);
   g_run.phase = Phase::kRunning;
-  if (s.gs_base) raw_arch_prctl(ARCH_SET_GS, s.gs_base);
-  if (s.fs_base) raw_arch_prctl(ARCH_SET_FS, s.fs_base);
+  g_run.ticks = 0;
+  set_bases({s.fs_base, s.gs_base});
 }
 
 void leave(ucontext_t* context) {
@@ -92,6 +134,31 @@ void leave(ucontext_t* context) {
   g_run.phase = Phase::kIdle;
 }
 
+// The code has run until now: what it set must not disturb the handler.
+Bases back_from_code() {
+  __builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~kOddFlags);
+  Bases ended = bases();
+  load_data_segments();
+  set_bases({g_run.own_fs, g_run.own_gs});
+  return ended;
+}
+
+void leave_with(ucontext_t* context, Bases ended) {
+  leave(context);
+  g_run.outcome->state.fs_base = ended.fs;
+  g_run.outcome->state.gs_base = ended.gs;
+}
+
+// For signals that no exception of the code has raised.
+[[gnu::no_stack_protector, gnu::no_sanitize("address", "undefined")]] void stop(int signal, siginfo_t*,
+                                                                                void* raw) {
+  if (g_run.phase != Phase::kRunning) return;
+  constexpr unsigned kPatience = 3;  // ticks
+  if (signal == SIGVTALRM && ++g_run.ticks < kPatience) return;
+  leave_with(static_cast<ucontext_t*>(raw), back_from_code());
+  g_run.outcome->vector = signal == SIGVTALRM ? Outcome::kEndless : Outcome::kSystemCall;
+}
+
 [[gnu::no_stack_protector, gnu::no_sanitize("address", "undefined")]] void handle(int signal, siginfo_t* info,
                                                                                   void* raw) {
   auto* context = static_cast<ucontext_t*>(raw);
@@ -100,9 +167,7 @@ void leave(ucontext_t* context) {
       enter(context);
       return;
     case Phase::kRunning:
-      if (g_run.start.fs_base) raw_arch_prctl(ARCH_SET_FS, g_run.own_fs);
-      if (g_run.start.gs_base) raw_arch_prctl(ARCH_SET_GS, g_run.own_gs);
-      leave(context);
+      leave_with(context, back_from_code());
       return;
     case Phase::kIdle:
       break;
@@ -139,12 +204,6 @@ void map(u64 address, u64 size, int protection, int flags, int fd) {
     give_up("mapping memory");
 }
 
-// 64-bit mode does not look at them, compatibility mode does.
-void load_data_segments() {
-  u16 selector = kUserDs;
-  asm volatile("mov %0, %%ds; mov %0, %%es" : : "r"(selector));
-}
-
 }  // namespace
 
 NativeCpu& NativeCpu::instance() {
@@ -165,7 +224,6 @@ void NativeCpu::map_code() {
 NativeCpu::NativeCpu() {
   map_code();
   map(kDataBase, kDataSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-  load_data_segments();
   fill_read_only_page(reinterpret_cast<u8*>(kReadOnlyBase));
   mprotect(reinterpret_cast<void*>(kReadOnlyBase), kDataSize - kWritableSize, PROT_READ);
   // In front of the translator's handlers, which look into thread-local storage.
@@ -176,14 +234,57 @@ NativeCpu::NativeCpu() {
   alternate.ss_size = sizeof stack;
   sigaltstack(&alternate, nullptr);
   for (int signal : kSignals) sigaction(signal, nullptr, &g_previous[signal]);
-  syscall(SYS_arch_prctl, ARCH_GET_FS, &g_run.own_fs);
-  syscall(SYS_arch_prctl, ARCH_GET_GS, &g_run.own_gs);
+  constexpr unsigned long kHwcap2Fsgsbase = 2;
+  g_run.fsgsbase = getauxval(AT_HWCAP2) & kHwcap2Fsgsbase;
+  Bases own = bases();
+  g_run.own_fs = own.fs;
+  g_run.own_gs = own.gs;
+  load_data_segments();
+  set_bases(own);
+}
+
+void NativeCpu::confine() {
+  g_run.confined = true;
+  mprotect(reinterpret_cast<void*>(kCodeBase), kCodeSize, PROT_READ | PROT_WRITE | PROT_EXEC);
+  for (int signal : {SIGSYS, SIGVTALRM}) {
+    struct sigaction action {};
+    action.sa_sigaction = stop;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigfillset(&action.sa_mask);
+    sigaction(signal, &action, nullptr);
+  }
+  for (int signal : kSignals) {
+    struct sigaction action {};
+    action.sa_sigaction = handle;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaddset(&action.sa_mask, SIGVTALRM);
+    sigaction(signal, &action, nullptr);
+  }
+  constexpr suseconds_t kTick = 10'000;
+  itimerval timer{{0, kTick}, {0, kTick}};
+  setitimer(ITIMER_VIRTUAL, &timer, nullptr);
+
+  // System calls from the code's own addresses raise SIGSYS.
+  constexpr u32 kHigh = offsetof(seccomp_data, instruction_pointer) + 4,
+                kLow = offsetof(seccomp_data, instruction_pointer);
+  sock_filter program[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kHigh),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kLow),
+      BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, kCodeBase, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, static_cast<u32>(kCodeBase + kCodeSize), 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+  };
+  sock_fprog filter{static_cast<unsigned short>(std::size(program)), program};
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0)
+    give_up("confining the child");
 }
 
 Outcome NativeCpu::run(const UserState& state, const Memory& memory, unsigned code_bits) {
   Outcome outcome;
   std::memcpy(reinterpret_cast<void*>(kDataBase), memory.data(), kWritableSize);
-  come_first();
+  if (!g_run.confined) come_first();
   g_run.start = state;
   g_run.code_bits = code_bits;
   g_run.outcome = &outcome;

@@ -18,6 +18,9 @@ class NativeCpu {
   u8* code(u64 address) { return m_code + (address - kCodeBase); }
   // Runs from state.rip. `code_bits` is 64 or 32 (compatibility mode).
   Outcome run(const UserState& state, const Memory& memory, unsigned code_bits);
+  // For a child process that does nothing else: what runs can neither call the kernel (kSystemCall) nor go on
+  // for ever (kEndless), but write to the code, and nobody else installs signal handlers.
+  void confine();
 
  private:
   NativeCpu();

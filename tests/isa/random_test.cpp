@@ -3,7 +3,7 @@
 #include <Zydis/Zydis.h>
 #include <gtest/gtest.h>
 
-#include "generator.h"
+#include "run_random.h"
 
 namespace anykvm::isa {
 namespace {
@@ -59,21 +59,6 @@ INSTANTIATE_TEST_SUITE_P(Isa, RandomFamily, testing::ValuesIn(kFamilies),
 
 TEST(Random, everything_that_runs_as_itself) { run_random(runs_as_itself, 3'000'000, 40000); }
 TEST(Random, long_runs_of_everything) { run_random(runs_as_itself, 4'000'000, 3000, 64, 12); }
-// In compatibility mode AMD's CPUs raise #UD where W asks for a 64-bit general operand of these, Intel's
-// ignore W.
-bool differs_among_vendors(const x86::Decoded& d) {
-  bool w = d.prefix_at != 0 || d.encoding != x86::Encoding::kLegacy;
-  w = w && (d.insn.bytes[d.prefix_at + 2] & 0x80) && d.insn.bytes[d.prefix_at] != 0xc5;
-  switch (d.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_VMOVD:
-    case ZYDIS_MNEMONIC_VPEXTRD:
-    case ZYDIS_MNEMONIC_VPINSRD:
-      return w;
-    default:
-      return w && d.category == ZYDIS_CATEGORY_CONVERT;
-  }
-}
-
 TEST(Random, everything_in_compatibility_mode) {
   auto filter = [](const x86::Decoded& d) { return runs_as_itself(d) && !differs_among_vendors(d); };
   run_random(filter, 5'000'000, 20000, 32);

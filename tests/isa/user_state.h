@@ -43,6 +43,8 @@ struct UserState {
 struct Outcome {
   UserState state;
   Memory memory{};
+  // Ends that are no exceptions: taken out by the harness.
+  static constexpr u8 kSystemCall = 0xfd, kEndless = 0xfe, kLost = 0xff;
   u8 vector = 0;
   u32 error = 0;
   u64 cr2 = 0;  // #PF only
@@ -51,6 +53,7 @@ struct Outcome {
 // Random values that are likely to be interesting.
 u64 random_integer(Random& random);
 u64 random_pointer(Random& random);
+u64 harmless_pointer(Random& random);  // with memory that may be written around it
 void random_vector(Random& random, u8* bytes, unsigned size);
 UserState random_state(Random& random, unsigned code_bits);
 // Random but for the page that may only be read, which is always the same.

@@ -38,8 +38,11 @@ Guest<void> store(Cpu& cpu, Gva address, T value, Privilege privilege = Privileg
 }
 
 // Segment checks (SDM 3A 5.3, 5.5; in 64-bit mode the canonical form): type, limit (expand-down too), null, present.
-// #SS(0) for SS, #GP(0) otherwise. `offset` is already truncated to the address size.
+// #SS(0) for SS, #GP(0) otherwise; #AC where alignment is checked. `offset` is already truncated to the address size.
 Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size, Access access);
+
+// Is this an operand of 2, 4 or 8 bytes that raises #AC (SDM 3A 6.15, vector 17)?
+bool fails_alignment_check(const CpuState& state, Gva address, unsigned size);
 
 // The byte at RIP + `offset`, for whoever reports an instruction. False where it cannot be fetched from RAM.
 bool read_code_byte(Cpu& cpu, unsigned offset, u8* byte);

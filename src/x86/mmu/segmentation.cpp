@@ -33,12 +33,8 @@ Guest<Gva> linear_address_64(const CpuState& state, SegmentIndex segment, u64 of
   return Gva(linear);
 }
 
-}  // namespace
-
-Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size,
-                          Access access) {
-  if (state.code64()) return linear_address_64(state, segment, offset, size);
-
+Guest<Gva> linear_address_32(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size,
+                             Access access) {
   const Segment& hidden = state.segments[segment];
   bool expand_down = false;
   if (!state.paragraph_segments()) {
@@ -47,6 +43,23 @@ Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offse
   }
   if (!within_limit(hidden, expand_down, offset, size)) return violation(segment);
   return Gva((hidden.base + offset) & low_bits(32));
+}
+
+}  // namespace
+
+bool fails_alignment_check(const CpuState& state, Gva address, unsigned size) {
+  bool checked = (state.rflags & kFlagAc) && (state.cr0 & kCr0Am) && state.cpl == 3;
+  bool natural = size == 2 || size == 4 || size == 8;
+  return checked && natural && (address.value & (size - 1));
+}
+
+Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size,
+                          Access access) {
+  Guest<Gva> address = state.code64() ? linear_address_64(state, segment, offset, size)
+                                      : linear_address_32(state, segment, offset, size, access);
+  if (address.ok() && access != Access::kFetch && fails_alignment_check(state, address.value(), size))
+    return GuestStop::ac();
+  return address;
 }
 
 }  // namespace anykvm::x86

@@ -49,6 +49,7 @@ Guest<void> op_clts(Cpu& cpu, const Insn&) { return write_cr0(cpu, cpu.state().c
 
 Guest<void> op_mov_from_cr(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
+  if (insn.lock && !cpu.model().has(Feature::kCr8Legacy)) return GuestStop::ud();
   u64 value = 0;
   switch (insn.reg) {
     case 0:
@@ -75,6 +76,7 @@ Guest<void> op_mov_from_cr(Cpu& cpu, const Insn& insn) {
 
 Guest<void> op_mov_to_cr(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
+  if (insn.lock && !cpu.model().has(Feature::kCr8Legacy)) return GuestStop::ud();
   u64 value = read_gpr(state, insn, insn.rm, control_register_size(insn));
   switch (insn.reg) {
     case 0:

@@ -7,6 +7,8 @@ SegmentIndex string_source_segment(const Insn& insn) {
   // 64-bit mode ignores all overrides but FS and GS, also behind those (SDM 1 3.3.7.1).
   auto old_override = [&](SegmentIndex which) { segment = insn.code_bits == 64 ? segment : which; };
   for (unsigned i = 0; i < insn.length; ++i) {
+    bool rex = insn.code_bits == 64 && insn.bytes[i] >> 4 == 4;  // perhaps a void one among the prefixes
+    if (rex) continue;
     switch (insn.bytes[i]) {
       case 0x26:
         old_override(kEs);

@@ -134,9 +134,10 @@ Guest<void> op_sysenter(Cpu& cpu, const Insn&) {
 
 Guest<void> op_sysexit(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
+  if (state.cpl != 0) return GuestStop::gp(0);
   if (state.long_mode() && !cpu.model().intel()) return GuestStop::ud();
   u16 selector = sysenter_selector(state);
-  if (!state.protected_mode() || selector == 0 || state.cpl != 0) return GuestStop::gp(0);
+  if (!state.protected_mode() || selector == 0) return GuestStop::gp(0);
   const bool to64 = state.code64() && insn.rex_w;
   u64 rip = state.gpr[kRdx];
   u64 rsp = state.gpr[kRcx];

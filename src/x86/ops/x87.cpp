@@ -11,8 +11,11 @@
 namespace anykvm::x86 {
 namespace {
 
-// Operand size 32 unless the code segment or a prefix says 16; 64-bit mode has no wider form.
-bool wide_form(const Insn& insn) { return (insn.code_bits == 16) == insn.operand_size_prefix; }
+// Operand size 32 unless the code segment or a prefix says 16; 64-bit mode has no wider form, but REX.W
+// makes the prefix void.
+bool wide_form(const Insn& insn) {
+  return insn.rex_w || (insn.code_bits == 16) == insn.operand_size_prefix;
+}
 
 Guest<void> check_x87_usable(const CpuState& state) {
   if (state.cr0 & (kCr0Em | kCr0Ts)) return GuestStop::nm();
@@ -58,14 +61,13 @@ Guest<void> check_avx_usable(const CpuState& state) {
 }
 
 // Stores those of the `size` bytes at `data` whose byte in `mask` has bit 7 set at [rDI]; all of them or
-// none.
+// none. All `size` bytes must be writable, as on AMD's CPUs; the manuals leave it open.
 Guest<void> masked_store(Cpu& cpu, const Insn& insn, const u8* data, const u8* mask, unsigned size) {
   const CpuState& state = cpu.state();
   SegmentIndex segment = string_source_segment(insn);
   u64 offset_mask = low_bits(insn.address_size * 8);
   Gva addresses[16];
   for (unsigned i = 0; i < size; ++i) {
-    if (!(mask[i] & 0x80)) continue;
     u64 offset = (state.gpr[kRdi] + i) & offset_mask;
     addresses[i] = TRY(linear_address(state, segment, offset, 1, Access::kWrite));
     TRY(probe_write(cpu, addresses[i], 1));
@@ -152,9 +154,8 @@ Guest<void> op_maskmovq(Cpu& cpu, const Insn& insn) {
   u8 data[8], mask[8];
   std::memcpy(data, &registers[insn.reg & 7], sizeof data);
   std::memcpy(mask, &registers[insn.rm & 7], sizeof mask);
-  TRY(masked_store(cpu, insn, data, mask, sizeof data));
-  enter_mmx(state);
-  return {};
+  enter_mmx(state);  // also if the store faults, as on AMD's CPUs
+  return masked_store(cpu, insn, data, mask, sizeof data);
 }
 
 }  // namespace anykvm::x86

@@ -52,13 +52,6 @@ u8 abridged_tag_word(u16 tags) {
   return static_cast<u8>(abridged);
 }
 
-// ES and B say whether an unmasked exception is pending.
-u16 with_summary(u16 fsw, u16 fcw) {
-  fsw = static_cast<u16>(fsw & ~kSummary);
-  bool pending = fsw & ~fcw & kExceptions;
-  return pending ? fsw | kSummary : fsw;
-}
-
 void rotate_registers(u8* x87, unsigned by) {
   std::array<u8, 8 * kRegisterStride> old;
   std::memcpy(old.data(), x87 + kRegisters, old.size());
@@ -69,6 +62,14 @@ void rotate_registers(u8* x87, unsigned by) {
 }
 
 }  // namespace
+
+u16 x87_control_word(u16 loaded) { return static_cast<u16>((loaded & 0x1f3f) | 0x40); }
+
+u16 x87_status_word(u16 loaded, u16 fcw) {
+  auto fsw = static_cast<u16>(loaded & ~kSummary);
+  bool pending = fsw & ~fcw & kExceptions;
+  return pending ? fsw | kSummary : fsw;
+}
 
 void store_x87_environment(const CpuState& state, bool wide, X87Image* out) {
   const u8* x87 = xsave_component_bytes(state, 0);
@@ -93,8 +94,8 @@ void store_x87_stack(const CpuState& state, bool wide, X87Image* out) {
 void load_x87_environment(CpuState& state, bool wide, const X87Image& image) {
   u8* x87 = xsave_component_for_change(state, 0);
   u32 stride = wide ? 4 : 2;
-  auto fcw = static_cast<u16>((word_at(&image.bytes[0]) & 0x1f3f) | 0x40);
-  u16 fsw = with_summary(word_at(&image.bytes[stride]), fcw);
+  u16 fcw = x87_control_word(word_at(&image.bytes[0]));
+  u16 fsw = x87_status_word(word_at(&image.bytes[stride]), fcw);
   // The registers stay where they are while TOP moves, and the image holds them from ST(0) on.
   unsigned old_top = top_of(word_at(x87 + kFsw));
   rotate_registers(x87, (top_of(fsw) - old_top) & 7);
@@ -116,7 +117,7 @@ void mask_x87_exceptions(CpuState& state) {
   u8* x87 = xsave_component_for_change(state, 0);
   auto fcw = static_cast<u16>(word_at(x87 + kFcw) | kExceptions);
   put_word(x87 + kFcw, fcw);
-  put_word(x87 + kFsw, with_summary(word_at(x87 + kFsw), fcw));
+  put_word(x87 + kFsw, x87_status_word(word_at(x87 + kFsw), fcw));
 }
 
 // FNINIT leaves the registers' contents alone and calls them empty.

@@ -14,6 +14,11 @@ inline constexpr u32 kX87StackBytes = 80;  // ST(0) to ST(7), packed, behind the
 // and ignored on the way in (docs/quirks.md), so that the real-mode and protected-mode formats are the same.
 constexpr u32 x87_environment_size(bool wide) { return wide ? 28 : 14; }
 
+// What CPUs make of the words that an image brings: reserved bits of the control word have fixed values, ES and
+// B of the status word say whether an unmasked exception is pending.
+u16 x87_control_word(u16 loaded);
+u16 x87_status_word(u16 loaded, u16 fcw);
+
 struct X87Image {
   std::array<u8, 28 + kX87StackBytes> bytes{};
 };

@@ -1,4 +1,5 @@
 #include "x86/state/xsave_image.h"
+#include "x86/state/x87_environment.h"
 
 #include <immintrin.h>
 
@@ -109,6 +110,11 @@ void load_x87(CpuState& state, const u8* image) {
   u8* x87 = xsave_component_for_change(state, 0);
   std::memset(x87, 0, 24);
   std::memcpy(x87, image, 5);
+  u16 words[2];
+  std::memcpy(words, image, sizeof words);
+  words[0] = x87_control_word(words[0]);
+  words[1] = x87_status_word(words[1], words[0]);
+  std::memcpy(x87, words, sizeof words);
   std::memcpy(x87 + kRegistersOffset, image + kRegistersOffset, kRegistersSize);
 }
 

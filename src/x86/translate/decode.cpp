@@ -15,6 +15,9 @@ const ZydisDecoder& decoder_for(unsigned code_bits) {
       ZydisDecoderInit(&d16, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
       ZydisDecoderInit(&d32, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
       ZydisDecoderInit(&d64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+      // Without memory protection extensions, which no guest has, these are NOPs.
+      for (ZydisDecoder* decoder : {&d16, &d32, &d64})
+        ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
     }
   };
   static const Decoders decoders;
@@ -127,7 +130,9 @@ void take_memory(const ZydisDecodedInstruction& z, const ZydisDecodedOperand& op
     m.index = gpr_number(op.mem.index);
     m.scale = op.mem.scale ? op.mem.scale : 1;
   }
-  if (z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH) m.size = 1;  // any byte of the line
+  bool flushes_line = z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || z.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT ||
+                      z.mnemonic == ZYDIS_MNEMONIC_CLWB;
+  if (flushes_line) m.size = 1;  // any byte of the line
   if (op.mem.type == ZYDIS_MEMOP_TYPE_AGEN || op.mem.type == ZYDIS_MEMOP_TYPE_MIB) m.size = 0;
   out->memory_read = op.actions & ZYDIS_OPERAND_ACTION_MASK_READ;
   out->memory_write = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
@@ -418,6 +423,91 @@ void take_mask(const ZydisDecodedInstruction& z, const ZydisDecodedOperand* oper
 
 }  // namespace
 
+namespace {
+
+bool is_legacy_prefix(u8 byte) {
+  switch (byte) {
+    case 0x26:
+    case 0x2e:
+    case 0x36:
+    case 0x3e:
+    case 0x64:
+    case 0x65:
+    case 0x66:
+    case 0x67:
+    case 0xf0:
+    case 0xf2:
+    case 0xf3:
+      return true;
+    default:
+      return false;
+  }
+}
+bool is_rex(u8 byte) { return byte >> 4 == 4; }
+
+// Do 15 bytes that do not decode lack their end? CPUs look at that first, Zydis at prefixes that do not go
+// with the opcode. The length does not depend on those but for an immediate's by 66.
+bool too_long(const u8* bytes, unsigned size, unsigned code_bits, ZyanStatus status) {
+  auto says_so = [](ZyanStatus s) {
+    return s == ZYDIS_STATUS_NO_MORE_DATA || s == ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
+  };
+  if (says_so(status)) return true;
+  if (size < 15) return false;
+  constexpr u8 kLock = 0xf0, kRepne = 0xf2, kRep = 0xf3, kOperandSize = 0x66, kHarmless = 0x3e;
+  u8 plain[15];
+  std::copy_n(bytes, size, plain);
+  for (bool keeps_size : {true, false}) {
+    auto in_the_way = [&](u8 byte) {
+      return byte == kLock || byte == kRepne || byte == kRep || (byte == kOperandSize && !keeps_size);
+    };
+    for (u8& byte : plain) {
+      if (in_the_way(byte)) byte = kHarmless;
+      if (!is_legacy_prefix(byte) && !(code_bits == 64 && is_rex(byte))) break;
+    }
+    ZydisDecodedInstruction z;
+    if (says_so(ZydisDecoderDecodeInstruction(&decoder_for(code_bits), nullptr, plain, size, &z)))
+      return true;
+  }
+  return false;
+}
+
+// Without 64-bit registers W means nothing to these; emitted as itself it would.
+void ignore_vex_w(Decoded* out) {
+  constexpr u8 kVex3 = 0xc4, kW = 0x80;
+  switch (out->insn.mnemonic) {
+    case ZYDIS_MNEMONIC_VPCMPESTRI:
+    case ZYDIS_MNEMONIC_VPCMPESTRM:
+      if (out->insn.bytes[out->prefix_at] == kVex3)
+        out->insn.bytes[out->prefix_at + 2] &= static_cast<u8>(~kW);
+      break;
+    default:
+      break;
+  }
+}
+
+// LOCK MOV of CR0 is MOV of CR8 on AMD's CPUs (APM 3, AltMovCr8), in any mode.
+bool decode_locked_cr8(const u8* bytes, unsigned size, unsigned code_bits, unsigned stack_bytes, u64 rip,
+                       Decoded* out) {
+  constexpr u8 kLock = 0xf0, kHarmless = 0x3e, kMovFromCr = 0x20, kMovToCr = 0x22;
+  u8 plain[15];
+  std::replace_copy(bytes, bytes + size, plain, kLock, kHarmless);
+  if (decode(plain, size, code_bits, stack_bytes, rip, out) != DecodeStatus::kOk) return false;
+  Insn& insn = out->insn;
+  bool moves = insn.mnemonic == ZYDIS_MNEMONIC_MOV && insn.opcode_map == 1 &&
+               (insn.opcode == kMovFromCr || insn.opcode == kMovToCr);
+  if (!moves || insn.reg != 0) return false;
+  insn.reg = 8;
+  insn.lock = true;
+  return true;
+}
+
+// F3 90 with REX.B is no PAUSE but XCHG with R8: Zydis sees that without the F3 only.
+bool is_exchange(const ZydisDecodedInstruction& z) {
+  return z.mnemonic == ZYDIS_MNEMONIC_PAUSE && (z.attributes & ZYDIS_ATTRIB_HAS_REX) && z.raw.rex.B;
+}
+
+}  // namespace
+
 DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned stack_bytes, u64 rip,
                     Decoded* out) {
   ZydisDecodedInstruction z;
@@ -425,8 +515,17 @@ DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned
   unsigned limit = std::min(size, 15u);
   ZyanStatus status = ZydisDecoderDecodeFull(&decoder_for(code_bits), bytes, limit, &z, operands);
   if (!ZYAN_SUCCESS(status)) {
-    bool more = status == ZYDIS_STATUS_NO_MORE_DATA && size < 15;
-    return more ? DecodeStatus::kTruncated : DecodeStatus::kInvalid;
+    if (status == ZYDIS_STATUS_NO_MORE_DATA && size < 15) return DecodeStatus::kTruncated;
+    bool locked = status == ZYDIS_STATUS_ILLEGAL_LOCK;
+    if (locked && decode_locked_cr8(bytes, limit, code_bits, stack_bytes, rip, out)) return DecodeStatus::kOk;
+    return too_long(bytes, limit, code_bits, status) ? DecodeStatus::kTooLong : DecodeStatus::kInvalid;
+  }
+
+  if (is_exchange(z)) {
+    constexpr u8 kRep = 0xf3, kHarmless = 0x3e;
+    u8 plain[15];
+    std::replace_copy(bytes, bytes + z.length, plain, kRep, kHarmless);
+    return decode(plain, z.length, code_bits, stack_bytes, rip, out);
   }
 
   *out = Decoded{};
@@ -470,6 +569,7 @@ DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned
     insn.memory.displacement = static_cast<i64>(insn.address_size == 4 ? target & 0xffffffff : target);
   }
   if (insn.has_memory) take_mask(z, operands, out);
+  if (code_bits != 64) ignore_vex_w(out);
   out->operand_size_matters = out->encoding == Encoding::kLegacy && integer_sized(z) && !out->mandatory_66;
   take_flags(z, out);
   return DecodeStatus::kOk;

@@ -51,7 +51,8 @@ struct Decoded {
   u32 flags_written = 0;  // written perhaps
 };
 
-enum class DecodeStatus : u8 { kOk, kTruncated, kInvalid };
+// kTooLong: more than 15 bytes, which is #GP whatever they are (SDM 2A 2.3.11).
+enum class DecodeStatus : u8 { kOk, kTruncated, kInvalid, kTooLong };
 
 // Decodes one instruction from `size` bytes (at most 15 are looked at). `rip` is its address, for
 // RIP-relative operands. `stack_bytes` is the width of the stack pointer in use.

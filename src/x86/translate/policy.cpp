@@ -47,6 +47,8 @@ bool runs_as_itself(u16 category) {
     case ZYDIS_CATEGORY_BMI1:
     case ZYDIS_CATEGORY_BMI2:
     case ZYDIS_CATEGORY_BROADCAST:
+    case ZYDIS_CATEGORY_CLFLUSHOPT:
+    case ZYDIS_CATEGORY_CLWB:
     case ZYDIS_CATEGORY_CMOV:
     case ZYDIS_CATEGORY_COMPRESS:
     case ZYDIS_CATEGORY_CONFLICT:
@@ -76,6 +78,7 @@ bool runs_as_itself(u16 category) {
     case ZYDIS_CATEGORY_STTNI:
     case ZYDIS_CATEGORY_VAES:
     case ZYDIS_CATEGORY_VBMI2:
+    case ZYDIS_CATEGORY_VEX:  // AVX-VNNI and its like
     case ZYDIS_CATEGORY_VFMA:
     case ZYDIS_CATEGORY_VPCLMULQDQ:
     case ZYDIS_CATEGORY_X87_ALU:
@@ -109,8 +112,6 @@ bool is_cache_hint(u16 category) {
     case ZYDIS_CATEGORY_PREFETCHWT1:
     case ZYDIS_CATEGORY_WIDENOP:
     case ZYDIS_CATEGORY_NOP:
-    case ZYDIS_CATEGORY_CLFLUSHOPT:
-    case ZYDIS_CATEGORY_CLWB:
     case ZYDIS_CATEGORY_CLDEMOTE:
       return true;
     default:
@@ -210,6 +211,11 @@ Policy policy_of(const Decoded& d) {
       // With a register bit offset the address depends on the offset.
       if (insn.has_memory && insn.opcode != 0xba) return helper(op_bit_string);
       break;
+    case ZYDIS_MNEMONIC_NOP:
+      // PREFETCHW's opcode with a register: a NOP or undefined, as the host has it (AMD's CPUs: #UD).
+      if (insn.opcode_map == 1 && insn.opcode == 0x0d && !insn.has_memory)
+        return {Policy::Kind::kAsIs, Rule::kNone, nullptr, 0};
+      break;
     case ZYDIS_MNEMONIC_DAA:
     case ZYDIS_MNEMONIC_DAS:
     case ZYDIS_MNEMONIC_AAA:
@@ -224,7 +230,8 @@ Policy policy_of(const Decoded& d) {
   const Policy& row = table[insn.mnemonic];
   if (row.kind != Policy::Kind::kAsIs) return row;
   if (d.vsib) return helper(op_gather_scatter, kOpVector);
-  if (is_cache_hint(d.category)) return rule(Rule::knop);
+  // Those with a VEX prefix are Knights Corner's.
+  if (is_cache_hint(d.category)) return d.encoding == Encoding::kVex ? Policy{} : rule(Rule::knop);
   bool unknown_flag_op =
       d.category == ZYDIS_CATEGORY_FLAGOP && names_one_of_the_flags_not_ours(insn.mnemonic);
   if (d.hidden_memory) return {};

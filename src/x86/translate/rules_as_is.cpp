@@ -67,7 +67,8 @@ class OperandRegisters {
     // Nothing free: borrow a low register that the instruction does not use.
     static constexpr u8 kLendable[] = {kRdi, kRsi, kRbp, kRbx, kRcx, kRdx, kRax};
     for (u8 candidate : kLendable) {
-      bool used = (m_d.gprs >> candidate) & 1;
+      bool addresses = m_d.insn.has_memory && m_d.insn.memory.base == candidate;
+      bool used = addresses || ((m_d.gprs >> candidate) & 1);
       bool taken =
           std::find(m_borrowed, m_borrowed + m_borrowed_count, candidate) != m_borrowed + m_borrowed_count;
       if (used || taken) continue;

@@ -11,14 +11,6 @@
 namespace anykvm::x86 {
 namespace {
 
-bool misaligned(u64 address, unsigned size) { return size <= 8 && size > 1 && (address & (size - 1)); }
-
-Guest<void> check_alignment(const CpuState& state, Gva address, const SlowSite& site) {
-  bool checked = (state.cr0 & kCr0Am) && (state.rflags & kFlagAc) && state.cpl == 3;
-  if (checked && misaligned(address.value, site.size)) return GuestStop::ac();
-  return {};
-}
-
 // `at` and `size`: the part of the operand that is looked at.
 Guest<Gva> site_address(const CpuState& state, u64 address, const SlowSite& site, unsigned at,
                         unsigned size) {
@@ -97,7 +89,7 @@ constexpr u64 kInPlace = ~u64{0};
 Guest<u8*> open(Cpu& cpu, Context* context, u64 offset, const SlowSite& site) {
   if (site.element) return open_masked(cpu, context, offset, site);
   Gva address = TRY(site_address(cpu.state(), offset, site, 0, site.size));
-  TRY(check_alignment(cpu.state(), address, site));
+  if (fails_alignment_check(cpu.state(), address, site.size)) return GuestStop::ac();
   if (site.read && site.write) {
     // In place where that is possible: LOCK must exclude the other vCPUs.
     if (u8* host = TRY(host_pointer(cpu, address, site.size, Access::kWrite))) {

@@ -100,7 +100,8 @@ class Run {
                                    m_block.mode.stack_bytes, rip, &p.decoded);
       m_next_straddles = status == DecodeStatus::kTruncated;
       if (m_next_straddles) break;
-      if (status == DecodeStatus::kInvalid) plan_invalid(p);
+      if (status == DecodeStatus::kInvalid) plan_fault(p, op_invalid);
+      if (status == DecodeStatus::kTooLong) plan_fault(p, op_too_long);
       if (status == DecodeStatus::kOk) plan_valid(p);
       ++m_count;
       m_used += p.decoded.insn.length;
@@ -202,35 +203,10 @@ class Run {
     return forwards && ++m_ways_out <= kMaxWaysOut && !m_known(next_rip);
   }
 
-  void plan_invalid(Planned& p) {
+  void plan_fault(Planned& p, Op raise) {
     p.decoded = Decoded{};
     p.decoded.insn.length = 1;
-    bool long_prefix = m_size - m_used >= 15;
-    p.policy = {Policy::Kind::kHelper, Rule::kNone, long_prefix ? too_long_or_undefined() : op_invalid,
-                kOpEnd};
-  }
-
-  // 15 bytes that are all prefixes: #GP; anything else that does not decode: #UD.
-  Op too_long_or_undefined() const {
-    for (unsigned i = 0; i < 15; ++i) {
-      switch (m_bytes[m_used + i]) {
-        case 0x26:
-        case 0x2e:
-        case 0x36:
-        case 0x3e:
-        case 0x64:
-        case 0x65:
-        case 0x66:
-        case 0x67:
-        case 0xf0:
-        case 0xf2:
-        case 0xf3:
-          break;
-        default:
-          return op_invalid;
-      }
-    }
-    return op_too_long;
+    p.policy = {Policy::Kind::kHelper, Rule::kNone, raise, kOpEnd};
   }
 
   void plan_valid(Planned& p) {

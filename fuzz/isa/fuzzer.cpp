@@ -1,0 +1,341 @@
+#include "fuzzer.h"
+
+#include <Zydis/Zydis.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/time.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace anykvm::isa {
+namespace {
+
+constexpr u8 kHlt = 0xf4, kNop = 0x90;
+constexpr unsigned kStreams = NativeBatch::kJobs / kStarts;
+
+// A guest that does not come back is kicked: the host has, or the run would not be compared.
+GuestCpu* volatile g_running = nullptr;
+volatile sig_atomic_t g_ticks = 0;
+
+void tick(int) {
+  constexpr int kPatience = 20;  // a tenth of a second each
+  g_ticks = g_ticks + 1;
+  if (g_running && g_ticks > kPatience) g_running->kick();
+}
+
+void start_watchdog() {
+  struct sigaction action {};
+  action.sa_handler = tick;
+  action.sa_flags = SA_RESTART | SA_ONSTACK;
+  sigaction(SIGALRM, &action, nullptr);
+  itimerval timer{{0, 100'000}, {0, 100'000}};
+  setitimer(ITIMER_REAL, &timer, nullptr);
+}
+
+Case as_case(const Stream& stream) {
+  Case test;
+  test.bytes = stream.bytes;
+  test.start.rip = stream.rip;
+  test.code_bits = stream.code_bits;
+  test.seed = stream.seed;
+  return test;
+}
+
+std::vector<u8> with_end(const Stream& stream) {
+  std::vector<u8> bytes = stream.bytes;
+  bytes.push_back(kHlt);
+  return bytes;
+}
+
+// The instruction of the stream at `rip`, or the one that ends there.
+bool instruction_at(const Stream& stream, u64 rip, bool ends_there, x86::Decoded* out) {
+  u64 at = rip - stream.rip;
+  if (ends_there) {
+    auto next = std::find(stream.instructions.begin(), stream.instructions.end(), at);
+    if (next == stream.instructions.end() || next == stream.instructions.begin()) return false;
+    at = next[-1];
+  }
+  if (at >= stream.bytes.size()) return false;
+  auto left = static_cast<unsigned>(stream.bytes.size() - at);
+  return x86::decode(&stream.bytes[at], left, stream.code_bits, stream.code_bits / 8, stream.rip + at, out) ==
+         x86::DecodeStatus::kOk;
+}
+
+bool loads_state(const x86::Decoded& d) {
+  switch (d.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_FXRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+    case ZYDIS_MNEMONIC_XRSTOR:
+    case ZYDIS_MNEMONIC_XRSTOR64:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FLDENV:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool moves_many_words(const x86::Decoded& d) {
+  switch (d.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_ENTER:
+    case ZYDIS_MNEMONIC_PUSHA:
+    case ZYDIS_MNEMONIC_PUSHAD:
+    case ZYDIS_MNEMONIC_POPA:
+    case ZYDIS_MNEMONIC_POPAD:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// VMREAD's opcode has another length on AMD's CPUs, which have EXTRQ and INSERTQ there: with many prefixes it
+// is too long.
+bool names_vmread(const Stream& stream) {
+  static constexpr u8 kOpcode[] = {0x0f, 0x78};
+  const auto& bytes = stream.bytes;
+  return std::search(bytes.begin(), bytes.end(), std::begin(kOpcode), std::end(kOpcode)) != bytes.end();
+}
+
+// What is known to differ among CPUs, and from them (docs/quirks.md).
+bool known_difference(const Stream& stream, const Outcome& native, const Outcome& guest) {
+  constexpr u8 kUndefined = 6, kProtection = 13, kPageFault = 14, kAlignmentCheck = 17;
+  // Where a near branch to no canonical address is reported.
+  bool canonical = static_cast<u64>(static_cast<i64>(guest.state.rip << 16) >> 16) == guest.state.rip;
+  if (native.vector == kProtection && guest.vector == kProtection && !canonical) return true;
+  x86::Decoded d;
+  bool same_place = native.state.rip == guest.state.rip;
+  if (!instruction_at(stream, native.state.rip, false, &d))
+    return same_place && native.vector == kProtection && guest.vector == kUndefined && names_vmread(stream);
+  // Which vector operands are checked for alignment.
+  bool same_check = same_place && guest.vector == kAlignmentCheck;
+  if (native.vector == kAlignmentCheck && !same_check)
+    return d.vector != x86::VectorClass::kNone || moves_many_words(d);
+  if (guest.vector == kAlignmentCheck && d.insn.mnemonic == ZYDIS_MNEMONIC_BOUND) return true;
+  if (d.insn.mnemonic == ZYDIS_MNEMONIC_VMREAD) return native.vector == kProtection;
+  // Which operand MOVS looks at first, if neither may be accessed.
+  bool moves = d.category == ZYDIS_CATEGORY_STRINGOP && (d.insn.opcode & 0xfe) == 0xa4;
+  if (moves && same_place) return native.vector == kPageFault || guest.vector == kPageFault;
+  // Which part of a large operand is looked at first.
+  constexpr u64 kLargest = 4096;
+  bool both = same_place && native.vector == kPageFault && guest.vector == kPageFault;
+  return both && loads_state(d) && native.cr2 - guest.cr2 < kLargest;
+}
+
+// A single-step trap right behind an instruction that leaves flags undefined.
+bool shows_undefined_flags(const Stream& stream, const Outcome& native) {
+  constexpr u8 kDebug = 1;
+  x86::Decoded d;
+  return native.vector == kDebug && instruction_at(stream, native.state.rip, true, &d) &&
+         d.category == ZYDIS_CATEGORY_DECIMAL;
+}
+
+std::string without_nops(const std::string& listing) {
+  std::string text;
+  for (std::size_t at = 0; at < listing.size();) {
+    std::size_t end = listing.find('\n', at) + 1;
+    std::string line = listing.substr(at, end - at);
+    if (line.find(" 90   nop") == std::string::npos) text += line;
+    at = end;
+  }
+  return text;
+}
+
+}  // namespace
+
+Fuzzer::Fuzzer(Forms forms) : m_forms(forms), m_guest(true), m_makers{StreamMaker(32), StreamMaker(64)} {
+  start_watchdog();
+}
+
+u64 Fuzzer::next_page() {
+  if (m_page + 0x2000 > kCodeSize) {
+    m_page = 0;
+    m_guest.discard_code();
+  }
+  u64 page = kCodeBase + m_page;
+  m_page += 0x2000;
+  return page;
+}
+
+void Fuzzer::fill_jobs(const Stream& stream, unsigned at) {
+  std::vector<u8> bytes = with_end(stream);
+  for (unsigned i = 0; i < stream.starts.size(); ++i) {
+    Job& job = m_native.job(at + i);
+    job.code_bits = stream.code_bits;
+    job.code_size = static_cast<unsigned>(bytes.size());
+    std::memcpy(job.code.data(), bytes.data(), bytes.size());
+    job.start = stream.starts[i].state;
+    job.memory = stream.starts[i].memory;
+    job.clean = m_alone;
+  }
+}
+
+bool Fuzzer::usable(const Job& job) const {
+  u8 vector = job.outcome.vector;
+  return vector != Outcome::kSystemCall && vector != Outcome::kEndless && vector != Outcome::kLost;
+}
+
+void Fuzzer::count(const Stream& stream, const Job& job) {
+  ++m_totals.runs;
+  if (!usable(job)) {
+    ++m_totals.left_out;
+    return;
+  }
+  u64 at = job.outcome.state.rip - stream.rip;
+  auto place = std::upper_bound(stream.instructions.begin(), stream.instructions.end(), at);
+  m_totals.instructions += static_cast<u64>(place - stream.instructions.begin());
+  ++m_totals.by_vector[job.outcome.vector % m_totals.by_vector.size()];
+}
+
+void Fuzzer::load(const Stream& stream) { m_guest.rewrite_code(stream.rip, with_end(stream)); }
+
+// As the child does. What was translated stays behind, but nothing runs there before all code is discarded.
+void Fuzzer::unload(const Stream& stream) {
+  std::memset(m_guest.code(stream.rip), 0, stream.bytes.size() + 1);
+}
+
+Fuzzer::MaybeMismatch Fuzzer::check_form(const Stream& stream, unsigned at, Translation translation,
+                                         const char* form, unsigned starts) {
+  constexpr u64 kArithmetic = 0x8d5;
+  Case test = as_case(stream);
+  for (unsigned i = 0; i < starts; ++i) {
+    const Job& job = m_native.job(at + i);
+    if (!usable(job)) continue;
+    if (m_alone) std::memset(m_guest.code(kCodeBase), 0, kCodeSize);
+    if (stream.modifies_itself || m_alone) load(stream);
+    g_ticks = 0;
+    g_running = &m_guest;
+    Outcome guest = m_guest.run(job.start, job.memory, job.code_bits, translation);
+    g_running = nullptr;
+    test.ignored_flags = shows_undefined_flags(stream, job.outcome) ? kArithmetic : 0;
+    std::string lines = unexpected_differences(test, job.outcome, guest, translation);
+    if (stream.modifies_itself && std::memcmp(m_guest.code(stream.rip), job.code_after.data(), job.code_size))
+      lines += "  * the code\n";
+    if (lines.empty()) continue;
+    bool known = known_difference(stream, job.outcome, guest);
+    bool childs = known || m_native.childs_own(guest.cr2) || m_native.childs_own(job.outcome.state.rip);
+    if (!childs) return Mismatch{i, form, translation, lines, job.outcome, guest};
+    ++m_totals.left_out;
+  }
+  return {};
+}
+
+Fuzzer::MaybeMismatch Fuzzer::check(const Stream& stream, unsigned at) {
+  load(stream);
+  auto found = check_forms(stream, at);
+  unload(stream);
+  return found;
+}
+
+Fuzzer::MaybeMismatch Fuzzer::check_forms(const Stream& stream, unsigned at) {
+  auto all = static_cast<unsigned>(stream.starts.size());
+  if (m_forms.block) {
+    if (auto found = check_form(stream, at, Translation::kBlocks, "block", 1)) return found;
+  }
+  if (m_forms.linked) {
+    if (auto found = check_form(stream, at, Translation::kBlocks, "linked", all)) return found;
+  }
+  if (m_forms.step) {
+    if (auto found = check_form(stream, at, Translation::kSteps, "step", all)) return found;
+  }
+  if (m_forms.slow && stream.seed % 4 == 0)
+    return check_form(stream, at, Translation::kSlowMemory, "slow", 1);
+  return {};
+}
+
+std::string Fuzzer::run(u64 first, unsigned count_of_streams, unsigned code_bits, bool minimize_it) {
+  StreamMaker& maker = m_makers[code_bits == 64];
+  std::vector<Stream> streams;
+  for (unsigned done = 0; done < count_of_streams;) {
+    streams.clear();
+    for (; streams.size() < kStreams && done < count_of_streams; ++done) {
+      streams.push_back(maker.make(first + done, next_page()));
+      fill_jobs(streams.back(), static_cast<unsigned>(streams.size() - 1) * kStarts);
+    }
+    m_native.run(static_cast<unsigned>(streams.size()) * kStarts);
+    for (unsigned i = 0; i < streams.size(); ++i) {
+      Stream& stream = streams[i];
+      if (m_page % (64 << 10) == 0) m_guest.flush_tlb();
+      auto mismatch = check(stream, i * kStarts);
+      if (mismatch && !(mismatch = check_alone(stream))) {
+        // A wild access has met what other streams left behind, or left it. The jobs are overwritten now.
+        ++m_totals.unrepeatable;
+        break;
+      }
+      if (mismatch) {
+        if (minimize_it) minimize(&stream, &*mismatch);
+        return report(stream, *mismatch);
+      }
+      ++m_totals.streams;
+      for (unsigned start = 0; start < kStarts; ++start) count(stream, m_native.job(i * kStarts + start));
+    }
+  }
+  return {};
+}
+
+// --- Mismatches ---
+
+Fuzzer::MaybeMismatch Fuzzer::check_alone(const Stream& stream) {
+  m_alone = true;
+  fill_jobs(stream, 0);
+  m_native.run(static_cast<unsigned>(stream.starts.size()));
+  auto found = check(stream, 0);
+  m_alone = false;
+  return found;
+}
+
+bool Fuzzer::still_fails(const Stream& stream, Mismatch* mismatch) {
+  auto found = check_alone(stream);
+  if (found) *mismatch = *found;
+  return found.has_value();
+}
+
+// Replaces instructions by NOPs and state by zeros as long as the mismatch stays.
+void Fuzzer::minimize(Stream* stream, Mismatch* mismatch) {
+  auto attempt = [&](auto&& change) {
+    Stream smaller = *stream;
+    change(smaller);
+    if (still_fails(smaller, mismatch)) *stream = smaller;
+  };
+  unsigned failing = mismatch->start;
+  attempt([&](Stream& s) { s.starts = {s.starts[failing]}; });
+  for (std::size_t i = stream->instructions.size() - 1; i-- > 0;) {
+    unsigned from = stream->instructions[i], to = stream->instructions[i + 1];
+    attempt([&](Stream& s) { std::fill(s.bytes.begin() + from, s.bytes.begin() + to, kNop); });
+  }
+  for (Start& start : stream->starts) {
+    auto index = static_cast<std::size_t>(&start - stream->starts.data());
+    for (unsigned number = 0; number < 16; ++number)
+      attempt([&](Stream& s) { s.starts[index].state.gpr[number] = 0; });
+    for (unsigned number = 0; number < 32; ++number)
+      attempt([&](Stream& s) { s.starts[index].state.zmm[number] = {}; });
+    attempt([&](Stream& s) { s.starts[index].state.k = {}; });
+    attempt([&](Stream& s) { s.starts[index].state.mxcsr = 0x1f80; });
+    attempt([&](Stream& s) { s.starts[index].state.fcw = 0x37f; });
+    attempt([&](Stream& s) { s.starts[index].state.ftw = 0; });
+    attempt([&](Stream& s) { s.starts[index].state.st = {}; });
+    attempt([&](Stream& s) { s.starts[index].state.rflags = 0x202; });
+    attempt([&](Stream& s) { std::memset(s.starts[index].memory.data(), 0, kWritableSize); });
+  }
+  still_fails(*stream, mismatch);
+}
+
+std::string Fuzzer::report(const Stream& stream, const Mismatch& m) {
+  std::string text = fmt::format("MISMATCH seed {} mode {} form {} start {}\n", stream.seed, stream.code_bits,
+                                 m.form, m.start);
+  text += without_nops(disassemble(stream.bytes, stream.rip, stream.code_bits));
+  text += fmt::format("  {:x}: f4   hlt\nstart state:\n{}", stream.rip + stream.bytes.size(),
+                      describe(stream.starts[m.start].state));
+  auto ended = [&](const char* who, const Outcome& o) {
+    text += fmt::format("{} ended by vector {} error {:#x} cr2 {:#x} at {:x}:\n{}", who, o.vector, o.error,
+                        o.cr2, o.state.rip, describe(o.state));
+  };
+  ended("host CPU", m.native);
+  ended("translator", m.guest);
+  text += "differences:\n" + m.lines;
+  for (unsigned at : stream.instructions)
+    text += m_guest.host_code(stream.rip + at, stream.code_bits, m.translation);
+  return text;
+}
+
+}  // namespace anykvm::isa

@@ -1,0 +1,130 @@
+// What fuzz/isa found: one test for each bug, on the host CPU and translated.
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "differential.h"
+
+namespace anykvm::isa {
+namespace {
+
+using Prepare = std::function<void(UserState&)>;
+
+constexpr u64 kTrapFlag = 0x100, kAlignmentFlag = 0x40000;
+constexpr unsigned kRaxNumber = 0, kRspNumber = 4, kRbpNumber = 5, kRsiNumber = 6, kRdiNumber = 7;
+
+class Found : public testing::Test {
+ protected:
+  void agree(const std::vector<u8>& bytes, const Prepare& prepare = {}, unsigned code_bits = 64) {
+    for (u64 seed = 1; seed <= 20; ++seed) {
+      Case test;
+      test.seed = seed;
+      test.code_bits = code_bits;
+      Random random(seed);
+      test.start = random_state(random, code_bits);
+      test.start.gpr[kRspNumber] = kDataBase + 0x800;
+      test.start.mxcsr = 0x1f80;
+      test.start.fcw = 0x37f;
+      random_memory(random, &test.memory);
+      test.start.rip = differential.place();
+      test.bytes = bytes;
+      if (prepare) prepare(test.start);
+      std::string report = differential.check(test);
+      ASSERT_TRUE(report.empty()) << report;
+    }
+  }
+  void agree32(const std::vector<u8>& bytes, const Prepare& prepare = {}) { agree(bytes, prepare, 32); }
+
+  static void point_at_data(UserState& s) {
+    s.gpr[kRsiNumber] = kDataBase + 0x100;
+    s.gpr[kRdiNumber] = kDataBase + 0x440;
+  }
+  // PUSH of the flags with `more` set, POPF.
+  static std::vector<u8> with_flags(u64 more, const std::vector<u8>& then) {
+    std::vector<u8> bytes = {0x9c, 0x81, 0x0c, 0x24};  // PUSHF; OR dword [rSP], imm32
+    for (unsigned i = 0; i < 4; ++i) bytes.push_back(static_cast<u8>(more >> (8 * i)));
+    bytes.push_back(0x9d);
+    bytes.insert(bytes.end(), then.begin(), then.end());
+    return bytes;
+  }
+
+  Differential differential;
+};
+
+TEST_F(Found, a_borrowed_register_is_not_the_base_of_the_memory_operand) {
+  agree({0xc4, 0x62, 0x28, 0xf2, 0x3f}, point_at_data);  // ANDN R15D, R10D, [RDI]
+}
+
+TEST_F(Found, prefetchw_of_a_register_is_what_the_host_has) { agree({0x0f, 0x0d, 0xc5}); }
+
+TEST_F(Found, opcodes_of_memory_protection_extensions_are_nops) {
+  agree({0x0f, 0x1b, 0x46, 0x10}, point_at_data);
+}
+
+TEST_F(Found, sysexit_in_user_mode_is_a_protection_fault) { agree({0x0f, 0x35}); }
+
+TEST_F(Found, sixteen_bytes_are_a_protection_fault_though_lock_does_not_go_with_the_opcode) {
+  agree({0x48, 0x3e, 0x65, 0x2e, 0x36, 0x65, 0xf2, 0x36, 0xf0, 0x67, 0x4e, 0x0f, 0xec, 0x9f, 0xf2, 0, 0, 0});
+}
+
+TEST_F(Found, sixteen_bytes_are_a_protection_fault_though_the_prefixes_exclude_each_other) {
+  agree32({0x64, 0xf2, 0xf2, 0xf2, 0x2e, 0x64, 0x64, 0x67, 0x26, 0x2e, 0x26, 0x66, 0x0f, 0xc6, 0xf2, 0x01});
+}
+
+TEST_F(Found, avx_vnni_runs) { agree({0xc4, 0x02, 0x7d, 0x50, 0xe4}); }
+
+TEST_F(Found, a_prefetch_with_a_vex_prefix_is_undefined) {
+  agree({0xc4, 0xe1, 0xf8, 0x18, 0x1e}, point_at_data);
+}
+
+TEST_F(Found, pause_with_rex_b_is_an_exchange) { agree({0xf3, 0x49, 0x90}); }
+
+TEST_F(Found, frstor_with_rex_w_has_the_long_form) { agree({0x66, 0x48, 0xdd, 0x26}, point_at_data); }
+
+TEST_F(Found, an_access_by_rbp_to_the_page_of_empty_slots_is_a_stack_fault) {
+  agree({0xd8, 0x55, 0x13}, [](UserState& s) { s.gpr[kRbpNumber] = 0x7fffffffffffffff; });
+}
+
+TEST_F(Found, a_segment_override_behind_a_void_rex_prefix_counts) {
+  agree({0x48, 0x65, 0xa4}, [](UserState& s) {
+    s.gs_base = 0x40;
+    point_at_data(s);
+  });
+}
+
+TEST_F(Found, fxrstor_fixes_reserved_bits_and_the_summary_of_the_status_word) {
+  agree({0x0f, 0xae, 0x4f, 0x40}, point_at_data);
+}
+
+TEST_F(Found, vpcmpestrm_ignores_w_outside_64_bit_mode) { agree32({0xc4, 0xe3, 0xf9, 0x60, 0xd6, 0x6d}); }
+
+TEST_F(Found, into_that_is_not_taken_leaves_the_single_step_trap) {
+  agree32(with_flags(kTrapFlag, {0xce, 0x90, 0x90}), [](UserState& s) { s.rflags &= ~u64{0x800}; });
+}
+
+TEST_F(Found, clwb_of_no_page_faults) {
+  agree({0x66, 0x0f, 0xae, 0x37}, [](UserState& s) { s.gpr[kRdiNumber] = kDataEnd + 0x123; });
+}
+
+TEST_F(Found, clflushopt_touches_one_byte) {
+  agree({0x66, 0x0f, 0xae, 0x3f}, [](UserState& s) { s.gpr[kRdiNumber] = kDataEnd - 1; });
+}
+
+TEST_F(Found, string_instructions_check_alignment) {
+  agree(with_flags(kAlignmentFlag, {0xa7}), [](UserState& s) {
+    point_at_data(s);
+    s.gpr[kRdiNumber] += 1;
+  });
+}
+
+TEST_F(Found, lock_mov_of_cr0_is_privileged) { agree({0xf0, 0x0f, 0x20, 0xc0}); }
+
+TEST_F(Found, maskmovq_needs_its_whole_operand) {
+  agree({0x0f, 0xef, 0xe4, 0x0f, 0xf7, 0xe4}, [](UserState& s) {  // PXOR MM4, MM4; MASKMOVQ MM4, MM4
+    s.gpr[kRdiNumber] = kDataEnd + 0x10;
+    s.gpr[kRaxNumber] = 0;
+  });
+}
+
+}  // namespace
+}  // namespace anykvm::isa
