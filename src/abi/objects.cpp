@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <set>
@@ -20,6 +21,7 @@
 #include <utility>
 
 #include "base/raw_syscall.h"
+#include "base/types.h"
 
 namespace anykvm::abi {
 namespace {
@@ -43,7 +45,17 @@ struct Map {
   std::shared_mutex mutex;
   std::map<FileId, Entry> files;
   std::unordered_map<int, FileId> descriptors;
+  std::atomic<u64> changes{1};  // of what descriptors stand for, counted before each under the lock
 };
+
+// What the thread looked up last: a vCPU's thread asks for the same descriptor all the time. It keeps no
+// object alive.
+struct Lately {
+  int fd = -1;
+  u64 changes = 0;
+  std::weak_ptr<const Object> object;
+};
+thread_local Lately t_lately;
 
 Map& map();
 
@@ -76,6 +88,7 @@ Map& map() {
 std::shared_ptr<const Object> forget_descriptor(Map& all, int fd) {
   auto known = all.descriptors.find(fd);
   if (known == all.descriptors.end()) return nullptr;
+  ++all.changes;
   const FileId file = known->second;
   all.descriptors.erase(known);
   auto entry = all.files.find(file);
@@ -87,6 +100,7 @@ std::shared_ptr<const Object> forget_descriptor(Map& all, int fd) {
 }
 
 void remember_descriptor(Map& all, int fd, const FileId& file) {
+  ++all.changes;
   all.descriptors[fd] = file;
   all.files[file].descriptors.insert(fd);
 }
@@ -140,10 +154,17 @@ int add_object(Fd fd, Object object) {
 
 std::shared_ptr<const Object> find_object(int fd) {
   Map& all = map();
+  if (t_lately.fd == fd && t_lately.changes == all.changes.load()) {
+    if (auto object = t_lately.object.lock()) return object;
+  }
   {
     std::shared_lock lock(all.mutex);
     auto known = all.descriptors.find(fd);
-    if (known != all.descriptors.end()) return all.files.find(known->second)->second.object;
+    if (known != all.descriptors.end()) {
+      auto& object = all.files.find(known->second)->second.object;
+      t_lately = {fd, all.changes.load(), object};
+      return object;
+    }
     if (all.files.empty()) return nullptr;
   }
   auto file = file_of(fd);

@@ -7,6 +7,7 @@
 #include "cli/exec.h"
 #include "cli/options.h"
 #include "cli/run.h"
+#include "cli/top.h"
 #include "vmm/notice.h"
 
 namespace {
@@ -36,6 +37,10 @@ int main(int argc, char** argv) {
   if (options.value().command == cli::Command::kExec) {
     auto code = cli::exec(options.value().exec);
     return code ? code.value() : fail(code.error());
+  }
+  if (options.value().command == cli::Command::kTop) {
+    auto shown = cli::top(options.value().top);
+    return shown ? 0 : fail(shown.error());
   }
   options.value().machine.started = started;
   auto code = cli::run(options.value().machine);

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -23,6 +24,7 @@ constexpr u64 kMostMemory = u64{1} << 46;  // the guest's physical addresses mus
 // What the user typed, before it is checked. Texts, so that the sentences about them are ours.
 struct Texts {
   std::string kernel, initrd, append, memory = "512M", cpus = "1", accelerator = "anykvm", timeout;
+  std::string process, interval = "1", samples = "0";  // of top
 };
 
 Outcome<u64> check_memory(const std::string& text) {
@@ -80,6 +82,22 @@ Outcome<vmm::MachineConfig> check_run(const Texts& texts) {
   return config;
 }
 
+Outcome<TopOptions> check_top(const Texts& texts) {
+  constexpr double kLongest = 3600;
+  TopOptions top;
+  auto process = parse_number<int>(texts.process);
+  if (!process || *process <= 0) return failure("top {}: not the number of a process", texts.process);
+  auto seconds = parse_number<double>(texts.interval);
+  if (!seconds || !(*seconds >= 0.01) || *seconds > kLongest)
+    return failure("--interval {}: not a number of seconds from 0.01 to 3600", texts.interval);
+  auto samples = parse_number<u32>(texts.samples);
+  if (!samples) return failure("--samples {}: not a number", texts.samples);
+  top.process = *process;
+  top.interval = std::chrono::nanoseconds(static_cast<i64>(*seconds * 1e9));
+  top.samples = *samples;
+  return top;
+}
+
 // CLI11's messages may have several lines.
 std::string first_line(std::string text) { return text.substr(0, text.find('\n')); }
 
@@ -108,6 +126,18 @@ CLI::App* add_exec(CLI::App& app, ExecOptions& options) {
   exec->prefix_command();
   exec->footer("The first word that is no option of exec is the command; \"--\" may stand before it.");
   return exec;
+}
+
+CLI::App* add_top(CLI::App& app, Texts& texts) {
+  CLI::App* top = app.add_subcommand("top", "show what a process that runs guests on anykvm does");
+  top->add_option("process", texts.process, "its number")->type_name("PID")->required();
+  top->add_option("--interval", texts.interval, "from one table to the next")
+      ->type_name("SECONDS")
+      ->capture_default_str();
+  top->add_option("--samples", texts.samples, "how many tables; 0: until it ends")
+      ->type_name("N")
+      ->capture_default_str();
+  return top;
 }
 
 // CLI11 would take a "--" as the end of the subcommand: without it, the command is the first word that is no
@@ -142,6 +172,7 @@ Outcome<Options> parse_options(int argc, const char* const* argv) {
   CLI::App* doctor =
       app.add_subcommand("doctor", "tell what this machine offers, what is missing and what that costs");
   doctor->add_flag("--json", options.json, "as JSON");
+  CLI::App* top = add_top(app, texts);
   // CLI11 reports everything by exceptions; none leaves this function.
   try {
     const auto words = without_separator(argc, argv);
@@ -158,8 +189,12 @@ Outcome<Options> parse_options(int argc, const char* const* argv) {
   } catch (const CLI::Error& error) {
     return failure("{} (see anykvm --help)", first_line(error.what()));
   }
-  options.command = doctor->parsed() ? Command::kDoctor : exec->parsed() ? Command::kExec : Command::kRun;
+  options.command = doctor->parsed() ? Command::kDoctor
+                    : exec->parsed() ? Command::kExec
+                    : top->parsed()  ? Command::kTop
+                                     : Command::kRun;
   if (exec->parsed()) options.exec.command = TRY(check_command(exec->remaining()));
+  if (top->parsed()) options.top = TRY(check_top(texts));
   if (run->parsed()) options.machine = TRY(check_run(texts));
   return options;
 }

@@ -85,6 +85,21 @@ TEST(Options, doctor_knows_json) {
   EXPECT_TRUE(parse({"doctor", "--json"}).value().json);
 }
 
+TEST(Options, top_takes_a_process_and_how_often_to_look) {
+  const TopOptions top = parse({"top", "42", "--interval", "0.5", "--samples", "3"}).value().top;
+  EXPECT_EQ(top.process, 42);
+  EXPECT_EQ(top.interval, std::chrono::milliseconds(500));
+  EXPECT_EQ(top.samples, 3u);
+  EXPECT_EQ(parse({"top", "1"}).value().command, Command::kTop);
+}
+
+TEST(Options, bad_arguments_of_top_are_one_sentence) {
+  EXPECT_EQ(error_of({"top", "qemu"}), "top qemu: not the number of a process");
+  EXPECT_EQ(error_of({"top", "1", "--interval", "0"}),
+            "--interval 0: not a number of seconds from 0.01 to 3600");
+  EXPECT_EQ(error_of({"top", "1", "--samples", "few"}), "--samples few: not a number");
+}
+
 TEST(Options, version_is_printed) {
   EXPECT_EQ(parse({"--version"}).value().text.substr(0, 7), "anykvm ");
   EXPECT_EQ(parse({"--version"}).value().command, Command::kPrint);

@@ -33,6 +33,7 @@ Result<> CoalescedIo::add(const kvm_coalesced_mmio_zone& zone) {
   if (zone.pio > 1) return Error{EINVAL, "pio is neither 0 nor 1"};
   std::lock_guard lock(m_mutex);
   m_zones.push_back(zone);
+  m_count = m_zones.size();
   return {};
 }
 
@@ -43,10 +44,12 @@ Result<> CoalescedIo::remove(const kvm_coalesced_mmio_zone& zone) {
   std::erase_if(m_zones, [&zone](const kvm_coalesced_mmio_zone& candidate) {
     return candidate.pio == zone.pio && holds(candidate, zone.addr, zone.size);
   });
+  m_count = m_zones.size();
   return {};
 }
 
 bool CoalescedIo::write(IoBus bus, u64 address, const void* data, unsigned size) {
+  if (!m_count.load(std::memory_order_acquire)) return false;
   const u32 pio = bus == IoBus::kPio;
   std::lock_guard lock(m_mutex);
   auto in_zone = [&](const kvm_coalesced_mmio_zone& zone) {

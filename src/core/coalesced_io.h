@@ -5,6 +5,7 @@
 
 #include <linux/kvm.h>
 
+#include <atomic>
 #include <mutex>
 #include <vector>
 
@@ -28,6 +29,7 @@ class CoalescedIo {
  private:
   mutable std::mutex m_mutex;
   std::vector<kvm_coalesced_mmio_zone> m_zones;  // m_mutex
+  std::atomic<std::size_t> m_count{0};           // of m_zones: most writes find none
   kvm_coalesced_mmio_ring* m_ring = nullptr;     // m_mutex
 };
 

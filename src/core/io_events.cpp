@@ -59,6 +59,7 @@ Result<> IoEvents::change(const kvm_ioeventfd& request) {
     if (std::ranges::any_of(m_entries, [&](const Entry& other) { return other.collides_with(entry); }))
       return Error{EEXIST, "another ioeventfd takes these writes"};
     m_entries.push_back(std::move(entry));
+    m_count = m_entries.size();
     return {};
   }
   auto same = std::ranges::find_if(m_entries, [&](const Entry& other) {
@@ -68,10 +69,12 @@ Result<> IoEvents::change(const kvm_ioeventfd& request) {
   });
   if (same == m_entries.end()) return Error{ENOENT, "no such ioeventfd"};
   m_entries.erase(same);
+  m_count = m_entries.size();
   return {};
 }
 
 bool IoEvents::write(IoBus bus, u64 address, const void* data, unsigned size) const {
+  if (!m_count.load(std::memory_order_acquire)) return false;
   u64 value = 0;
   memcpy(&value, data, std::min(size, 8u));
   std::shared_lock lock(m_mutex);

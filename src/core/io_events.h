@@ -4,6 +4,7 @@
 
 #include <linux/kvm.h>
 
+#include <atomic>
 #include <shared_mutex>
 #include <vector>
 
@@ -35,7 +36,8 @@ class IoEvents {
   };
 
   mutable std::shared_mutex m_mutex;
-  std::vector<Entry> m_entries;  // m_mutex
+  std::vector<Entry> m_entries;         // m_mutex
+  std::atomic<std::size_t> m_count{0};  // of m_entries: most writes find none
 };
 
 }  // namespace anykvm::core

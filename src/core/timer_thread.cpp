@@ -28,8 +28,8 @@ void TimerThread::start() {
 }
 
 void TimerThread::arm(Timer* timer, u64 deadline) {
+  if (deadline == kNever) return disarm(timer);
   timer->m_deadline.store(deadline, std::memory_order_seq_cst);
-  if (deadline == kNever) return;
   start();
   if (deadline >= m_sleeping_until.load(std::memory_order_seq_cst)) return;
   ANYKVM_COUNT(timer_arms);

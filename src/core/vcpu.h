@@ -128,7 +128,7 @@ class Vcpu final : private x86::Platform,
   bool take_request(Request request);
   Error interrupted();
   Error left_at_once();
-  bool take_signal() { return m_signalled.exchange(false); }
+  bool take_signal() { return m_signalled.load() && m_signalled.exchange(false); }
   x86::Exit run_guest();
   void handle_apic_requests();
   void start_at_sipi_vector(u8 vector);

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <string>
 
-#include "base/counters.h"
 #include "base/trace.h"
 #include "core/client_registers.h"
 #include "core/vcpu.h"
@@ -53,9 +52,9 @@ std::string access_of_exit(const kvm_run& run) {
 }  // namespace
 
 Result<> Vcpu::run() {
-  ANYKVM_COUNT(runs);
+  ++m_cpu->counts().runs;
   m_has_run = true;
-  m_signalled = false;
+  m_signalled.store(false, std::memory_order_relaxed);  // only this thread's handlers set it
   Result<> result;
   {
     RunSignals signals(*this, m_signal_mask);
@@ -161,13 +160,13 @@ x86::Exit Vcpu::run_guest() {
   expire_timers();
   arm_timer();
   x86::Exit exit = m_cpu->run();
-  m_in_guest.store(false);
+  m_in_guest.store(false, std::memory_order_release);
   m_vm.timers().disarm(m_timer);
   return exit;
 }
 
 Error Vcpu::interrupted() {
-  ANYKVM_COUNT(exits_signal);
+  ++m_cpu->counts().exits_signal;
   m_stats.count(VcpuStat::signal_exits);
   ANYKVM_TRACE(signal, "vcpu {} leaves KVM_RUN", m_id);
   m_shared.run().exit_reason = KVM_EXIT_INTR;
@@ -177,7 +176,7 @@ Error Vcpu::interrupted() {
 // immediate_exit leaves exit_reason as it was (KVM API 5), so that a client may complete an access with it
 // and look at that access again.
 Error Vcpu::left_at_once() {
-  ANYKVM_COUNT(exits_signal);
+  ++m_cpu->counts().exits_signal;
   m_stats.count(VcpuStat::signal_exits);
   return Error{EINTR, "immediate_exit"};
 }
@@ -212,7 +211,7 @@ bool Vcpu::finish_instruction() {
 // --- INIT and SIPI (SDM 3A 8.4) ---
 
 void Vcpu::handle_apic_requests() {
-  const u8 requests = m_requests.exchange(0);
+  const u8 requests = m_requests.load() ? m_requests.exchange(0) : 0;
   if (!requests || !m_lapic) return;
   if (requests & kRequestHypervTimers) m_cpu->visit_memory([this] { m_hyperv.run_timers(); });
   if (requests & kRequestXenTimers) m_cpu->visit_memory([this] { m_xen.expire(); });
@@ -300,7 +299,7 @@ bool Vcpu::report_apic_access() {
 bool Vcpu::ready_for_client_interrupt() { return m_cpu->interrupts_open() && takes_client_interrupt(); }
 
 void Vcpu::report_pio(const x86::Exit& exit) {
-  ANYKVM_COUNT(exits_io);
+  ++m_cpu->counts().exits_io;
   m_stats.count(VcpuStat::io_exits);
   m_io_exit = exit;
   kvm_run& run = m_shared.run();
@@ -316,7 +315,7 @@ void Vcpu::report_pio(const x86::Exit& exit) {
 }
 
 void Vcpu::report_mmio(const x86::Exit& exit) {
-  ANYKVM_COUNT(exits_mmio);
+  ++m_cpu->counts().exits_mmio;
   m_stats.count(VcpuStat::mmio_exits);
   m_io_exit = exit;
   kvm_run& run = m_shared.run();

@@ -1,7 +1,7 @@
 // A vCPU that has nothing to do: halted, or waiting for INIT or SIPI (SEEDS G1).
 #include <algorithm>
 
-#include "base/counters.h"
+#include "base/optimizations.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
 
@@ -58,13 +58,13 @@ bool Vcpu::spin_until(u64 end) {
 }
 
 void Vcpu::wait(RunSignals& signals) {
-  ANYKVM_COUNT(halts);
+  ++m_cpu->counts().halts;
   expire_timers();
   if (wake_condition()) return;
   const u64 start = monotonic_ns();
-  const bool may_spin = state().msrs.kvm_poll_control & 1;
+  const bool may_spin = optimizations().polling && (state().msrs.kvm_poll_control & 1);
   if (may_spin && m_spin_ns && spin_until(start + m_spin_ns)) {
-    ANYKVM_COUNT(halts_spun);
+    ++m_cpu->counts().halts_spun;
   } else {
     signals.before_sleep();
     m_waiter.wait([this] { return wake_condition(); }, next_deadline_ns());

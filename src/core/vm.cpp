@@ -34,6 +34,7 @@ bool Vm::belongs_to_this_process() const { return m_fork_generation == fork_gene
 
 Result<std::shared_ptr<Vm>> Vm::create(u64 type) {
   if (type != KVM_X86_DEFAULT_VM && type != KVM_X86_SW_PROTECTED_VM) return Error{EINVAL, "unknown VM type"};
+  counters::publish();
   return std::shared_ptr<Vm>(new Vm(TRY(x86::Machine::create()), type));
 }
 

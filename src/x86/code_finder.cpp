@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/optimizations.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/mmu/paging.h"
 
@@ -41,7 +42,7 @@ Block* CodeFinder::find(const Mode& mode) {
 
 Block* CodeFinder::find_at(const CodeSource& source) {
   Block*& lately = m_private.found.at(source.gpa);
-  if (lately && lately->is(source.gpa, source.rip, source.mode)) return lately;
+  if (lately && optimizations().found && lately->is(source.gpa, source.rip, source.mode)) return lately;
   Block* known = m_code.find(source.gpa, source.rip, source.mode);
   if (known) lately = known;
   return known;

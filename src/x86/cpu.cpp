@@ -17,9 +17,11 @@ Cpu::Cpu(Machine& machine, Platform& platform)
       m_platform(platform),
       m_context(new (std::align_val_t{4096}) Context),
       m_state(&m_context->state),
+      m_counts(counters::take_cpu_counts()),
       m_private(std::make_unique<Private>()) {
   m_context->self = m_context;
   m_context->cpu = this;
+  m_context->counts = m_counts;
   m_context->xsave_mask = host_xcr0_usable();
   m_context->flush_tlb();
   m_number = machine.add_cpu(this);
@@ -28,6 +30,7 @@ Cpu::Cpu(Machine& machine, Platform& platform)
 
 Cpu::~Cpu() {
   m_machine.remove_cpu(this);
+  counters::give_back(m_counts);
   m_context->~Context();
   ::operator delete (m_context, std::align_val_t{4096});
 }
@@ -111,12 +114,14 @@ void Cpu::state_replaced() {
 }
 
 void Cpu::flush_tlb() {
+  ++m_counts->tlb_flushes;
   m_context->flush_tlb();
   m_private->fetch.flush();
   for (auto& range : m_private->large_pages) range = {};
 }
 
 void Cpu::flush_tlb_non_global() {
+  ++m_counts->tlb_flushes;
   m_context->flush_non_global();
   m_private->fetch.flush_non_global();
 }

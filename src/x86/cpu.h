@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/counters.h"
 #include "x86/exit.h"
 #include "x86/fault.h"
 #include "x86/mmu/paging.h"
@@ -85,6 +86,7 @@ class Cpu {
   CpuModel& model() { return m_model; }
   const CpuModel& model() const { return m_model; }
   Context& context() { return *m_context; }
+  counters::CpuCounts& counts() { return *m_counts; }
 
   // Only between calls of run().
   void set_translation_limits(TranslationLimits limits);
@@ -177,6 +179,7 @@ class Cpu {
   bool m_watching = false;  // some breakpoint is enabled
   u64 m_visits = 0;         // Machine's mutex: goes up with each entry to the guest and each exit
   CpuState* m_state;        // inside *m_context
+  counters::CpuCounts* m_counts;
   std::unique_ptr<Private> m_private;
 };
 

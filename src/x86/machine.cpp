@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "base/counters.h"
 #include "x86/cpu.h"
 #include "x86/mmu/client_writes.h"
 #include "x86/translate/code_cache.h"
@@ -30,6 +31,7 @@ Machine::Machine() = default;
 Machine::~Machine() = default;
 
 void Machine::stop_the_world(const std::function<void()>& change) {
+  ANYKVM_COUNT(world_stops);
   std::lock_guard world(m_world);
   std::unique_lock lock(m_mutex);
   m_stopped = true;

@@ -130,7 +130,7 @@ class Dispatcher {
     if (bits & kAttentionWorld) let_the_world_change();
     if (bits & kAttentionCode) {
       clear(kAttentionCode);
-      m_left = nullptr;
+      m_left = kNoRecord;
     }
     // An instruction or a delivery whose accesses the client has answered is finished first: the state that
     // the client then reads and saves must not make them happen twice (KVM API 5, immediate_exit).
@@ -148,7 +148,7 @@ class Dispatcher {
   void let_the_world_change() {
     clear(kAttentionWorld);
     m_cpu.stop_the_world_aside();
-    m_left = nullptr;
+    m_left = kNoRecord;
     m_private.found.forget();
     m_cpu.flush_tlb();
   }
@@ -205,6 +205,7 @@ class Dispatcher {
     }
     auto vector = m_cpu.platform().acknowledge_interrupt();
     if (!vector) return {};
+    ++m_cpu.counts().interrupts;
     m_cpu.machine().client_writes().verify();  // it may say that a device has written memory
     ANYKVM_TRACE(fault, "{}: interrupt {:#x} at {:#x}", m_cpu.number(), *vector, m_state.rip);
     m_state.events.interrupt = {.injected = true, .soft = false, .vector = *vector};
@@ -221,6 +222,7 @@ class Dispatcher {
 
   // As deliver_from_events(), without the detour while nothing stops it.
   MaybeExit deliver_exception(const GuestFault& fault) {
+    ++m_cpu.counts().exceptions;
     m_private.replay.begin_delivery();
     Guest<void> result = deliver_fault(m_cpu, fault);
     if (!result.ok()) {
@@ -250,25 +252,23 @@ class Dispatcher {
     m_state.events.shadow = 0;
     const u8* code = next_code();
     if (!code) return handle(m_context.leave);
-    Link* left = m_code.thunks().enter(&m_context, code);
-    if (left == kStaleBlock) {
-      m_context.forget_jump(jump_cache_index(m_state.rip));
-      left = nullptr;
-    }
+    const RecordRef left = m_code.thunks().enter(&m_context, code);
+    ++m_cpu.counts().lookups;
     Leave leave = m_context.leave;
     if (leave == Leave::kLookup) {
-      if (reinterpret_cast<u64>(left) & kIndirectBranch) {
+      if (left & kIndirectBranch) {
         if (!fetchable()) return branch_faulted(left);
-        left = nullptr;
+        m_left = kNoRecord;
+      } else {
+        left_through(left);
       }
-      m_left = left;
       m_slow = m_narrow = false;
       m_context.rflags_from_image();
       if (trap && !m_swallows_trap) m_private.debug_hits |= kDr6Bs;
       if (m_private.debug_hits || m_private.guest_debug.single_step) return debug_trap();
       return after_instruction();
     }
-    m_left = nullptr;
+    m_left = kNoRecord;
     return handle(leave);
   }
 
@@ -278,15 +278,30 @@ class Dispatcher {
   }
 
   // Jumps, calls and returns to where no code can be fault themselves, with their stack as it was (SDM 2A).
-  MaybeExit branch_faulted(const Link* left) {
-    const Block& block = *reinterpret_cast<const Block*>(reinterpret_cast<u64>(left) - kIndirectBranch);
+  MaybeExit branch_faulted(RecordRef left) {
+    const Block& block = m_code.block_of(left - kIndirectBranch);
     m_context.rflags_from_image();
-    m_left = nullptr;
-    m_state.rip = block.branch_rip;
+    m_left = kNoRecord;
+    m_state.rip = block.rip + block.branch_offset;
     u64& rsp = m_state.gpr[kRsp];
     rsp = merge_stack_pointer(rsp, rsp - static_cast<u64>(i64{block.branch_moved_stack}),
                               block.mode.stack_bytes);
     return stopped(GuestStop::gp(0));
+  }
+
+  void left_through(RecordRef left) {
+    if (left == kStaleBlock) return left_dead_block();
+    m_left = left;
+    if (left != kNoRecord) m_state.rip = m_code.target_of(left);
+  }
+
+  // Before its first instruction; the jump cache still leads to it.
+  void left_dead_block() {
+    m_left = kNoRecord;
+    const auto pc = reinterpret_cast<const u8*>(m_context.leave_pc);
+    m_context.leave_pc = 0;
+    m_state.rip = m_code.block_at(pc)->rip;
+    m_context.forget_jump(jump_cache_index(m_state.rip));
   }
 
   MaybeExit after_instruction() {
@@ -379,9 +394,10 @@ class Dispatcher {
     }
     auto pc = reinterpret_cast<const u8*>(m_context.leave_pc);
     m_context.leave_pc = 0;
-    Block* block = m_code.block_at(pc);
-    const Site* site = block ? block->find_site(static_cast<u32>(pc - block->code), fault) : nullptr;
-    if (!site) return;
+    const auto left = m_code.left_at(pc, fault);
+    if (!left) return;
+    const Block* block = left->block;
+    const Site* site = &left->site;
     u64 rip = block->rip + site->guest_offset;
     m_state.rip = block->mode.code_bits == 16   ? rip & 0xffff
                   : block->mode.code_bits == 32 ? rip & 0xffffffff
@@ -415,7 +431,7 @@ class Dispatcher {
 
   MaybeExit delivered(const Guest<void>& result) {
     m_context.image_from_rflags();
-    m_left = nullptr;
+    m_left = kNoRecord;
     if (!result.ok()) {
       m_cpu.request(kAttentionEvent);
       return exit_of(result.error());
@@ -433,7 +449,7 @@ class Dispatcher {
   // Host code for the state's RIP; null: Context::leave and ::stop say why not.
   const u8* next_code() {
     u64 rip = m_state.rip;
-    if (!m_slow && !m_narrow && !m_left && !m_private.mode.step) {
+    if (!m_slow && !m_narrow && m_left == kNoRecord && !m_private.mode.step) {
       unsigned index = jump_cache_index(rip);
       u64 stamp = m_context.stamp.word & ~u64{0xff};
       if (static_cast<u64>(m_context.jump_tag[index]) + rip + stamp == 0)
@@ -450,23 +466,15 @@ class Dispatcher {
       block = m_finder.find(mode);
     }
     if (!block) {
-      m_left = nullptr;
+      m_left = kNoRecord;
       return nullptr;
     }
-    m_swallows_trap = m_private.mode.step && swallows_step_trap(*block);
-    if (m_left) m_code.link(m_left, block);
-    m_left = nullptr;
+    m_swallows_trap =
+        m_private.mode.step && block->swallows_step_trap && (!block->into || m_state.rflags & kFlagOf);
+    if (m_left != kNoRecord) m_code.link(m_left, block);
+    m_left = kNoRecord;
     remember(*block, m_finder.page_is_global());
     return block->code;
-  }
-
-  // INT clears TF on its way, so the single-step trap that was due is not taken (SDM 3B 18.3.1.4); SYSCALL
-  // and SYSRET see to theirs. An INTO that finds OF clear does nothing of the kind.
-  bool swallows_step_trap(const Block& block) const {
-    if (block.helpers.empty()) return false;
-    Op op = block.helpers.front()->op;
-    if (op == op_into) return m_state.rflags & kFlagOf;
-    return op == op_int || op == op_int3 || op == op_int1 || op == op_syscall || op == op_sysret;
   }
 
   void remember(const Block& block, bool global) {
@@ -484,7 +492,7 @@ class Dispatcher {
   CpuState& m_state;
   CodeCache& m_code;
   CodeFinder m_finder;
-  Link* m_left = nullptr;  // the link through which translated code left
+  RecordRef m_left = kNoRecord;  // the link through which translated code left
   bool m_swallows_trap = false;
   bool m_slow = false;    // the next instruction runs in its slow form
   bool m_narrow = false;  // the next block checks every access for itself

@@ -2,6 +2,7 @@
 // registers.
 #include <x86intrin.h>
 
+#include "base/optimizations.h"
 #include "x86/cpu_private.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/mmu/paging.h"
@@ -25,6 +26,7 @@ u8* leave_fault(Context* context, const GuestStop& stop) {
 Guest<u8*> map_page(Context& context, Gva address, bool write, MmuIndex mmu) {
   Cpu& cpu = *context.cpu;
   if (u8* known = context.tlb[mmu].find(address, 1, write)) return known;
+  ++context.counts->tlb_misses;
   const PhysicalMemory& memory = cpu.machine().memory();
   const Translation t = TRY(translate(context.state, memory, address, write ? Access::kWrite : Access::kRead,
                                       Privilege::kCurrent, cpu.model().physical_address_bits()));
@@ -79,7 +81,9 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
     return leave_for(context, Leave::kSlow);
   u8* const host = own - MissInfo::own_at(info);
   if (!has_slot && !MissInfo::leads(info)) return host;
-  const TlbTable::Extent extent = context->tlb[mmu].extent_around(address, write);
+  const TlbTable& table = context->tlb[mmu];
+  const TlbTable::Extent extent = optimizations().extents ? table.extent_around(address, write)
+                                                          : TlbTable::Extent{address.page().value, kPageSize};
   const u64 at = linear - extent.first;
   const bool whole = at < extent.bytes && extent.bytes - at >= size;
   if (whole && has_slot)

@@ -1,20 +1,20 @@
 #pragma once
-// One translated block: a straight run of guest instructions and the host code made from it.
+// One translated block: a straight run of guest instructions and the host code made from it. There are as
+// many as a guest has code, so what describes them is kept small: records in CodeCache's RecordMemory, behind
+// each Block its links and its sites.
 // Owner: CodeCache, until it is emptied with the world stopped. Guarded by CodeCache's mutex where written
 // after creation; the code itself may run on any vCPU.
 
-#include <atomic>
-#include <memory>
+#include <span>
 #include <vector>
 
 #include "base/types.h"
 #include "x86/ops/ops.h"
 #include "x86/translate/decode.h"
 #include "x86/translate/mode.h"
+#include "x86/translate/record_memory.h"
 
 namespace anykvm::x86 {
-
-struct Block;
 
 // Where the guest's arithmetic flags are at a site.
 enum class FlagsAt : u8 { kHost, kImage, kDead };
@@ -27,17 +27,20 @@ struct Site {
   bool fault = false;    // a signal at `offset`; otherwise a call that returns to `offset`
   FlagsAt flags = FlagsAt::kHost;
   u8 borrowed[2] = {kNoRegister, kNoRegister};  // host registers whose guest value is in Context::borrowed
+
+  bool operator==(const Site&) const = default;
 };
 
 // A direct jump to another block in the same guest page; patched once that block exists.
 struct Link {
-  Block* from = nullptr;
-  u64 target_rip = 0;
-  u8* displacement = nullptr;  // executable address of the jump's rel32
-  u8* unlinked = nullptr;      // where it points while not linked
-  Block* to = nullptr;
-  bool flags_in_host = true;  // at the jump
-  bool loops = false;         // to where `from` began: to its code_loop
+  RecordRef from = kNoRecord;           // Block
+  RecordRef to = kNoRecord;             // Block; none while not linked
+  RecordRef next_incoming = kNoRecord;  // Link; of the same `to`
+  u32 displacement = 0;                 // of the jump's rel32, in the code memory
+  u32 unlinked = 0;                     // where it points while not linked, in the code memory
+  i16 target = 0;                       // its RIP, from the block's
+  bool flags_in_host = true;            // at the jump
+  bool loops = false;                   // to where `from` began: to its code_loop()
 };
 
 // A call of an instruction helper.
@@ -60,7 +63,7 @@ struct SlowSite {
   u16 size = 0;
   // Masked vector accesses: only elements with their mask bit set are touched.
   u8 element = 0;       // bytes; 0: not masked
-  u8 lanes = 0;         // mask bits: element i is active if bit i, i + elements, i + 2 elements ... is set
+  u8 lanes = 0;         // mask bits; element i is active if bit i, i + elements, i + 2 elements ... is set
   bool packed = false;  // compress and expand: the active elements stand side by side
   bool vector_mask =
       false;  // the mask is the sign bits of vector register `mask`; otherwise opmask register `mask`
@@ -82,42 +85,50 @@ struct Block {
   Gpa gpa{};
   u64 rip = 0;
   Mode mode{};
-  u32 guest_bytes = 0;
-  bool kills_flags = false;  // overwrites the arithmetic flags before it reads them
-  bool straddles = false;    // its only instruction continues on another page, at gpa2
-  Gpa gpa2{};
-  std::atomic<bool> alive{true};
-  // Executable addresses. Whoever enters at `code` has the guest's flags in Context::flags_image, at
-  // `code_host` in the host's. A block that overwrites the flags before it reads them ignores both.
+  Gpa gpa2{};  // if it straddles
+  // Executable address. Whoever enters here has the guest's flags in Context::flags_image, at code_host() in
+  // the host's. A block that overwrites the flags before it reads them ignores both.
   u8* code = nullptr;
-  u8* code_host = nullptr;
-  // Where its own jump back goes on: the same as `code_host`, with LoopRegisters and vector state at their
-  // places.
-  u8* code_loop = nullptr;
-  LoopRegisters loop_registers;
   u32 host_bytes = 0;
-  u32 lead = 0;  // bytes left out ahead of `code`, so that it begins at a good place in its cache line
-  // What the entries jump to once the block is dead.
-  u8* stale_exit = nullptr;
-  u8* stale_exit_host = nullptr;
-
+  u16 guest_bytes = 0;
+  u16 loop_entry = 0;  // code_loop() - code
+  u8 host_entry = 0;   // code_host() - code
+  LoopRegisters loop_registers;
+  bool kills_flags : 1 = false;         // overwrites the arithmetic flags before it reads them
+  bool straddles : 1 = false;           // its only instruction continues on another page, at gpa2
+  bool swallows_step_trap : 1 = false;  // its only instruction clears TF on its way (SDM 3B 18.3.1.4)
+  bool into : 1 = false;                // that is INTO, which does so only if OF is set
+  bool alive = true;                    // atomic
+  u16 site_words = 0;
+  u16 link_count = 0;
+  RecordRef next_in_index = kNoRecord;  // Block; BlockIndex's
+  RecordRef incoming = kNoRecord;       // the first Link that leads here
   // Its last instruction, if that is an indirect jump, call or return: what to undo where the target cannot
   // be.
-  u64 branch_rip = 0;
+  u16 branch_offset = 0;  // from `rip`
   i32 branch_moved_stack = 0;
 
-  std::vector<Site> sites;  // ascending offsets
-  // Host code and other blocks point to these.
-  std::vector<std::unique_ptr<Link>> links;
-  std::vector<std::unique_ptr<HelperSite>> helpers;
-  std::vector<std::unique_ptr<SlowSite>> slow_sites;
-  std::vector<Link*> incoming;
-
+  u8* code_host() const { return code + host_entry; }
+  // Where its own jump back goes on: the same as code_host(), with LoopRegisters and vector state at their
+  // places.
+  u8* code_loop() const { return code + loop_entry; }
+  bool is_alive() const { return __atomic_load_n(&alive, __ATOMIC_RELAXED); }
   // Is it the code for these, and not dead?
   bool is(Gpa at, u64 at_rip, const Mode& wanted) const {
-    return gpa == at && rip == at_rip && mode == wanted && alive.load(std::memory_order_relaxed);
+    return gpa == at && rip == at_rip && mode == wanted && is_alive();
   }
-  const Site* find_site(u32 offset, bool fault) const;
+  std::span<Link> links() { return {reinterpret_cast<Link*>(this + 1), link_count}; }
+  std::span<const u32> sites() const {
+    return {reinterpret_cast<const u32*>(reinterpret_cast<const Link*>(this + 1) + link_count), site_words};
+  }
 };
+
+// Sites as they are kept, one word for most:
+//   bits 31:14 offset   bits 13:4 guest_offset   bit 3 fault   bits 2:1 flags
+//   bit 0      the next word holds what is borrowed
+namespace site_words {
+std::vector<u32> pack(std::vector<Site> sites);
+bool find(std::span<const u32> words, u32 offset, bool fault, Site* out);
+}  // namespace site_words
 
 }  // namespace anykvm::x86

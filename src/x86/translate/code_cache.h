@@ -3,16 +3,17 @@
 // Owner: x86::Machine; shared by its vCPUs. Every function takes the cache's own mutex unless it says
 // otherwise; clear() needs the world stopped as well.
 
-#include <array>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "base/expected.h"
 #include "x86/mmu/physical_memory.h"
-#include "x86/translate/block.h"
+#include "x86/translate/block_index.h"
 #include "x86/translate/code_memory.h"
+#include "x86/translate/page_code.h"
 #include "x86/translate/thunks.h"
 #include "x86/translate/unwind.h"
 
@@ -55,8 +56,12 @@ class CodeCache {
   // The block of one instruction whose bytes lie on two pages. kNeedsMore: it is longer than any instruction.
   Block* translate_straddling(const CodeSource& source, Untranslated* why);
 
-  // Lets `link` jump to `to` directly, if both still stand.
-  void link(Link* link, Block* to);
+  // Lets `link` (what Thunks::enter returned) jump to `to` directly, if both still stand.
+  void link(RecordRef link, Block* to);
+  // The RIP that it leads to. No lock.
+  u64 target_of(RecordRef link) const;
+  // No lock.
+  const Block& block_of(RecordRef ref) const { return *m_records->at<Block>(ref); }
 
   // A write of `size` bytes within one page is about to happen. Drops the page's blocks if it touches code;
   // true if the page holds no code afterwards.
@@ -77,6 +82,12 @@ class CodeCache {
 
   // The block whose host code holds `pc`, dead or alive.
   Block* block_at(const u8* pc);
+  // Where control left translated code, at host address `pc`: the block's site there.
+  struct LeftAt {
+    const Block* block;
+    Site site;
+  };
+  std::optional<LeftAt> left_at(const u8* pc, bool fault);
   // The address range of all host code.
   const CodeMemory& memory() const { return *m_memory; }
 
@@ -87,22 +98,6 @@ class CodeCache {
   void clear();
 
  private:
-  struct Key {
-    u64 gpa, rip;
-    Mode mode;
-    bool operator==(const Key&) const = default;
-  };
-  struct KeyHash {
-    std::size_t operator()(const Key& k) const;
-  };
-  using PageBytes = std::array<u8, kPageSize>;
-  struct PageCode {
-    std::vector<Block*> blocks;
-    u64 granules = 0;                  // 64-byte pieces that hold translated bytes
-    std::unique_ptr<PageBytes> bytes;  // these pieces, as they were translated
-    unsigned near_misses = 0;          // writes to the page that touched no code
-  };
-
   CodeCache() = default;
   // m_mutex. Drops the block of the instruction that `note` is told of.
   void make_anew(const u8* pc, void (SlotNumbers::*note)(Gpa instruction));
@@ -113,13 +108,15 @@ class CodeCache {
     PageBytes first, second;
   };
   static bool copy_source(const CodeSource& source, Source* copy);
-  Block* install(std::unique_ptr<Block> block, const std::vector<u8>& host_code, const Source& source);
+  Block* make(const Block& facts, const u8* bytes, unsigned size, const Source& source, Untranslated* why);
+  void install(Block* block, const Source& source);
   void add_to_page(Block* block, Gpa first, unsigned bytes, const PageBytes& page_bytes);
-  static bool same_granules(const PageCode& page, const u8* now);
   void drop_page(u64 page);
   void kill(Block* block);
+  void unlink(Link* link);
   Block* holding(const u8* pc);
-  void divert(u8* entry, const u8* target);
+  u8* at(u32 code_offset) const { return m_memory->at(code_offset); }
+  void divert(u8* entry, const u8* thunk);
   void patch_rel32(u8* displacement, const u8* target);
 
   std::mutex m_mutex;
@@ -128,9 +125,10 @@ class CodeCache {
   SlotNumbers m_slots;
   const u8* m_after_thunks = nullptr;
   std::unique_ptr<UnwindInfo> m_unwind;
-  std::unordered_map<Key, Block*, KeyHash> m_blocks;
+  std::unique_ptr<RecordMemory> m_records;
+  std::optional<BlockIndex> m_blocks;         // those that are alive
   std::unordered_map<u64, PageCode> m_pages;  // by gpa / 4096
-  std::vector<std::unique_ptr<Block>> m_all;  // ascending host addresses
+  std::vector<RecordRef> m_all;               // Blocks, with ascending host addresses
 };
 
 }  // namespace anykvm::x86

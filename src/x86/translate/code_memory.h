@@ -25,6 +25,9 @@ class CodeMemory {
   u8* put(const void* code, std::size_t size);
   // The writable twin of an executable address.
   u8* writable(const u8* exec) const { return m_write + (exec - m_exec); }
+  // Executable addresses by their distance from begin().
+  u8* at(u32 offset) const { return m_exec + offset; }
+  u32 offset_of(const u8* exec) const { return static_cast<u32>(exec - m_exec); }
   const u8* begin() const { return m_exec; }
   const u8* end() const { return m_exec + m_size; }
   bool contains(const u8* exec) const { return exec >= m_exec && exec < m_exec + m_size; }

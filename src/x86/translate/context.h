@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "base/counters.h"
 #include "x86/fault.h"
 #include "x86/mmu/access_slots.h"
 #include "x86/mmu/tlb.h"
@@ -52,6 +53,7 @@ struct Context {
   LinkStamp stamp;
   Context* self = nullptr;
   Cpu* cpu = nullptr;
+  counters::CpuCounts* counts = nullptr;
   u64 host_rsp = 0;
   u64 borrowed[2] = {};  // host registers that a translated instruction borrowed
   u64 lent[LoopRegisters::kMost] = {};

@@ -1,5 +1,6 @@
 #include "x86/translate/emitter.h"
 
+#include "base/optimizations.h"
 #include "x86/translate/policy.h"
 
 namespace anykvm::x86 {
@@ -9,13 +10,14 @@ using host::kAddress;
 using host::kGuestRsp;
 using host::kScratch;
 
-Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block,
-                 const KillsFlags& kills_flags)
+Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, RecordMemory& records,
+                 const Block& facts, const KillsFlags& kills_flags)
     : a(assembler),
-      mode(block.mode),
+      mode(facts.mode),
       m_thunks(thunks),
       m_slots(slots),
-      m_block(block),
+      m_records(records),
+      m_block(facts),
       m_kills_flags(kills_flags) {
   for (u8 gpr = 0; gpr < 16; ++gpr) m_host_of[gpr] = host::register_of(gpr);
 }
@@ -29,10 +31,12 @@ void Emitter::begin_loop(bool uses_vector) {
     a.mov(lent, host::gpr_slot(loop.guest[i]));
     m_host_of[loop.guest[i]] = m_host_of[loop.lender[i]];
   }
-  if (!uses_vector) return;
-  m_live_before = m_block.kills_flags ? 0 : static_cast<u32>(kFlagsArithmetic);
-  ensure_vector();
-  m_flags = FlagsAt::kHost;
+  if (uses_vector) {
+    m_live_before = m_block.kills_flags ? 0 : static_cast<u32>(kFlagsArithmetic);
+    ensure_vector();
+    m_flags = FlagsAt::kHost;
+  }
+  m_block.loop_entry = static_cast<u16>(offset());
 }
 
 // Moves only.
@@ -180,8 +184,7 @@ void Emitter::add_segment_base(SegmentIndex segment) {
 
 SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first,
                                  bool last) {
-  m_block.slow_sites.push_back(std::make_unique<SlowSite>());
-  SlowSite& site = *m_block.slow_sites.back();
+  SlowSite& site = *m_records.make(SlowSite{});
   site.rip = m_rip;
   site.segment = segment;
   site.segmented = !mode.code64();
@@ -235,7 +238,8 @@ void Emitter::slow_access(SlowSite* site) {
 
 // Kernels look at another object each time.
 bool Emitter::wants_slot() const {
-  return mode.mmu == kMmuUser && !m_slots.avoids(m_block.gpa + (m_rip - m_block.rip));
+  return optimizations().slots && mode.mmu == kMmuUser &&
+         !m_slots.avoids(m_block.gpa + (m_rip - m_block.rip));
 }
 
 Emitter::Miss Emitter::new_miss(unsigned size, bool write, bool masked) {
@@ -446,11 +450,22 @@ void Emitter::ensure_vector_without_flags() {
 
 // --- Helpers and ends ---
 
+namespace {
+
+// INT clears TF on its way, so the single-step trap that was due is not taken (SDM 3B 18.3.1.4); SYSCALL and
+// SYSRET see to theirs.
+bool swallows_step_trap(Op op) {
+  return op == op_int || op == op_int3 || op == op_int1 || op == op_into || op == op_syscall ||
+         op == op_sysret;
+}
+
+}  // namespace
+
 const HelperSite* Emitter::new_helper_site(const Insn& insn, Op op, u16 flags) {
   const bool ends_block = flags & kOpEnd, alone = mode.step || mode.slow;
-  m_block.helpers.push_back(std::make_unique<HelperSite>(
-      HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, ends_block && !alone}));
-  return m_block.helpers.back().get();
+  const bool continues = ends_block && !alone && optimizations().chaining;
+  if (mode.step && swallows_step_trap(op)) m_block.swallows_step_trap = true, m_block.into = op == op_into;
+  return m_records.make(HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, continues});
 }
 
 void Emitter::call_helper_thunk(const HelperSite* site, u16 flags) {
@@ -476,19 +491,17 @@ asmjit::Label Emitter::helper_aside(const Insn& insn, Op op, u16 flags, asmjit::
 
 // Links join blocks of one page only, so that a change of the guest's mappings never leaves a link behind.
 bool Emitter::linkable(u64 target) const {
-  if (mode.step || mode.slow || m_block.straddles) return false;
+  if (mode.step || mode.slow || m_block.straddles || !optimizations().links) return false;
   return ((target + mode.cs_base) ^ (m_block.rip + mode.cs_base)) < kPageSize;
 }
 
 Emitter::Exit& Emitter::new_exit(u64 target, bool in_loop) {
-  auto link = std::make_unique<Link>();
-  link->from = &m_block;
-  link->target_rip = target;
-  link->flags_in_host = m_flags == FlagsAt::kHost;
-  link->loops = in_loop && target == m_block.rip;
-  m_exits.push_back({a.newLabel(), link.get(), target, m_flags, in_loop, {}});
-  m_block.links.push_back(std::move(link));
-  return m_exits.back();
+  return m_exits.emplace_back(Exit{a.newLabel(), target, m_flags, in_loop, true});
+}
+
+// To attend to something: nothing is to be linked there.
+Emitter::Exit& Emitter::new_stop(u64 target, bool in_loop) {
+  return m_exits.emplace_back(Exit{a.newLabel(), target, m_flags, in_loop, false});
 }
 
 // A rel32 is patched while other vCPUs may run it, so it must not straddle an aligned eight bytes.
@@ -502,20 +515,15 @@ const u8* Emitter::leave_thunk(FlagsAt flags) const {
 
 void Emitter::leave_to(u64 target) {
   a.mov(kAddress, target);
-  leave_to_address(0);
-}
-
-void Emitter::leave_to_address(u64 left_by) {
   a.mov(ANYKVM_GS(state.rip), kAddress);
-  a.mov(left_by >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), left_by);
+  a.mov(kScratch.r32(), kNoRecord);
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(m_flags))));
 }
 
 // Every loop has a backward jump, so that is where the attention byte is looked at: jumps to the place for it
 // if something is to be attended to.
 void Emitter::poll(u64 target) {
-  const bool in_loop = m_loops && target == m_block.rip;
-  Exit& stop = m_exits.emplace_back(Exit{a.newLabel(), nullptr, target, m_flags, in_loop, {}});
+  const Exit& stop = new_stop(target, m_loops && target == m_block.rip);
   if (m_flags != FlagsAt::kHost) {
     a.cmp(ANYKVM_GS(stamp.part.attention), 0);
     a.jne(stop.label);
@@ -538,36 +546,38 @@ void Emitter::jump_back(u64 target, bool flags_dead) {
   if (!free_flags) poll(target);
   Exit& exit = new_exit(target, in_loop);
   if (!free_flags) return jump_by_link(exit);
-  Exit& stop = m_exits.emplace_back(Exit{a.newLabel(), nullptr, target, m_flags, in_loop, {}});
+  const Exit& stop = new_stop(target, in_loop);
   a.cmp(ANYKVM_GS(stamp.part.attention), 0);
   align_displacement(2);
   a.long_().je(exit.label);
-  exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+  exit.displacement = offset() - 4;
   a.jmp(stop.label);
 }
 
-void Emitter::jump_by_link(const Exit& exit) {
+void Emitter::jump_by_link(Exit& exit) {
   align_displacement(1);
   a.long_().jmp(exit.label);
-  exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+  exit.displacement = offset() - 4;
 }
 
 void Emitter::jump_to(u64 target, bool next_straddles) {
   m_ended = true;
   FlagsAt before = m_flags;  // what follows is another path
   if (m_loops && target != m_block.rip) leave_loop();
-  if (mode.step || mode.slow) {
+  if (linkable(target) && !next_straddles) {
+    if (target <= m_rip) {
+      jump_back(target, m_kills_flags(target));
+    } else {
+      jump_by_link(new_exit(target));
+    }
+  } else if (!jumps_on()) {
     leave_to(target);
-  } else if (!linkable(target) || next_straddles) {
+  } else {
     protect_flags(kFlagsArithmetic);
     a.mov(kAddress, target);
     std::size_t index = 8u * jump_cache_index(target);
     jump_through_cache(host::gs(offsetof(Context, jump_tag) + index),
                        host::gs(offsetof(Context, jump_target) + index), m_cache_miss);
-  } else if (target <= m_rip) {
-    jump_back(target, m_kills_flags(target));
-  } else {
-    jump_by_link(new_exit(target));
   }
   m_flags = before;
 }
@@ -590,7 +600,7 @@ void Emitter::jump_if(CondCode condition, u64 target) {
     }
     align_displacement(2);
     a.long_().j(condition, exit.label);
-    exit.link->displacement = reinterpret_cast<u8*>(a.offset() - 4);
+    exit.displacement = offset() - 4;
     return;
   }
   if (!linkable(target)) {
@@ -607,16 +617,24 @@ void Emitter::jump_if(CondCode condition, u64 target) {
 
 void Emitter::jump_to_address(i32 moved_stack) {
   m_ended = true;
-  m_block.branch_rip = m_rip;
+  m_block.branch_offset = static_cast<u16>(m_rip - m_block.rip);
   m_block.branch_moved_stack = moved_stack;
-  if (mode.step || mode.slow) return leave_to_address(reinterpret_cast<u64>(&m_block) | kIndirectBranch);
   protect_flags(kFlagsArithmetic);
+  if (!jumps_on()) {
+    m_indirect_miss = a.newLabel();
+    a.mov(ANYKVM_GS(state.rip), kAddress);
+    a.jmp(m_indirect_miss);
+    return;
+  }
   a.rorx(kScratch, kAddress, 12);
   a.xor_(kScratch.r32(), kAddress.r32());
   a.and_(kScratch.r32(), kJumpCacheEntries - 1);
   jump_through_cache(host::gs_indexed(offsetof(Context, jump_tag), kScratch),
                      host::gs_indexed(offsetof(Context, jump_target), kScratch), m_indirect_miss);
 }
+
+// Where the dispatcher need not be asked.
+bool Emitter::jumps_on() const { return !mode.step && !mode.slow && optimizations().jumps; }
 
 // R10 = target; flags are in the image. See LinkStamp for the comparison.
 void Emitter::jump_through_cache(const Mem& tag, const Mem& destination, asmjit::Label& miss) {
@@ -637,7 +655,7 @@ void Emitter::record_site(bool fault, FlagsAt flags, const u8* borrowed) {
   site.fault = fault;
   site.flags = flags;
   if (borrowed) site.borrowed[0] = borrowed[0], site.borrowed[1] = borrowed[1];
-  m_block.sites.push_back(site);
+  m_sites.push_back(site);
 }
 
 void Emitter::record_fault_site(const u8* borrowed) { record_site(true, flags_at(m_live_before), borrowed); }
@@ -645,23 +663,30 @@ void Emitter::record_call_site() { record_site(false, flags_at(m_live_before), n
 
 // --- Out-of-line parts ---
 
-void Emitter::emit_jump_out(const Exit& exit) {
+void Emitter::emit_jump_out(Exit& exit) {
   a.bind(exit.jump);
   leave_loop();
   jump_by_link(exit);
 }
 
-void Emitter::emit_exit(Exit& exit) {
+// The dispatcher has RIP from the link.
+void Emitter::emit_link_exit(Exit& exit, Block* block, u32 start) {
   if (exit.jump.isValid()) emit_jump_out(exit);
   a.bind(exit.label);
-  if (exit.link) {
-    exit.link->unlinked = reinterpret_cast<u8*>(a.offset());
-    if (exit.in_loop) leave_loop();
-    a.mov(kScratch, reinterpret_cast<u64>(exit.link));
-    const bool in_host = exit.flags == FlagsAt::kHost;
-    a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_by_link[in_host])));
-    return;
-  }
+  const Link* link = m_records.make(Link{.from = m_records.ref(block),
+                                         .displacement = start + exit.displacement,
+                                         .unlinked = start + offset(),
+                                         .target = static_cast<i16>(exit.target - m_block.rip),
+                                         .flags_in_host = exit.flags == FlagsAt::kHost,
+                                         .loops = exit.in_loop && exit.target == m_block.rip});
+  ++block->link_count;
+  if (exit.in_loop) leave_loop();
+  a.mov(kScratch.r32(), m_records.ref(link));
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags))));
+}
+
+void Emitter::emit_exit(const Exit& exit) {
+  a.bind(exit.label);
   if (exit.in_loop) leave_loop();
   a.mov(kAddress, exit.target);
   a.mov(ANYKVM_GS(state.rip), kAddress);
@@ -686,7 +711,7 @@ void Emitter::emit_miss(const Miss& miss) {
   }
   a.mov(miss.info >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
   a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
-  m_block.sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
+  m_sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
   if (by_delta) {
     a.mov(kScratch, kAddress);
     load_linear(kAddress, miss);
@@ -698,11 +723,11 @@ void Emitter::emit_miss(const Miss& miss) {
 void Emitter::emit_aside(const Aside& aside) {
   a.bind(aside.entry);
   call_helper_thunk(aside.site, aside.flags);
-  m_block.sites.push_back({offset(), aside.guest_offset, false, FlagsAt::kImage, {kNoRegister, kNoRegister}});
+  m_sites.push_back({offset(), aside.guest_offset, false, FlagsAt::kImage, {kNoRegister, kNoRegister}});
   if (aside.resume.isValid()) a.jmp(aside.resume);
 }
 
-void Emitter::finish() {
+Block* Emitter::finish(u32 start) {
   for (const FarExit& exit : m_far_exits) emit_far_exit(exit);
   for (const Miss& miss : m_misses) emit_miss(miss);
   for (const Aside& aside : m_asides) emit_aside(aside);
@@ -711,15 +736,27 @@ void Emitter::finish() {
     a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.load_vector)));
     a.jmp(load.resume);
   }
-  for (Exit& exit : m_exits) emit_exit(exit);
-  emit_cache_miss(m_cache_miss, 0);
-  emit_cache_miss(m_indirect_miss, reinterpret_cast<u64>(&m_block) | kIndirectBranch);
+  Block* block = m_records.make(m_block);
+  for (Exit& exit : m_exits) {
+    if (exit.links) {
+      emit_link_exit(exit, block, start);
+    } else {
+      emit_exit(exit);
+    }
+  }
+  for (u32 word : site_words::pack(std::move(m_sites))) {
+    m_records.make(word);
+    ++block->site_words;
+  }
+  emit_cache_miss(m_cache_miss, kNoRecord);
+  emit_cache_miss(m_indirect_miss, m_records.ref(block) | kIndirectBranch);
+  return block;
 }
 
-void Emitter::emit_cache_miss(asmjit::Label miss, u64 left_by) {
+void Emitter::emit_cache_miss(asmjit::Label miss, RecordRef left_by) {
   if (!miss.isValid()) return;
   a.bind(miss);
-  a.mov(left_by >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), left_by);
+  a.mov(kScratch.r32(), left_by);
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_image)));
 }
 

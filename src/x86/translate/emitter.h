@@ -20,8 +20,9 @@ using KillsFlags = std::function<bool(u64 rip)>;
 
 class Emitter {
  public:
-  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, Block& block,
-          const KillsFlags& kills_flags);
+  // `facts`: of the block to be made.
+  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, RecordMemory& records,
+          const Block& facts, const KillsFlags& kills_flags);
 
   asmjit::x86::Assembler& a;
   const Mode mode;
@@ -106,8 +107,9 @@ class Emitter {
   void record_fault_site(const u8* borrowed = nullptr);  // the next host instruction may raise a signal
   void record_call_site();
 
-  // Out-of-line parts; once, after the last instruction.
-  void finish();
+  // Out-of-line parts and the block's record; once, after the last instruction. The code begins at `start` of
+  // the code memory.
+  Block* finish(u32 start);
 
  private:
   struct Miss {
@@ -126,11 +128,12 @@ class Emitter {
   };
   struct Exit {
     asmjit::Label label;
-    Link* link;
     u64 target;
     FlagsAt flags;
-    bool in_loop;        // LoopRegisters are at their places there
-    asmjit::Label jump;  // if it is valid, from where the linked jump is to be made
+    bool in_loop;  // LoopRegisters are at their places there
+    bool links;    // by the jump whose rel32 is at `displacement`
+    u32 displacement = 0;
+    asmjit::Label jump{};  // if it is valid, from where the linked jump is to be made
   };
 
   // A jump that is not to be linked.
@@ -166,7 +169,9 @@ class Emitter {
   SlowSite* new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last);
   bool linkable(u64 target) const;
   Exit& new_exit(u64 target, bool in_loop = false);
-  void emit_exit(Exit& exit);
+  Exit& new_stop(u64 target, bool in_loop);
+  void emit_exit(const Exit& exit);
+  void emit_link_exit(Exit& exit, Block* block, u32 start);
   void emit_far_exit(const FarExit& exit);
   void emit_miss(const Miss& miss);
   void emit_aside(const Aside& aside);
@@ -174,20 +179,21 @@ class Emitter {
   void call_helper_thunk(const HelperSite* site, u16 flags);
   const u8* leave_thunk(FlagsAt flags) const;
   void leave_to(u64 target);
-  void leave_to_address(u64 left_by);
   void poll(u64 target);
   void jump_back(u64 target, bool flags_dead);
-  void jump_by_link(const Exit& exit);
+  void jump_by_link(Exit& exit);
   void leave_loop();
-  void emit_jump_out(const Exit& exit);
+  void emit_jump_out(Exit& exit);
+  bool jumps_on() const;
   void jump_through_cache(const asmjit::x86::Mem& tag, const asmjit::x86::Mem& destination,
                           asmjit::Label& miss);
-  void emit_cache_miss(asmjit::Label miss, u64 left_by);
+  void emit_cache_miss(asmjit::Label miss, RecordRef left_by);
   void align_displacement(unsigned opcode_bytes);
 
   const Thunks& m_thunks;
   SlotNumbers& m_slots;
-  Block& m_block;
+  RecordMemory& m_records;
+  Block m_block;
   const KillsFlags& m_kills_flags;
   std::array<u8, 16> m_host_of{};
   bool m_loops = false;      // the block has a code_loop
@@ -209,6 +215,7 @@ class Emitter {
   std::deque<Exit> m_exits;
   std::vector<FarExit> m_far_exits;
   std::vector<VectorLoad> m_vector_loads;
+  std::vector<Site> m_sites;
 };
 
 }  // namespace anykvm::x86

@@ -115,6 +115,7 @@ Guest<void> commit(Cpu& cpu, Context* context, const SlowSite& site) {
 
 extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site) {
   Cpu& cpu = *context->cpu;
+  ++context->counts->slow_accesses;
   context->slow_gpr = context->state.gpr;
   context->slow_flags = context->flags_image;
   if (site->first) cpu.io_begin(site->rip);

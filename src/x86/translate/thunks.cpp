@@ -268,19 +268,22 @@ extern "C" u64 slow_commit_from_thunk(Context* context, u64, const SlowSite* sit
 
 Thunks make_thunks(CodeMemory& memory) {
   Thunks t;
-  t.enter = reinterpret_cast<Link* (*)(Context*, const u8*)>(assemble(memory, make_enter));
+  t.enter = reinterpret_cast<RecordRef (*)(Context*, const u8*)>(assemble(memory, make_enter));
   t.leave_flags_in_image = assemble(memory, make_leave_flags_in_image);
   t.leave_flags_in_host = assemble(memory, [](Assembler& a) {
     host::save_flags(a);
     make_leave_flags_in_image(a);
   });
-  for (bool in_host : {false, true}) {
-    t.leave_by_link[in_host] = assemble(memory, [&](Assembler& a) {
-      a.mov(r10, ptr(r11, offsetof(Link, target_rip)));
-      a.mov(ANYKVM_GS(state.rip), r10);
-      a.jmp(asmjit::Imm(reinterpret_cast<u64>(in_host ? t.leave_flags_in_host : t.leave_flags_in_image)));
+  auto stale = [&](const u8* leave) {
+    return assemble(memory, [leave](Assembler& a) {
+      a.pop(r11);
+      a.mov(ANYKVM_GS(leave_pc), r11);
+      a.mov(r11d, kStaleBlock);
+      a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave)));
     });
-  }
+  };
+  t.stale_flags_in_host = stale(t.leave_flags_in_host);
+  t.stale_flags_in_image = stale(t.leave_flags_in_image);
   t.leave_by_signal = assemble(memory, [](Assembler& a) {
     host::save_flags(a);
     save_caller_saved(a);

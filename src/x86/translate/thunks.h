@@ -9,20 +9,22 @@
 
 namespace anykvm::x86 {
 
-// What a dead block passes in place of a link: the jump cache still leads to it.
-inline Link* const kStaleBlock = reinterpret_cast<Link*>(1);
-// What an indirect jump, call or return leaves with: the address of its Block plus this.
-inline constexpr u64 kIndirectBranch = 2;
+// What a dead block passes in place of a link. Context::leave_pc lies in its code.
+inline constexpr RecordRef kStaleBlock = 1;
+// What an indirect jump, call or return leaves with: its Block's record and this bit.
+inline constexpr RecordRef kIndirectBranch = 2;
 
 struct Thunks {
   // Runs translated code at `code` (Block::code) until it leaves; returns the Link that it left through,
-  // null, or kStaleBlock.
-  Link* (*enter)(Context* context, const u8* code) = nullptr;
+  // kNoRecord, or kStaleBlock.
+  RecordRef (*enter)(Context* context, const u8* code) = nullptr;
 
-  // Jumped to from blocks. R11 = Link* or 0; state.rip is set.
+  // Jumped to from blocks. R11 = the Link, or kNoRecord, and state.rip is set.
   const u8* leave_flags_in_host = nullptr;
   const u8* leave_flags_in_image = nullptr;
-  const u8* leave_by_link[2] = {};  // flags in the image, in the host: the same, to R11's target
+  // Called from where dead blocks begin (CodeCache::divert).
+  const u8* stale_flags_in_host = nullptr;
+  const u8* stale_flags_in_image = nullptr;
   // Resumed to by the signal handler, registers as translated code had them.
   const u8* leave_by_signal = nullptr;
 

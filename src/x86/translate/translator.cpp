@@ -6,6 +6,8 @@
 #include <array>
 #include <limits>
 
+#include "base/counters.h"
+#include "base/optimizations.h"
 #include "x86/translate/policy.h"
 #include "x86/translate/rules.h"
 
@@ -86,12 +88,13 @@ Guest<void> op_too_long(Cpu&, const Insn&) { return GuestStop::gp(0); }
 
 class Run {
  public:
-  Run(Block& block, const u8* bytes, unsigned size, const SlotNumbers& slots, const KnownCode& known)
+  Run(const Block& block, const u8* bytes, unsigned size, const SlotNumbers& slots, const KnownCode& known)
       : m_block(block), m_bytes(bytes), m_size(size), m_slots(slots), m_known(known) {}
 
   // False: the first instruction needs more bytes.
   bool plan() {
-    unsigned limit = m_block.mode.step || m_block.mode.slow || m_block.straddles ? 1 : kMaxInstructions;
+    const bool alone = m_block.mode.step || m_block.mode.slow || m_block.straddles;
+    const unsigned limit = alone || !optimizations().blocks ? 1 : kMaxInstructions;
     u64 rip = m_block.rip;
     while (m_count < limit && m_used < m_size) {
       Planned& p = m_run[m_count];
@@ -154,7 +157,8 @@ class Run {
   }
   // Does the last instruction jump back to the first, and does no C++ come in between?
   bool loops() const {
-    const bool linked = !m_block.mode.step && !m_block.mode.slow && !m_block.straddles;
+    const bool linked = !m_block.mode.step && !m_block.mode.slow && !m_block.straddles &&
+                        optimizations().links && optimizations().loops;
     const bool own_code = std::all_of(m_run.begin(), m_run.begin() + m_count, [](const Planned& p) {
       return p.policy.kind == Policy::Kind::kAsIs || p.policy.kind == Policy::Kind::kRule;
     });
@@ -175,6 +179,7 @@ class Run {
   }
 
   unsigned used() const { return m_used; }
+  unsigned instructions() const { return m_count; }
   bool kills_flags() const { return !m_run[0].live_before; }
 
  private:
@@ -197,6 +202,7 @@ class Run {
   // Does the block go on behind a conditional branch? Forwards only: what follows a loop runs once. Not where
   // there is a block already.
   bool falls_through(const Planned& p, u64 next_rip) {
+    if (!optimizations().branches) return false;
     if (!p.open || p.policy.kind != Policy::Kind::kRule || p.policy.rule != Rule::kjcc) return false;
     const Insn& insn = p.decoded.insn;
     const bool forwards = static_cast<i64>(insn.immediate) >= 0;
@@ -215,7 +221,8 @@ class Run {
     Gate gate = gate_of(p.decoded, p.policy, mode, representative_cr0(mode), representative_cr4(mode));
     p.open = gate == Gate::kOpen;
     if (!p.open) p.policy = {Policy::Kind::kHelper, Rule::kNone, op_raise_gate, kOpEnd};
-    bool instead = p.policy.kind == Policy::Kind::kHelper && inline_in(mode, p.policy.rule);
+    bool instead =
+        p.policy.kind == Policy::Kind::kHelper && optimizations().inlining && inline_in(mode, p.policy.rule);
     if (instead) p.policy.kind = Policy::Kind::kRule;
   }
 
@@ -234,7 +241,7 @@ class Run {
       Planned& p = m_run[i];
       p.live_after = live;
       bool all = p.policy.kind == Policy::Kind::kHelper || p.policy.kind == Policy::Kind::kUndefined ||
-                 p.policy.rule == Rule::kpushf || p.policy.rule == Rule::kjcc;
+                 p.policy.rule == Rule::kpushf || p.policy.rule == Rule::kjcc || !optimizations().flags;
       live =
           all ? static_cast<u32>(kFlagsArithmetic) : (live & ~p.decoded.flags_killed) | p.decoded.flags_read;
       p.live_before = live;
@@ -243,7 +250,7 @@ class Run {
 
   void find_groups() {
     const Mode& mode = m_block.mode;
-    if (!mode.code64() || !mode.direct_memory() || mode.narrow) return;
+    if (!mode.code64() || !mode.direct_memory() || mode.narrow || !optimizations().groups) return;
     AccessGroups groups;
     for (unsigned i = 0; i < m_count; ++i) {
       Planned& p = m_run[i];
@@ -270,7 +277,7 @@ class Run {
     }
   }
 
-  Block& m_block;
+  const Block& m_block;
   const u8* m_bytes;
   unsigned m_size;
   const SlotNumbers& m_slots;
@@ -316,80 +323,68 @@ std::size_t emit_entries(asmjit::x86::Assembler& a, const Block& block) {
   return host_entry;
 }
 
-std::size_t emit_stale_exit(asmjit::x86::Assembler& a, u64 rip, Link* left, const u8* thunk) {
-  std::size_t start = a.offset();
-  a.mov(host::kAddress, rip);
-  a.mov(ANYKVM_GS(state.rip), host::kAddress);
-  a.mov(host::kScratch, reinterpret_cast<u64>(left));
-  a.jmp(asmjit::Imm(reinterpret_cast<u64>(thunk)));
-  return start;
-}
-
 class Emission {
  public:
-  Emission(Block& block, const Run& run, const Thunks& thunks, SlotNumbers& slots)
-      : m_block(block), m_run(run), m_thunks(thunks), m_slots(slots) {}
+  Emission(const Block& facts, const Run& run, const TranslationPlace& place)
+      : m_facts(facts), m_run(run), m_place(place), m_records(place.records.used()) {}
 
-  // The code for the block at `base`.
-  std::vector<u8> emit_at(u8* base) {
-    m_block.sites.clear();
-    m_block.links.clear();
-    m_block.helpers.clear();
-    m_block.slow_sites.clear();
+  // The block, whose code begins `lead` bytes further on than there is room, so that it has a good place in
+  // its cache line; code() is what goes there. One made before is forgotten.
+  Block* emit_behind(unsigned lead) {
+    m_place.records.rewind(m_records);
+    Block made = m_facts;
+    made.code = m_place.code.next() + lead;
+    made.kills_flags = m_run.kills_flags();
+    const auto base = reinterpret_cast<u64>(made.code);
     asmjit::CodeHolder code;
-    code.init(asmjit::Environment::host(), reinterpret_cast<u64>(base));
+    code.init(asmjit::Environment::host(), base);
     asmjit::x86::Assembler a(&code);
+    made.host_entry = static_cast<u8>(emit_entries(a, made));
+    const bool loops = m_run.loops();
+    if (loops) made.loop_registers = m_run.loop_registers();
     const KillsFlags kills_flags = [this](u64 rip) { return m_run.kills_flags_at(rip); };
-    Emitter emitter(a, m_thunks, m_slots, m_block, kills_flags);
-    m_block.kills_flags = m_run.kills_flags();
-    m_block.code_host = base + emit_entries(a, m_block);
-    if (m_run.loops()) {
-      m_block.loop_registers = m_run.loop_registers();
-      emitter.begin_loop(m_run.uses_vector());
-      m_block.code_loop = base + a.offset();
-    }
+    Emitter emitter(a, m_place.thunks, m_place.slots, m_place.records, made, kills_flags);
+    if (loops) emitter.begin_loop(m_run.uses_vector());
     m_run.emit(emitter);
-    emitter.finish();
-    m_block.stale_exit = base + emit_stale_exit(a, m_block.rip, kStaleBlock, m_thunks.leave_flags_in_image);
-    m_block.stale_exit_host = base + emit_stale_exit(a, m_block.rip, nullptr, m_thunks.leave_flags_in_host);
+    Block* block = emitter.finish(m_place.code.offset_of(made.code));
     m_pairs = emitter.pairs();
     code.flatten();
     code.resolveUnresolvedLinks();
-    code.relocateToBase(reinterpret_cast<u64>(base));
-    for (auto& link : m_block.links) {
-      link->displacement = base + reinterpret_cast<std::size_t>(link->displacement);
-      link->unlinked = base + reinterpret_cast<std::size_t>(link->unlinked);
-    }
-    std::vector<u8> host_code(code.codeSize());
-    code.copyFlattenedData(host_code.data(), host_code.size());
-    return host_code;
+    code.relocateToBase(base);
+    m_code.assign(lead + code.codeSize(), 0xcc);
+    code.copyFlattenedData(m_code.data() + lead, code.codeSize());
+    block->host_bytes = static_cast<u32>(code.codeSize());
+    return block;
   }
 
+  const std::vector<u8>& code() const { return m_code; }
   const std::vector<Emitter::Pair>& pairs() const { return m_pairs; }
 
  private:
-  Block& m_block;
+  const Block& m_facts;
   const Run& m_run;
-  const Thunks& m_thunks;
-  SlotNumbers& m_slots;
+  const TranslationPlace& m_place;
+  const std::size_t m_records;
+  std::vector<u8> m_code;
   std::vector<Emitter::Pair> m_pairs;
 };
 
 }  // namespace
 
-std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
-                                SlotNumbers& slots, const KnownCode& known, const u8* base) {
-  Run run(block, bytes, size, slots, known);
-  if (!run.plan()) return {};
-  block.guest_bytes = run.used();
-  Emission emission(block, run, thunks, slots);
-  u8* const start = const_cast<u8*>(base);
-  std::vector<u8> code = emission.emit_at(start);
-  block.lead = run.loops() ? best_shift(reinterpret_cast<u64>(base), emission.pairs()) : 0;
-  if (!block.lead) return code;
-  code = emission.emit_at(start + block.lead);
-  code.insert(code.begin(), block.lead, 0xcc);
-  return code;
+Block* translate_block(const Block& facts, const u8* bytes, unsigned size, const TranslationPlace& place) {
+  Run run(facts, bytes, size, place.slots, place.known);
+  if (!run.plan()) return nullptr;
+  ANYKVM_COUNT(blocks_translated);
+  ANYKVM_COUNT_SEVERAL(instructions_translated, run.instructions());
+  Block measured = facts;
+  measured.guest_bytes = static_cast<u16>(run.used());
+  Emission emission(measured, run, place);
+  Block* block = emission.emit_behind(0);
+  const auto at = reinterpret_cast<u64>(place.code.next());
+  const unsigned lead = run.loops() ? best_shift(at, emission.pairs()) : 0;
+  if (lead) block = emission.emit_behind(lead);
+  place.code.put(emission.code().data(), emission.code().size());
+  return block;
 }
 
 }  // namespace anykvm::x86

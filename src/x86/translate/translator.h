@@ -3,9 +3,9 @@
 // Owner: CodeCache, whose mutex is held.
 
 #include <functional>
-#include <vector>
 
 #include "x86/translate/block.h"
+#include "x86/translate/code_memory.h"
 #include "x86/translate/thunks.h"
 
 namespace anykvm::x86 {
@@ -13,10 +13,17 @@ namespace anykvm::x86 {
 // The block for this RIP, on the same page and in the same mode; null: none yet.
 using KnownCode = std::function<const Block*(u64 rip)>;
 
-// Fills `block` (rip, mode, straddles set by the caller) from `bytes`, which are `size` long; code will be
-// placed at `base`. Block::lead bytes and the host code are returned; empty if the first instruction is not
-// complete within `size` bytes.
-std::vector<u8> translate_block(Block& block, const u8* bytes, unsigned size, const Thunks& thunks,
-                                SlotNumbers& slots, const KnownCode& known, const u8* base);
+// What a translation takes from, and where it puts what it makes.
+struct TranslationPlace {
+  const Thunks& thunks;
+  SlotNumbers& slots;
+  RecordMemory& records;
+  CodeMemory& code;
+  const KnownCode& known;
+};
+
+// Makes a block from `bytes`, which are `size` long; `facts` says where they are and for what mode. Null: the
+// first instruction is not complete within `size` bytes.
+Block* translate_block(const Block& facts, const u8* bytes, unsigned size, const TranslationPlace& place);
 
 }  // namespace anykvm::x86
