@@ -135,7 +135,8 @@ class Dispatcher {
     // An instruction or a delivery whose accesses the client has answered is finished first: the state that
     // the client then reads and saves must not make them happen twice (KVM API 5, immediate_exit).
     const bool kicked = bits & kAttentionKick;
-    if (kicked && !m_private.replay.in_progress()) return interrupted();
+    m_half_done = half_done();
+    if (kicked && !m_half_done) return interrupted();
     if (!(bits & kAttentionEvent)) return {};
     clear(kAttentionEvent);
     if (auto exit = take_events()) return exit;
@@ -153,6 +154,21 @@ class Dispatcher {
     m_cpu.flush_tlb();
   }
 
+  // Is there an instruction or a delivery to be finished? If so, the next instruction runs alone. When it is
+  // not the one that the client has answered, since the client gave the CPU another state meanwhile, the
+  // answers are void.
+  bool half_done() {
+    IoReplay& replay = m_private.replay;
+    if (!replay.in_progress()) return m_had_its_turn = false;
+    if (m_had_its_turn && replay.attempts() == m_attempts) {
+      replay.done();
+      return m_had_its_turn = false;
+    }
+    m_attempts = replay.attempts();
+    if (!replay.delivering()) m_slow = true;
+    return m_had_its_turn = true;
+  }
+
   Exit interrupted() {
     clear(kAttentionKick);
     return make_exit(Exit::Reason::kInterrupted);
@@ -165,7 +181,7 @@ class Dispatcher {
     const bool injected = events.exception.injected || events.exception.pending ||
                           events.interrupt.injected || events.nmi.injected;
     const bool half_delivered = injected && m_private.replay.delivering();
-    if (m_private.replay.in_progress() && !half_delivered) return after_one_instruction();
+    if (m_half_done && !half_delivered) return after_one_instruction();
     if (injected) return deliver_from_events();
     const bool blocked = m_private.guest_debug.single_step && m_private.guest_debug.block_interrupts;
     if (events.shadow || blocked) return after_one_instruction();
@@ -494,7 +510,10 @@ class Dispatcher {
   CodeFinder m_finder;
   RecordRef m_left = kNoRecord;  // the link through which translated code left
   bool m_swallows_trap = false;
-  bool m_slow = false;    // the next instruction runs in its slow form
+  bool m_slow = false;  // the next instruction runs in its slow form
+  bool m_half_done = false;
+  bool m_had_its_turn = false;  // an instruction has run since half_done() saw m_attempts
+  u64 m_attempts = 0;
   bool m_narrow = false;  // the next block checks every access for itself
 };
 

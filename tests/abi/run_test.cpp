@@ -175,6 +175,26 @@ TEST(Run, immediate_exit_is_eintr_and_runs_nothing) {
   EXPECT_EQ(guest.run(), 0);
 }
 
+// A reset behind a write to a device looks like this.
+TEST(Run, cpu_that_the_client_moves_on_behind_an_exit_can_be_kicked) {
+  Guest guest({0xe6, 0x10,    // out 10H, al
+               0xeb, 0xfe});  // 1002H: jmp to itself
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+  kvm_regs regs = guest.regs();
+  regs.rip = Guest::kCode + 2;
+  guest.set_regs(regs);
+  SignalHandler handler(SIGUSR1);
+  std::atomic<bool> returned{false};
+  Later kicker([&returned, &guest, self = pthread_self()] {
+    pthread_kill(self, SIGUSR1);
+    for (int i = 0; i < 500 && !returned; ++i) usleep(10'000);
+    guest.memory.data()[Guest::kCode + 2] = 0xf4;  // so that a lost kick does not hang the test
+  });
+  EXPECT_EQ(guest.run(), -EINTR);
+  returned = true;
+}
+
 TEST(Run, immediate_exit_completes_a_pending_port_read) {
   Guest guest({0xe4, 0x60, 0xf4});  // in al,60h; hlt
   ASSERT_EQ(guest.run(), 0);

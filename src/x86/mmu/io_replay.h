@@ -33,13 +33,17 @@ class IoReplay {
     m_rip = rip;
     m_delivery = false;
     m_cursor = 0;
+    ++m_attempts;
   }
   // The same for an attempt to deliver an event, whose stack or tables may be outside of RAM.
   void begin_delivery() {
     if (!m_delivery) done();
     m_delivery = true;
     m_cursor = 0;
+    ++m_attempts;
   }
+  // How many of these two there have been.
+  u64 attempts() const { return m_attempts; }
   // What is in progress is a delivery, not an instruction.
   bool delivering() const { return m_delivery && in_progress(); }
   // Of the last instruction that began.
@@ -93,7 +97,7 @@ class IoReplay {
   BusAddress m_ahead_where;
   u8 m_ahead_size = 0;
   unsigned m_asked = 1;  // items that the open exit asks for
-  u64 m_rip = 0;
+  u64 m_rip = 0, m_attempts = 0;
   bool m_delivery = false;
   std::size_t m_cursor = 0;  // the next access of this attempt
 };
