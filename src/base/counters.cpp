@@ -96,7 +96,9 @@ File* make_file() {
   if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) return nullptr;
   void* mapping = mmap(nullptr, sizeof(File), PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (mapping == MAP_FAILED) return nullptr;
-  new Fd(std::move(fd));  // open for as long as the process lives
+  // Open for as long as the process lives; a child gives its parent's back.
+  static Fd& descriptor = *new Fd;
+  descriptor = std::move(fd);
   return static_cast<File*>(mapping);
 }
 
