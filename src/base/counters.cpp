@@ -90,7 +90,7 @@ void leave_file_in_child() {
 }
 
 File* make_file() {
-  Fd fd(memfd_create(kFileName, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  Fd fd = out_of_the_way(Fd(memfd_create(kFileName, MFD_CLOEXEC | MFD_ALLOW_SEALING)));
   if (!fd.valid() || ftruncate(fd.get(), sizeof(File)) != 0) return nullptr;
   // SAFETY: nobody can shrink the file under the mapping.
   if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) return nullptr;

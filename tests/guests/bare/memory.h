@@ -32,7 +32,11 @@ class AddressSpace {
   // Makes what is missing above `level` (1: the page table) and returns the entry for `address`. New tables
   // are present, writable and user-accessible.
   u64& entry(u64 address, unsigned level = 1);
-  void map(u64 address, u64 frame, u64 flags) { entry(address) = frame | flags; }
+  // Done when it returns: what the compiler stores later comes later.
+  void map(u64 address, u64 frame, u64 flags) {
+    entry(address) = frame | flags;
+    asm volatile("" : : : "memory");
+  }
   // Loads CR3; leave() goes back to the boot tables.
   void enter() const { write_cr3(m_root); }
   static void leave();

@@ -39,9 +39,7 @@ BARE_TEST(smp, interrupts_reach_the_others) {
   set_handler(kVector, receive);
   constexpr unsigned kRounds = 50;
   auto listen = [] {
-    sti();
-    while (__atomic_load_n(&s_received, __ATOMIC_SEQ_CST) < kRounds) asm volatile("hlt");
-    cli();
+    while (__atomic_load_n(&s_received, __ATOMIC_SEQ_CST) < kRounds) wait_for_interrupt();
   };
   start_on(1, listen);
   for (unsigned i = 0; i < kRounds; ++i) {
