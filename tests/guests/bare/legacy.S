@@ -122,7 +122,7 @@ start:
   mov RUN_EBX(%ebx), %ebx
   iretl
 
-  .macro stub32 number, has_error
+  .macro entry32 number, has_error
   .if \has_error == 0
   pushl $0
   .endif
@@ -131,14 +131,14 @@ start:
   .align 16
   .endm
   .align 16
-  .global legacy_stubs
-legacy_stubs:
+  .global legacy_entries
+legacy_entries:
   .set vector, 0
   .rept 256
   .if (vector == 8) || (vector >= 10 && vector <= 14) || (vector == 17) || (vector == 21)
-  stub32 vector, 1
+  entry32 vector, 1
   .else
-  stub32 vector, 0
+  entry32 vector, 0
   .endif
   .set vector, vector + 1
   .endr

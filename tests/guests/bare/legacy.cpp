@@ -6,13 +6,13 @@ namespace bare {
 
 extern "C" {
 u64 legacy_idt[256];
-extern const u8 legacy_stubs[], legacy_stack_top[];
+extern const u8 legacy_entries[], legacy_stack_top[];
 void enter_legacy(LegacyRun* run);
 }
 
 namespace {
 
-constexpr unsigned kStubSize = 16;
+constexpr unsigned kEntrySize = 16;
 Tss32 s_tss;
 bool s_ready = false;
 alignas(4096) u8 s_ring0_stack[4096];
@@ -21,8 +21,8 @@ void prepare() {
   if (s_ready) return;
   s_ready = true;
   for (unsigned v = 0; v < 256; ++v) {
-    u32 stub = static_cast<u32>(reinterpret_cast<u64>(legacy_stubs)) + v * kStubSize;
-    legacy_idt[v] = make_gate32(stub, SEL_CODE32, kInterruptGate, v == kDone ? 3 : 0);
+    u32 entry = static_cast<u32>(reinterpret_cast<u64>(legacy_entries)) + v * kEntrySize;
+    legacy_idt[v] = make_gate32(entry, SEL_CODE32, kInterruptGate, v == kDone ? 3 : 0);
   }
   s_tss.ss0 = SEL_DATA;
   s_tss.esp0 = static_cast<u32>(reinterpret_cast<u64>(s_ring0_stack + sizeof s_ring0_stack));

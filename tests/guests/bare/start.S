@@ -144,7 +144,7 @@ ap_start32:
   jmp 6b
 
   // --- Exceptions and interrupts: struct Trap on the stack (traps.h) ---
-  .macro stub number, has_error
+  .macro trap_entry number, has_error
   .if \has_error == 0
   pushq $0
   .endif
@@ -153,14 +153,14 @@ ap_start32:
   .align 16
   .endm
   .align 16
-  .global trap_stubs
-trap_stubs:
+  .global trap_entries
+trap_entries:
   .set vector, 0
   .rept 256
   .if (vector == 8) || (vector >= 10 && vector <= 14) || (vector == 17) || (vector == 21)
-  stub vector, 1
+  trap_entry vector, 1
   .else
-  stub vector, 0
+  trap_entry vector, 0
   .endif
   .set vector, vector + 1
   .endr

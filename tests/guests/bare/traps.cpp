@@ -6,7 +6,7 @@ namespace bare {
 
 extern "C" {
 extern u64 gdt[];
-extern const u8 trap_stubs[];
+extern const u8 trap_entries[];
 bool call_until_trap(void (*function)(void*), void* argument, u64* stack);
 void after_trap();
 void enter_user(u64 rip, u64 rsp, u64 cs, u64 argument);
@@ -31,7 +31,7 @@ bool s_catching = false;
 u64 s_return_stack;
 Caught s_caught;
 
-constexpr size_t kStubSize = 16;
+constexpr size_t kEntrySize = 16;
 constexpr u8 kFaultIst = 1;  // for double faults
 
 void print_item(const char* name, u64 value) {
@@ -61,8 +61,8 @@ void go_on_after(Trap& t) {
 
 void init_idt() {
   for (unsigned v = 0; v < 256; ++v) {
-    u64 stub = reinterpret_cast<u64>(trap_stubs) + v * kStubSize;
-    s_idt[v] = make_gate(reinterpret_cast<void (*)()>(stub), SEL_CODE64, kInterruptGate, v == kDone ? 3 : 0,
+    u64 entry = reinterpret_cast<u64>(trap_entries) + v * kEntrySize;
+    s_idt[v] = make_gate(reinterpret_cast<void (*)()>(entry), SEL_CODE64, kInterruptGate, v == kDone ? 3 : 0,
                          v == kDf ? kFaultIst : 0);
   }
 }
