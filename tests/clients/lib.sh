@@ -57,6 +57,19 @@ run_client() {
   code=$?
 }
 
+# The demo guest's kernel, started by QEMU itself; the guest's own checks must pass.
+boot_demo_guest() { # boot_demo_guest GUEST_DIR CPUS QEMU_OPTION...
+  local guest_dir=$1 cpus=$2
+  shift 2
+  need qemu-system-x86_64
+  need_guest "$guest_dir"
+  run_client 60 qemu-system-x86_64 "$@" -smp "$cpus" -m 512 -nodefaults -no-user-config -display none -serial stdio \
+    -no-reboot -kernel "$kernel" -initrd "$initrd" -append "console=ttyS0 panic=-1 demo=check"
+  expect "exit code 0, not $code" [ $code = 0 ]
+  expect_served_by_anykvm
+  expect_guest_check "$cpus"
+}
+
 # Nobody but the engine writes such a line.
 expect_served_by_anykvm() { expect "anykvm's trace" grep -aqE 'anykvm [0-9.]+ [0-9]+ memory: slot' "$dir/messages"; }
 # What a kernel says of the CPU model's weaknesses is no complaint.
