@@ -42,6 +42,8 @@ void anykvm_replaced(int fd);
 /* Call in place of sigaction(2). 1: done. 0: not done: call sigaction(2), then this again, so that a KVM_RUN in progress knows
  * the handler. */
 int anykvm_sigaction(int signal, const struct sigaction *action, struct sigaction *old);
+/* From now on the CPUID instructions of the main program say that the CPU has VMX or SVM. Before its own code runs, once. */
+void anykvm_show_virtualization(void);
 
 #ifdef __cplusplus
 }

@@ -13,6 +13,7 @@
 #include "core/run_signals.h"
 #include "core/vcpu.h"
 #include "core/vm.h"
+#include "program/virtualization.h"
 #include "x86/translate/host_signals.h"
 
 namespace anykvm::abi {
@@ -150,6 +151,8 @@ unsigned anykvm_first_held(unsigned first, unsigned last) {
 }
 
 void anykvm_replaced(int fd) { abi::forget(fd); }
+
+void anykvm_show_virtualization() { program::show_virtualization(); }
 
 int anykvm_sigaction(int signal, const struct sigaction* action, struct sigaction* old) {
   if (x86::change_fault_action(signal, action, old)) return 1;

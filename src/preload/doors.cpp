@@ -8,6 +8,7 @@
 
 #include "base/raw_syscall.h"
 #include "preload/closing.h"
+#include "preload/cpu_information.h"
 
 namespace anykvm::preload {
 namespace {
@@ -15,15 +16,6 @@ namespace {
 std::atomic<long> g_process{0};  // in which the engine was loaded, or the child of a fork(2) of it
 
 bool in_engine_process() { return raw_syscall(SYS_getpid) == g_process.load(std::memory_order_relaxed); }
-
-const Engine* engine_for_this_process() {
-  const bool first = !engine();
-  const Engine* loaded = load_engine();
-  if (!loaded || !first) return loaded;
-  g_process.store(raw_syscall(SYS_getpid));
-  pthread_atfork(nullptr, nullptr, [] { g_process.store(raw_syscall(SYS_getpid)); });
-  return loaded;
-}
 
 // What /proc/self/fd says of `fd`, if that is the name of a memfd of ours: without "/memfd:" and "
 // (deleted)". False also for other files.
@@ -53,8 +45,6 @@ bool is_inherited(int fd) {
   return name_of_ours(fd, name);
 }
 
-}  // namespace
-
 int open_device(int flags) {
   if ((flags & O_CREAT) && (flags & O_EXCL)) return errno = EEXIST, -1;
   if (flags & O_DIRECTORY) return errno = ENOTDIR, -1;
@@ -62,6 +52,27 @@ int open_device(int flags) {
   if (loaded) return loaded->open("/dev/kvm", flags);
   errno = ENODEV;
   return -1;
+}
+
+}  // namespace
+
+const Engine* engine_for_this_process() {
+  const bool first = !engine();
+  const Engine* loaded = load_engine();
+  if (!loaded || !first) return loaded;
+  g_process.store(raw_syscall(SYS_getpid));
+  pthread_atfork(nullptr, nullptr, [] { g_process.store(raw_syscall(SYS_getpid)); });
+  return loaded;
+}
+
+bool open_ours(int directory, const char* path, int flags, int* fd) {
+  if (is_our_device(directory, path))
+    *fd = open_device(flags);
+  else if (names_cpu_information(path, flags) && !hardware_wanted_and_working())
+    *fd = open_cpu_information(flags);
+  else
+    return false;
+  return true;
 }
 
 bool device_ioctl(int fd, unsigned long request, unsigned long argument, int* result) {

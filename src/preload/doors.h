@@ -16,8 +16,12 @@ inline bool is_our_device(int directory, const char* path) {
   return names_device(directory, path) && !hardware_wanted_and_working();
 }
 
-// Opens the device: a descriptor, or -1 and errno.
-int open_device(int flags);
+// Opens a file that we answer for, /dev/kvm or /proc/cpuinfo: a descriptor, or -1 and errno. False: it is
+// none of these.
+bool open_ours(int directory, const char* path, int flags, int* fd);
+
+// The engine, for a program that is going to use it. Null if it cannot be loaded.
+const Engine* engine_for_this_process();
 
 // The request is one of KVM's (linux/kvm.h: KVMIO).
 inline bool is_kvm_request(unsigned long request) { return (request >> 8 & 0xff) == 0xae; }

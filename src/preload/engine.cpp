@@ -51,7 +51,8 @@ bool find_functions(void* library, Engine& engine) {
          find(library, "anykvm_replaced", engine.replaced) &&
          find(library, "anykvm_first_held", engine.first_held) &&
          find(library, "anykvm_fallocate", engine.fallocate) &&
-         find(library, "anykvm_sigaction", engine.sigaction);
+         find(library, "anykvm_sigaction", engine.sigaction) &&
+         find(library, "anykvm_show_virtualization", engine.show_virtualization);
 }
 
 const Engine* fail(const char* text) {

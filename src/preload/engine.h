@@ -23,6 +23,7 @@ struct Engine {
   void (*replaced)(int);
   int (*fallocate)(int, int, off_t, off_t);
   int (*sigaction)(int, const struct sigaction*, struct sigaction*);
+  void (*show_virtualization)();
 };
 
 extern std::atomic<const Engine*> g_engine;

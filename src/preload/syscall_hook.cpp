@@ -24,16 +24,16 @@ long finish(long result) {
   return -1;
 }
 
-// The device is opened by this call: its open flags.
-bool opens_device(long number, long a, long b, long c, int* flags) {
+// A file of ours is opened by this call: its descriptor, or -1 and errno.
+bool opens_ours(long number, long a, long b, long c, int* fd) {
   switch (number) {
     case SYS_open:
-      return *flags = static_cast<int>(b), is_our_device(AT_FDCWD, as_path(a));
+      return open_ours(AT_FDCWD, as_path(a), static_cast<int>(b), fd);
     case SYS_openat:
-      return *flags = static_cast<int>(c), is_our_device(static_cast<int>(a), as_path(b));
+      return open_ours(static_cast<int>(a), as_path(b), static_cast<int>(c), fd);
     case SYS_openat2:
-      if (!is_our_device(static_cast<int>(a), as_path(b)) || !c) return false;
-      return *flags = static_cast<int>(reinterpret_cast<const open_how*>(c)->flags), true;
+      return c && open_ours(static_cast<int>(a), as_path(b),
+                            static_cast<int>(reinterpret_cast<const open_how*>(c)->flags), fd);
     default:
       return false;
   }
@@ -117,13 +117,13 @@ long start_program(long environment, Call&& call) {
 
 long hook_syscall(long, long, long, long, long, long, long) ANYKVM_HOOK(syscall);
 long hook_syscall(long number, long a, long b, long c, long d, long e, long f) {
-  int flags = 0;
+  int fd = -1;
   struct stat* status = nullptr;
   switch (number) {
     case SYS_open:
     case SYS_openat:
     case SYS_openat2:
-      if (opens_device(number, a, b, c, &flags)) return open_device(flags);
+      if (opens_ours(number, a, b, c, &fd)) return fd;
       break;
     case SYS_stat:
     case SYS_lstat:

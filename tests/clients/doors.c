@@ -5,9 +5,11 @@
  *        doors which      who answers: anykvm, kernel or nobody
  *        doors uses       exit code 0 if anykvm answers, 1 if not
  *        doors inherited DEVICE VM CLOSED      descriptors that an exec(2) left open or closed
+ *        doors cpu        what CPUID says, but for virtualization
  *        doors plain      no KVM at all: what descriptors, forks and threads do, for comparison
  */
 #define _GNU_SOURCE
+#include <cpuid.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -590,9 +592,51 @@ static int plain(void) {
   return 0;
 }
 
+/* --- the CPU, which programs ask before they look for the device --- */
+
+/* The leaf and the bit of ECX for VMX or SVM. */
+static unsigned virtualization(unsigned* leaf) {
+  unsigned eax, ebx, ecx, edx;
+  __cpuid(0, eax, ebx, ecx, edx);
+  *leaf = ebx == signature_INTEL_ebx ? 1 : 0x80000001;
+  return ebx == signature_INTEL_ebx ? 1 << 5 : 1 << 2;
+}
+
+static int cpu(void) {
+  const unsigned leaves[] = {0, 1, 7, 0x80000000, 0x80000001, 0x80000008};
+  unsigned leaf, eax, ebx, ecx, edx;
+  const unsigned bit = virtualization(&leaf);
+  for (unsigned i = 0; i < sizeof leaves / sizeof *leaves; ++i) {
+    __cpuid_count(leaves[i], 0, eax, ebx, ecx, edx);
+    if (leaves[i] == 1) ebx &= 0xffffff; /* the number of the CPU that this runs on */
+    if (leaves[i] == leaf) ecx &= ~bit;
+    printf("%08x: %08x %08x %08x %08x\n", leaves[i], eax, ebx, ecx, edx);
+  }
+  return 0;
+}
+
+static void test_cpu(void) {
+  unsigned leaf, eax, ebx, ecx, edx, lines = 0, with_flag = 0;
+  const unsigned bit = virtualization(&leaf);
+  __cpuid_count(leaf, 0, eax, ebx, ecx, edx);
+  expect("CPUID says that there is virtualization", ecx & bit);
+  char line[16384];
+  FILE* file = fopen("/proc/cpuinfo", "r");
+  while (file && fgets(line, sizeof line, file)) {
+    if (strncmp(line, "flags", 5) != 0) continue;
+    line[strcspn(line, "\n")] = 0;
+    strcat(line, " ");
+    ++lines;
+    with_flag += strstr(line, leaf == 1 ? " vmx " : " svm ") != NULL;
+  }
+  if (file) fclose(file);
+  expect("/proc/cpuinfo says so, too", lines && with_flag == lines);
+}
+
 int main(int argc, char** argv) {
   setvbuf(stdout, NULL, _IOLBF, 0); /* so that children do not write it once more */
   if (argc == 2 && strcmp(argv[1], "plain") == 0) return plain();
+  if (argc == 2 && strcmp(argv[1], "cpu") == 0) return cpu();
   if (argc == 5 && strcmp(argv[1], "inherited") == 0) return test_inherited(argv + 2);
   if (argc == 2 && strcmp(argv[1], "which") == 0) {
     const int fd = open(DEVICE, O_RDWR);
@@ -601,6 +645,7 @@ int main(int argc, char** argv) {
   }
   if (argc == 2 && strcmp(argv[1], "uses") == 0) return !is_anykvm(open(DEVICE, O_RDWR));
   if (!realpath("/proc/self/exe", self)) return 1;
+  test_cpu();
   test_opening();
   test_looking();
   test_using();

@@ -102,6 +102,10 @@ same() {
   expect "$what: the same as without anykvm" diff "$dir/without" "$dir/with"
 }
 same "descriptors, forks, threads" "$doors" plain
+same "the CPU, but for virtualization" "$doors" cpu
+cpu_information() { "$@" grep -v MHz /proc/cpuinfo | sed -E 's/^(flags.*) (vmx|svm)$/\1/'; }
+expect "/proc/cpuinfo is the machine's, but for virtualization" \
+  [ "$(cpu_information "$anykvm" exec)" = "$(cpu_information env)" ]
 same "a directory" ls -la /usr/lib
 same "a pipeline" bash -c 'find /usr/share/doc -type f | sort | sha256sum; exit 3'
 same "a compressor" bash -c 'tar -C /usr/share -c doc/bash 2>/dev/null | gzip -n | sha256sum'
