@@ -272,13 +272,13 @@ class Dispatcher {
     ++m_cpu.counts().lookups;
     Leave leave = m_context.leave;
     if (leave == Leave::kLookup) {
+      m_slow = m_narrow = false;
       if (left & kIndirectBranch) {
         if (!fetchable()) return branch_faulted(left);
         m_left = kNoRecord;
       } else {
         left_through(left);
       }
-      m_slow = m_narrow = false;
       m_context.rflags_from_image();
       if (trap && !m_swallows_trap) m_private.debug_hits |= kDr6Bs;
       if (m_private.debug_hits || m_private.guest_debug.single_step) return debug_trap();
@@ -308,7 +308,9 @@ class Dispatcher {
   void left_through(RecordRef left) {
     if (left == kStaleBlock) return left_dead_block();
     m_left = left;
-    if (left != kNoRecord) m_state.rip = m_code.target_of(left);
+    if (left == kNoRecord) return;
+    m_state.rip = m_code.target_of(left);
+    m_narrow = m_code.leads_to_narrow(left);
   }
 
   // Before its first instruction; the jump cache still leads to it.

@@ -4,9 +4,9 @@ namespace anykvm::x86 {
 
 namespace {
 
-// 256 misses in less than this time (host TSC). A loop that walks through memory misses once in thousands of
-// cycles, one that jumps about every few dozen.
-constexpr u64 kThrashingCycles = 256 * 192;
+// 256 misses in less than this time (kilocycles of the host's TSC). A loop that walks through memory misses
+// once in thousands of cycles, one that jumps about every few dozen. A group is worth more misses.
+constexpr u32 kThrashing = 256 * 192 / 1024, kThrashingGroup = kThrashing / 3;
 
 // Does the page that begins at `page` hold bytes of the slot, whose extent begins at `first`? It may be told
 // of a page more at the end, since the slot does not know its span.
@@ -79,11 +79,11 @@ void AccessSlots::forbid_writes(const u8* host_page) {
   });
 }
 
-bool AccessSlots::thrashes(u32 slot, u64 now) {
+bool AccessSlots::thrashes(u32 slot, bool leads, u64 now) {
   if (misses[slot] != 0) return false;
-  const u64 before = slots[slot].since;
-  slots[slot].since = now;
-  return now - before < kThrashingCycles;
+  const u32 before = slots[slot].since;
+  slots[slot].since = static_cast<u32>(now / 1024);
+  return slots[slot].since - before < (leads ? kThrashingGroup : kThrashing);
 }
 
 }  // namespace anykvm::x86

@@ -60,7 +60,8 @@ struct AccessSlot {
   u64 first;   // linear
   u64 length;  // bytes that an access may begin at; 0: empty
   u64 delta;   // host address - linear address
-  u64 since;   // when the count of misses was 0 last
+  u32 since;   // when the count of misses was 0 last, in kilocycles
+  u32 split;   // where a group was found to begin that lies on two pages apart: low bits of the page's number
 };
 
 struct AccessSlots {
@@ -82,9 +83,13 @@ struct AccessSlots {
   void flush_page(Gva address);
   void forbid_writes(const u8* host_page);
 
+  // Remembers that a group which begins on the page of `address` is not in one piece. Nobody takes that back
+  // where mappings change: whoever believes it is slower than need be, not wrong.
+  void note_split(u32 slot, Gva address) { slots[slot].split = static_cast<u32>(address.value >> 12); }
+
   // Counts the misses of a slot. True at times, if they follow each other so closely that the access is
-  // better off with the TLB alone.
-  bool thrashes(u32 slot, u64 now);
+  // better off with the TLB alone. `leads`: it stands for several.
+  bool thrashes(u32 slot, bool leads, u64 now);
 
   u8 misses[kSlotCount] = {};  // modulo 256
 

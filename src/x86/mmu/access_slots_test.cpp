@@ -123,12 +123,19 @@ TEST_F(AccessSlotsTest, refilling_one_slot_forever_does_not_fill_the_journal) {
 
 TEST_F(AccessSlotsTest, thrashing_is_a_matter_of_time) {
   m_slots->misses[3] = 0;
-  EXPECT_FALSE(m_slots->thrashes(3, 1'000'000'000));
-  EXPECT_FALSE(m_slots->thrashes(3, 2'000'000'000));
+  EXPECT_FALSE(m_slots->thrashes(3, false, 1'000'000'000));
+  EXPECT_FALSE(m_slots->thrashes(3, false, 2'000'000'000));
   m_slots->misses[3] = 1;
-  EXPECT_FALSE(m_slots->thrashes(3, 2'000'000'100));
+  EXPECT_FALSE(m_slots->thrashes(3, false, 2'000'000'100));
   m_slots->misses[3] = 0;
-  EXPECT_TRUE(m_slots->thrashes(3, 2'000'010'000));
+  EXPECT_TRUE(m_slots->thrashes(3, false, 2'000'010'000));
+}
+
+TEST_F(AccessSlotsTest, a_group_may_miss_more_often) {
+  EXPECT_FALSE(m_slots->thrashes(3, true, 1'000'000'000));
+  EXPECT_FALSE(m_slots->thrashes(3, true, 1'000'030'000));
+  EXPECT_TRUE(m_slots->thrashes(3, false, 1'000'060'000));
+  EXPECT_TRUE(m_slots->thrashes(3, true, 1'000'070'000));
 }
 
 class ExtentTest : public testing::Test {

@@ -22,10 +22,18 @@ u8* leave_fault(Context* context, const GuestStop& stop) {
   return nullptr;
 }
 
-// The page of `address` into the TLB; its host address, or null: not by way of the TLB.
-Guest<u8*> map_page(Context& context, Gva address, bool write, MmuIndex mmu) {
+// May the page be in the TLB for writing although nobody has written yet? Only if that changes nothing: the
+// page is dirty in the guest's tables, nobody keeps a log, and there is no code.
+bool may_be_written(const MemorySlot& slot, const Translation& t, u8 cpu_number) {
+  if (!t.writable || slot.read_only || slot.dirty_bitmap) return false;
+  return !slot.meta(t.gpa).has_code.load() && !code_pages::announce_write(slot, t.gpa, cpu_number);
+}
+
+// The page of `address` into the TLB; its host address, or null: not by way of the TLB. `write_follows`: for
+// writing as well if it may_be_written().
+Guest<u8*> map_page(Context& context, Gva address, bool write, bool write_follows, MmuIndex mmu) {
   Cpu& cpu = *context.cpu;
-  if (u8* known = context.tlb[mmu].find(address, 1, write)) return known;
+  if (u8* known = context.tlb[mmu].find(address, 1, write || write_follows)) return known;
   ++context.counts->tlb_misses;
   const PhysicalMemory& memory = cpu.machine().memory();
   const Translation t = TRY(translate(context.state, memory, address, write ? Access::kWrite : Access::kRead,
@@ -38,7 +46,8 @@ Guest<u8*> map_page(Context& context, Gva address, bool write, MmuIndex mmu) {
   }
   if (t.page_size > kPageSize) cpu.note_large_page(address, t.page_size);
   u8* host = slot->host + (t.gpa - slot->base);
-  context.tlb[mmu].fill(address, host - address.page_offset(), write, t.global);
+  const bool writable = write || (write_follows && may_be_written(*slot, t, cpu.number()));
+  context.tlb[mmu].fill(address, host - address.page_offset(), writable, t.global);
   return host;
 }
 
@@ -48,8 +57,15 @@ bool continues(Context& context, Gva address, const u8* host, bool write, MmuInd
   const Gva next = address.page() + kPageSize;
   const bool wraps = !context.state.code64() && (next.value & low_bits(32)) == 0;
   if (wraps) return false;
-  auto second = map_page(context, next, write, mmu);
+  auto second = map_page(context, next, write, false, mmu);
   return second.ok() && second.value() == host + (next - address);
+}
+
+// Do the bytes of a group lie on two pages that are there, but apart?
+bool on_split_pages(const TlbTable& table, Gva first, unsigned size, bool write) {
+  const u8* begin = table.find(first, 1, write);
+  const u8* end = table.find(first + (size - 1), 1, write);
+  return begin && end && end - begin != static_cast<i64>(size - 1);
 }
 
 }  // namespace
@@ -62,33 +78,40 @@ void Cpu::note_large_page(Gva address, u64 size) {
 // The leader of a group is an access like any other, as far as faults and slow forms are concerned. What
 // follows it may never be executed, so its pages are only looked up.
 extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
-  const bool write = MissInfo::write(info), has_slot = MissInfo::has_slot(info);
+  const bool write = MissInfo::write(info), own_write = MissInfo::own_write(info);
+  const bool has_slot = MissInfo::has_slot(info), leads = MissInfo::leads(info);
   const MmuIndex mmu = MissInfo::mmu(info);
-  if (has_slot && context->access.thrashes(MissInfo::slot(info), __rdtsc()))
+  if (has_slot && context->access.thrashes(MissInfo::slot(info), leads, __rdtsc()))
     return leave_for(context, Leave::kThrash);
   const Gva address(linear + MissInfo::own_at(info));
   const unsigned own_size = MissInfo::own_size(info), size = MissInfo::size(info);
   const bool crosses = address.page_offset() + own_size > kPageSize;
   if (!context->state.canonical(address.value) || !context->state.canonical(address.value + own_size - 1))
     return leave_for(context, Leave::kSlow);
-  auto mapped = map_page(*context, address, write, mmu);
+  auto mapped = map_page(*context, address, own_write, write, mmu);
   if (!mapped.ok()) {
     const bool exact = !MissInfo::masked(info) && !crosses;
     return exact ? leave_fault(context, mapped.error()) : leave_for(context, Leave::kSlow);
   }
   u8* const own = mapped.value();
-  if (!own || (crosses && !continues(*context, address, own, write, mmu)))
+  if (!own || (crosses && !continues(*context, address, own, own_write, mmu)))
     return leave_for(context, Leave::kSlow);
   u8* const host = own - MissInfo::own_at(info);
-  if (!has_slot && !MissInfo::leads(info)) return host;
+  if (!has_slot && !leads) return host;
   const TlbTable& table = context->tlb[mmu];
   const TlbTable::Extent extent = optimizations().extents ? table.extent_around(address, write)
                                                           : TlbTable::Extent{address.page().value, kPageSize};
   const u64 at = linear - extent.first;
-  const bool whole = at < extent.bytes && extent.bytes - at >= size;
+  const bool permitted = table.find(address, 1, write) != nullptr;
+  const bool whole = permitted && at < extent.bytes && extent.bytes - at >= size;
   if (whole && has_slot)
     context->access.fill(MissInfo::slot(info), extent, size, reinterpret_cast<u64>(host) - linear);
-  return whole || !MissInfo::leads(info) ? host : leave_for(context, Leave::kNarrow);
+  if (whole || !leads) return host;
+  const bool split =
+      has_slot && MissInfo::knows_split_pages(info) && on_split_pages(table, Gva(linear), size, write);
+  if (!split) return leave_for(context, Leave::kNarrow);
+  context->access.note_split(MissInfo::slot(info), Gva(linear));
+  return reinterpret_cast<u8*>(kSplitPages);
 }
 
 }  // namespace anykvm::x86

@@ -101,40 +101,51 @@ void AccessGroups::add(const Decoded& d, const Policy& policy, bool may_lead, Gr
   Access access{};
   if (access_of(d, policy, &access)) place_access(access, may_lead, place);
   follow_registers(d, policy);
+  if (policy.kind != Policy::Kind::kRule || policy.rule != Rule::kjcc) return;
+  for (Groups& groups : m_open) {
+    for (Open& open : groups) open.certain = false;
+  }
 }
 
 void AccessGroups::place_access(const Access& access, bool may_lead, GroupPlace* place) {
-  Open& open = m_open[access.base];
-  const i64 at = open.moved + access.displacement, end = at + access.size;
-  if (open.leader && (open.write || !access.write)) {
-    const i64 low = std::min(open.low, at), high = std::max(open.high, end);
-    if (rounded(high - low) <= i64{kLongestSpan}) {
-      open.low = low;
-      open.high = high;
-      open.leader->low = static_cast<i16>(low - open.leader_at);
-      open.leader->span = static_cast<u16>(rounded(high - low));
-      place->group = open.leader->group;
-      ++m_members[place->group];
-      return;
-    }
+  Groups& groups = m_open[access.base];
+  for (Open& open : groups) {
+    if (join(open, access, place)) return;
   }
-  open.leader = nullptr;
   const bool too_far = std::abs(access.displacement) > kLargestDisplacement;
   if (!may_lead || too_far || m_count == kMostGroups) return;
   place->group = m_count++;
   place->leads = true;
+  place->writes = access.write;
   place->span = static_cast<u16>(access.size);
   m_leaders[place->group] = place;
   m_members[place->group] = 1;
-  open = {place,       0, access.displacement, access.displacement, access.displacement + access.size,
-          access.write};
+  std::rotate(groups.begin(), groups.end() - 1, groups.end());
+  groups[0] = {place, 0, access.displacement, access.displacement, access.displacement + access.size, true};
+}
+
+// A write joins those that read only where it is certain to come: the leader would ask for a permission that
+// is not needed, and pages that are never written may lack it for good.
+bool AccessGroups::join(Open& open, const Access& access, GroupPlace* place) {
+  if (!open.leader || (access.write && !open.leader->writes && !open.certain)) return false;
+  const i64 at = open.moved + access.displacement;
+  const i64 low = std::min(open.low, at), high = std::max(open.high, at + access.size);
+  if (rounded(high - low) > i64{kLongestSpan}) return false;
+  open.low = low;
+  open.high = high;
+  open.leader->low = static_cast<i16>(low - open.leader_at);
+  open.leader->span = static_cast<u16>(rounded(high - low));
+  open.leader->writes |= access.write;
+  place->group = open.leader->group;
+  ++m_members[place->group];
+  return true;
 }
 
 void AccessGroups::follow_registers(const Decoded& d, const Policy& policy) {
   const Insn& insn = d.insn;
   if (policy.kind == Policy::Kind::kRule && policy.rule != Rule::klea) {
     const i64 step = stack_step(insn, policy.rule);
-    m_open[kRsp].moved += step;
+    for (Open& open : m_open[kRsp]) open.moved += step;
     u16 written = d.gprs_written;
     const bool only_moves = step != 0 && !(policy.rule == Rule::kpop && insn.rm == kRsp);
     if (only_moves) written &= static_cast<u16>(~mask_of(kRsp));
@@ -143,14 +154,16 @@ void AccessGroups::follow_registers(const Decoded& d, const Policy& policy) {
   u8 gpr = 0;
   i64 constant = 0;
   if (!adds_constant(d, &gpr, &constant)) return forget(d.gprs_written);
-  Open& open = m_open[gpr];
-  open.moved += constant;
-  if (std::abs(open.moved) > kLargestDisplacement) open.leader = nullptr;
+  for (Open& open : m_open[gpr]) {
+    open.moved += constant;
+    if (std::abs(open.moved) > kLargestDisplacement) open.leader = nullptr;
+  }
 }
 
 void AccessGroups::forget(u16 gprs) {
   for (u8 gpr = 0; gpr < 16; ++gpr) {
-    if (gprs & mask_of(gpr)) m_open[gpr].leader = nullptr;
+    if (!(gprs & mask_of(gpr))) continue;
+    for (Open& open : m_open[gpr]) open.leader = nullptr;
   }
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 // Which accesses of a block one check serves: those off one base register, close together, while constants
-// are all that is added to it. The first of them, the leader, checks the bytes of all
-// (docs/decisions/access-groups.md). Owner: one translation.
+// are all that is added to it. The first of them, the leader, checks the bytes of all, for writing if any of
+// them writes (docs/decisions/access-groups.md). Owner: one translation.
 
 #include <array>
 #include <functional>
@@ -15,10 +15,11 @@ namespace anykvm::x86 {
 struct GroupPlace {
   static constexpr u8 kNone = 0xff;
 
-  u8 group = kNone;    // number within the block
-  bool leads = false;  // the check is here
-  i16 low = 0;         // of the leader: where the group's bytes begin, from its own address
-  u16 span = 0;        // of the leader: how many there are
+  u8 group = kNone;     // number within the block
+  bool leads = false;   // the check is here
+  bool writes = false;  // of the leader: some access of the group writes
+  i16 low = 0;          // of the leader: where the group's bytes begin, from its own address
+  u16 span = 0;         // of the leader: how many there are
 
   bool follows() const { return group != kNone && !leads; }
 };
@@ -45,15 +46,18 @@ class AccessGroups {
     i64 moved = 0;          // what was added since
     i64 leader_at = 0;      // the leader's address
     i64 low = 0, high = 0;  // the bytes of all
-    bool write = false;
+    bool certain = true;    // whatever comes now is executed, unless something faults
   };
+  // The groups of a base register that are open, the latest first: functions work on two ends of a frame.
+  using Groups = std::array<Open, 2>;
 
   static bool access_of(const Decoded& d, const Policy& policy, Access* out);
   void place_access(const Access& access, bool may_lead, GroupPlace* place);
+  bool join(Open& open, const Access& access, GroupPlace* place);
   void follow_registers(const Decoded& d, const Policy& policy);
   void forget(u16 gprs);
 
-  std::array<Open, 16> m_open{};
+  std::array<Groups, 16> m_open{};
   std::array<GroupPlace*, kMostGroups> m_leaders{};
   std::array<u8, kMostGroups> m_members{};
   u8 m_count = 0;

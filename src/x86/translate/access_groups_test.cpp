@@ -54,13 +54,50 @@ TEST(AccessGroups, one_access_is_no_group) {
   EXPECT_FALSE(places[0].leads);
 }
 
-TEST(AccessGroups, a_write_needs_a_leader_that_writes) {
+TEST(AccessGroups, a_write_that_is_certain_joins_a_leader_that_reads) {
   auto places = groups_of({0x48, 0x8b, 0x03,          // mov rax, [rbx]
                            0x48, 0x89, 0x43, 0x08,    // mov [rbx+8], rax
                            0x48, 0x8b, 0x4b, 0x10});  // mov rcx, [rbx+16]
-  EXPECT_EQ(places[0].group, GroupPlace::kNone);
-  EXPECT_TRUE(places[1].leads);
+  EXPECT_TRUE(places[0].leads);
+  EXPECT_TRUE(places[0].writes);
+  EXPECT_EQ(places[0].span, 24);
+  EXPECT_TRUE(places[1].follows());
   EXPECT_TRUE(places[2].follows());
+}
+
+TEST(AccessGroups, a_write_behind_a_branch_needs_a_leader_that_writes) {
+  auto places = groups_of({0x48, 0x8b, 0x03,          // mov rax, [rbx]
+                           0x74, 0x10,                // je
+                           0x48, 0x89, 0x43, 0x08,    // mov [rbx+8], rax
+                           0x48, 0x8b, 0x4b, 0x10});  // mov rcx, [rbx+16]
+  EXPECT_EQ(places[0].group, GroupPlace::kNone);
+  EXPECT_TRUE(places[2].leads);
+  EXPECT_TRUE(places[2].writes);
+  EXPECT_TRUE(places[3].follows());
+}
+
+TEST(AccessGroups, reads_behind_a_branch_join_a_leader_that_reads) {
+  auto places = groups_of({0x48, 0x8b, 0x03,          // mov rax, [rbx]
+                           0x74, 0x10,                // je
+                           0x48, 0x8b, 0x4b, 0x10});  // mov rcx, [rbx+16]
+  EXPECT_TRUE(places[0].leads);
+  EXPECT_FALSE(places[0].writes);
+  EXPECT_TRUE(places[2].follows());
+}
+
+TEST(AccessGroups, two_of_one_register_may_take_turns) {
+  auto places = groups_of({0x48, 0x8b, 0x03,                      // mov rax, [rbx]
+                           0x48, 0x8b, 0x8b, 0,    0x10, 0, 0,    // mov rcx, [rbx+4096]
+                           0x48, 0x8b, 0x53, 0x08,                // mov rdx, [rbx+8]
+                           0x48, 0x8b, 0xb3, 8,    0x10, 0, 0,    // mov rsi, [rbx+4104]
+                           0x48, 0x8b, 0xbb, 0,    0x20, 0, 0,    // mov rdi, [rbx+8192]: one too many
+                           0x48, 0x8b, 0x83, 0x10, 0,    0, 0});  // mov rax, [rbx+16]: the first was given up
+  EXPECT_TRUE(places[0].leads);
+  EXPECT_TRUE(places[1].leads);
+  EXPECT_EQ(places[2].group, places[0].group);
+  EXPECT_EQ(places[3].group, places[1].group);
+  EXPECT_EQ(places[4].group, GroupPlace::kNone);
+  EXPECT_EQ(places[5].group, GroupPlace::kNone);
 }
 
 TEST(AccessGroups, end_where_the_base_gets_another_value) {
@@ -277,15 +314,189 @@ TEST_F(GroupsInGuest, an_address_that_is_not_canonical_faults_at_its_own_instruc
   EXPECT_EQ(guest.state().cr2, 0x00007ffffffffff8u);
 }
 
+TEST_F(GroupsInGuest, a_leader_that_reads_makes_no_page_dirty) {
+  guest.map(0, 0x400000);
+  guest.map(1, 0x401000);
+  guest.code({0x48, 0x8b, 0x03,        // mov rax, [rbx]
+              0x48, 0xf7, 0xf1,        // div rcx: by zero, so nothing else happens
+              0x48, 0x89, 0x73, 0x08,  // mov [rbx+8], rsi
+              0xf4});
+  guest.state().gpr[kRbx] = PagedGuest::kWindow + 0xff8;
+  guest.state().gpr[kRcx] = 0;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);
+  EXPECT_EQ(guest.state().rip, Guest64::kCode + 3);
+  EXPECT_EQ(guest.read<u64>(PagedGuest::kPageTable) & 0x60, 0x20u);
+  EXPECT_EQ(guest.read<u64>(PagedGuest::kPageTable + 8) & 0x60, 0u);
+}
+
+TEST_F(GroupsInGuest, a_page_that_may_only_be_read_faults_at_the_write) {
+  guest.map(0, 0x400000, 0x65);  // dirty, from better days
+  guest.write<u64>(0x400010, 9);
+  guest.code({0x48, 0x8b, 0x43, 0x10,  // mov rax, [rbx+16]
+              0x48, 0x89, 0x43, 0x08,  // mov [rbx+8], rax
+              0xf4});
+  guest.state().gpr[kRbx] = PagedGuest::kWindow;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);
+  EXPECT_EQ(guest.state().rip, Guest64::kCode + 4);
+  EXPECT_EQ(guest.state().cr2, PagedGuest::kWindow + 8);
+  EXPECT_EQ(guest.state().gpr[kRax], 9u);
+  EXPECT_EQ(guest.read<u64>(0x400008), 0u);
+}
+
+// A log that is kept has each page that was written, and none that was read by a leader.
+TEST_F(GroupsInGuest, a_dirty_log_has_what_was_written_only) {
+  guest.map(0, 0x400000, 0x67);
+  guest.map(1, 0x401000, 0x67);
+  MemorySlot slot;
+  slot.size = Guest64::kRam;
+  slot.host = guest.ram;
+  slot.dirty_bitmap = std::make_shared<std::vector<std::atomic<u64>>>(Guest64::kRam / kPageSize / 64);
+  guest.machine->set_slots({slot});
+  guest.code({0xb8, 0x64, 0, 0, 0,     // mov eax, 100
+              0x48, 0x8b, 0x0b,        // mov rcx, [rbx]
+              0x48, 0x89, 0x4b, 0x08,  // mov [rbx+8], rcx
+              0xff, 0xc8,              // dec eax
+              0x75, 0xf5,              // jnz mov
+              0xf4});
+  guest.state().gpr[kRbx] = PagedGuest::kWindow + 0xff8;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ((*slot.dirty_bitmap)[0x401 / 64].load() >> (0x400 % 64) & 3, 2u);
+}
+
+// --- At CPL 3, where accesses have slots ---
+
+class PagedUserGuest : public PagedGuest {
+ public:
+  PagedUserGuest() {
+    CpuState& s = state();
+    for (auto& segment : s.segments) segment.dpl = 3, segment.selector |= 3;
+    s.cpl = 3;
+    s.efer &= ~u64{kEferSce};
+  }
+};
+
+// Groups across the boundary of two pages, which lie apart in physical memory.
+class SplitGroups : public testing::Test {
+ protected:
+  static constexpr u64 kBoundary = PagedGuest::kWindow + 0x1000;
+
+  SplitGroups() {
+    guest.map(0, 0x600000);
+    guest.map(1, 0x401000);
+    guest.state().gpr[kRbx] = kBoundary;
+    guest.state().gpr[kRsp] = kBoundary + 8;
+  }
+  // The code ends in SYSCALL, which is not permitted.
+  void run(const std::vector<u8>& code) {
+    guest.code(code);
+    EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);
+    EXPECT_EQ(guest.state().rip, Guest64::kCode + code.size() - 2);
+  }
+  PagedUserGuest guest;
+};
+
+TEST_F(SplitGroups, of_pushes_in_a_loop) {
+  guest.state().gpr[kRcx] = 3;
+  guest.state().gpr[kRdi] = 0;
+  const std::vector<u8> loop = {0xb8, 0x10, 0x27, 0,    0,  // mov eax, 10000
+                                0x53, 0x51, 0x5a, 0x5e,     // push rbx; push rcx; pop rdx; pop rsi
+                                0x48, 0x01, 0xd7,           // add rdi, rdx
+                                0xff, 0xc8,                 // dec eax
+                                0x75, 0xf5,                 // jnz the pushes
+                                0x0f, 0x05};
+  run(loop);
+  EXPECT_EQ(guest.state().gpr[kRdi], 30000u);
+  EXPECT_EQ(guest.state().gpr[kRsi], kBoundary);
+  EXPECT_EQ(guest.read<u64>(0x401000), kBoundary);
+  EXPECT_EQ(guest.read<u64>(0x600ff8), 3u);
+}
+
+TEST_F(SplitGroups, that_are_in_one_piece_the_next_time) {
+  guest.state().gpr[kRcx] = 3;
+  const std::vector<u8> loop = {0xb8, 0x10, 0x27, 0,    0,  // mov eax, 10000
+                                0x53, 0x51, 0x5a, 0x5e,     // push rbx; push rcx; pop rdx; pop rsi
+                                0xff, 0xc8,                 // dec eax
+                                0x75, 0xf8,                 // jnz the pushes
+                                0x0f, 0x05};
+  run(loop);
+  guest.map(0, 0x400000);
+  guest.state().gpr[kRcx] = 4;
+  run(loop);
+  EXPECT_EQ(guest.state().gpr[kRdx], 4u);
+  EXPECT_EQ(guest.read<u64>(0x400ff8), 4u);
+  EXPECT_EQ(guest.read<u64>(0x600ff8), 3u);
+}
+
+TEST_F(SplitGroups, in_a_loop_with_lent_registers) {
+  guest.write<u64>(0x401000, 3);
+  guest.state().gpr[kR15] = 1000;
+  guest.state().gpr[kR11] = 5;
+  guest.state().gpr[kR14] = 0x1414;
+  guest.state().gpr[kR13] = 0x1313;
+  run({0x4c, 0x8b, 0x13,        // mov r10, [rbx]
+       0x4d, 0x01, 0xd3,        // add r11, r10
+       0x4c, 0x89, 0x5b, 0xf8,  // mov [rbx-8], r11
+       0x41, 0xff, 0xcf,        // dec r15d
+       0x75, 0xf1,              // jnz mov
+       0x0f, 0x05});
+  EXPECT_EQ(guest.state().gpr[kR11], 3005u);
+  EXPECT_EQ(guest.state().gpr[kR10], 3u);
+  EXPECT_EQ(guest.state().gpr[kR15], 0u);
+  EXPECT_EQ(guest.state().gpr[kR14], 0x1414u);
+  EXPECT_EQ(guest.state().gpr[kR13], 0x1313u);
+  EXPECT_EQ(guest.read<u64>(0x600ff8), 3005u);
+}
+
+TEST_F(SplitGroups, with_flags_that_are_read_behind_them) {
+  guest.state().gpr[kRcx] = 500;
+  guest.state().gpr[kRsi] = 3;
+  guest.state().gpr[kRdi] = 0;
+  run({0x83, 0xfe, 0x07,        // cmp esi, 7: carry
+       0x4c, 0x8b, 0x03,        // mov r8, [rbx]
+       0x4c, 0x8b, 0x4b, 0xf8,  // mov r9, [rbx-8]
+       0x48, 0x83, 0xd7, 0x00,  // adc rdi, 0
+       0xff, 0xc9,              // dec ecx
+       0x75, 0xee,              // jnz cmp
+       0x0f, 0x05});
+  EXPECT_EQ(guest.state().gpr[kRdi], 500u);
+}
+
+// Each round writes to another page: the leader reads, and the write joins it.
+TEST_F(SplitGroups, walk_over_all_boundaries) {
+  for (unsigned page = 0; page < 64; ++page) guest.map(page, 0x400000 + (63 - page) * kPageSize);
+  guest.write<u64>(0x43f000, 1);
+  guest.state().gpr[kRbx] = PagedGuest::kWindow;
+  guest.state().gpr[kRcx] = 64 * 512 - 1;
+  run({0x48, 0x8b, 0x03,        // mov rax, [rbx]
+       0x48, 0xff, 0xc0,        // inc rax
+       0x48, 0x89, 0x43, 0x08,  // mov [rbx+8], rax
+       0x48, 0x83, 0xc3, 0x08,  // add rbx, 8
+       0xff, 0xc9,              // dec ecx
+       0x75, 0xee,              // jnz mov
+       0x0f, 0x05});
+  for (u64 i = 0; i < 64 * 512; ++i)
+    ASSERT_EQ(guest.read<u64>(0x400000 + (63 - i / 512) * kPageSize + i % 512 * 8), i + 1);
+}
+
+TEST_F(SplitGroups, whose_second_page_goes_away_fault_there) {
+  guest.state().gpr[kRcx] = 0;
+  const std::vector<u8> pushes = {0x53, 0x51, 0x0f, 0x05};  // push rbx; push rcx
+  for (unsigned i = 0; i < 40; ++i) {
+    guest.state().gpr[kRsp] = kBoundary + 8;
+    run(pushes);
+  }
+  guest.unmap(0);
+  guest.state().gpr[kRsp] = kBoundary + 8;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);
+  EXPECT_EQ(guest.state().rip, Guest64::kCode + 1);
+  EXPECT_EQ(guest.state().cr2, kBoundary - 8);
+}
+
 // --- Extents ---
 
-// User code has slots: the same at CPL 3.
 class ExtentsInGuest : public testing::Test {
  protected:
   ExtentsInGuest() {
-    CpuState& s = guest.state();
-    for (auto& segment : s.segments) segment.dpl = 3, segment.selector |= 3;
-    s.cpl = 3;
     for (unsigned page = 0; page < 8; ++page) guest.map(page, 0x400000 + page * kPageSize);
     // Reads [rbx] eight pages far, twelve times over; then RAX = [rbx + rcx] as it was last.
     guest.code({0x31, 0xd2,                    // xor edx, edx
@@ -298,14 +509,13 @@ class ExtentsInGuest : public testing::Test {
                 0xff, 0xcf,                    // dec edi
                 0x75, 0xe5,                    // jnz from the first page on
                 0x0f, 0x05});                  // syscall: not permitted, so the guest stops here
-    s.efer &= ~u64{kEferSce};
   }
   void read_all() {
     guest.state().gpr[kRbx] = PagedGuest::kWindow + 0xffc;  // each load goes across a page boundary
     guest.state().gpr[kRdi] = 12;
     EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);
   }
-  PagedGuest guest;
+  PagedUserGuest guest;
 };
 
 TEST_F(ExtentsInGuest, loads_across_page_boundaries_see_both_pages) {
@@ -321,6 +531,45 @@ TEST_F(ExtentsInGuest, end_where_physical_memory_does) {
   guest.write<u32>(0x600ffc, 7);    // instead of the 1 at 0x404ffc
   read_all();
   EXPECT_EQ(guest.state().gpr[kRdx], 12 * ((28ull - 4 + 100) << 32 | (7 - 1 + 7)));
+}
+
+// The kernel, called with warm extents, moves a page in their middle.
+TEST_F(ExtentsInGuest, lose_a_page_that_the_kernel_invalidates) {
+  constexpr u64 kKernel = Guest64::kCode + 0x100;
+  CpuState& s = guest.state();
+  s.efer |= kEferSce;
+  s.msrs.lstar = kKernel;
+  s.msrs.star = u64{0x23} << 48 | u64{8} << 32;
+  // As in the constructor, from the second instruction on, twelve times before the kernel and twelve after
+  // it.
+  guest.code({0x31, 0xd2,                    // xor edx, edx
+              0x31, 0xc9,                    // xor ecx, ecx
+              0x48, 0x8b, 0x04, 0x0b,        // mov rax, [rbx+rcx]
+              0x48, 0x01, 0xc2,              // add rdx, rax
+              0x81, 0xc1, 0x00, 0x10, 0, 0,  // add ecx, 4096
+              0x81, 0xf9, 0x00, 0x70, 0, 0,  // cmp ecx, 7 * 4096
+              0x72, 0xeb,                    // jb the load
+              0xff, 0xcf,                    // dec edi
+              0x75, 0xe5,                    // jnz xor ecx, ecx
+              0x0f, 0x05,                    // syscall
+              0xbf, 0x0c, 0,    0,    0,     // mov edi, 12
+              0xeb, 0xdc});                  // jmp xor ecx, ecx
+  guest.code({0x41, 0xff, 0xc8,              // dec r8d
+              0x78, 0x08,                    // js hlt
+              0x4c, 0x89, 0x0e,              // mov [rsi], r9
+              0x0f, 0x01, 0x3b,              // invlpg [rbx]
+              0x48, 0x0f, 0x07,              // sysretq
+              0xf4},
+             kKernel);
+  for (u64 page = 1; page < 8; ++page) guest.write<u64>(0x400000 + page * kPageSize, page);
+  guest.write<u64>(0x601000, 100);
+  s.gpr[kRbx] = PagedGuest::kWindow + 0x1000;
+  s.gpr[kRdi] = 12;
+  s.gpr[kR8] = 1;
+  s.gpr[kRsi] = PagedGuest::kPageTable + 8;  // of the page at [rbx]
+  s.gpr[kR9] = 0x601000 | 7;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(s.gpr[kRdx], 12 * 28u + 12 * (28u - 1 + 100));
 }
 
 }  // namespace

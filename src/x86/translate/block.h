@@ -41,6 +41,7 @@ struct Link {
   i16 target = 0;                       // its RIP, from the block's
   bool flags_in_host = true;            // at the jump
   bool loops = false;                   // to where `from` began: to its code_loop()
+  bool narrow = false;                  // to a block of Mode::narrow
 };
 
 // A call of an instruction helper.

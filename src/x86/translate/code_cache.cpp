@@ -141,7 +141,9 @@ void CodeCache::link(RecordRef ref, Block* to) {
   Link* link = m_records->at<Link>(ref);
   const Block& from = *m_records->at<Block>(link->from);
   if (!from.is_alive() || !to->is_alive() || to->straddles || link->to != kNoRecord) return;
-  if (to->mode != from.mode || to->gpa.page() != from.gpa.page()) return;
+  Mode wanted = from.mode;
+  wanted.narrow = link->narrow;
+  if (to->mode != wanted || to->gpa.page() != from.gpa.page()) return;
   if (link->loops && to != &from) return;
   u8* const entry = link->flags_in_host ? to->code_host() : to->code;
   patch_rel32(at(link->displacement), link->loops ? to->code_loop() : entry);
@@ -154,6 +156,8 @@ u64 CodeCache::target_of(RecordRef ref) const {
   const Link& link = *m_records->at<Link>(ref);
   return m_records->at<Block>(link.from)->rip + static_cast<u64>(i64{link.target});
 }
+
+bool CodeCache::leads_to_narrow(RecordRef ref) const { return m_records->at<Link>(ref)->narrow; }
 
 bool CodeCache::before_write(Gpa address, unsigned size) {
   std::lock_guard lock(m_mutex);

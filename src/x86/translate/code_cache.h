@@ -60,6 +60,8 @@ class CodeCache {
   void link(RecordRef link, Block* to);
   // The RIP that it leads to. No lock.
   u64 target_of(RecordRef link) const;
+  // Is that block to be of Mode::narrow? No lock.
+  bool leads_to_narrow(RecordRef link) const;
   // No lock.
   const Block& block_of(RecordRef ref) const { return *m_records->at<Block>(ref); }
 

@@ -134,11 +134,15 @@ void Emitter::protect_flags(u32 live) {
     return;
   }
   host::save_flags_by_scratch(a);
+  forget_delta();
   m_flags = FlagsAt::kImage;
 }
 
 void Emitter::flags_to_host(const Gp& spare) {
-  if (m_flags == FlagsAt::kImage) host::restore_flags_by(a, spare);
+  if (m_flags == FlagsAt::kImage) {
+    host::restore_flags_by(a, spare);
+    if (spare == kScratch) forget_delta();
+  }
   m_flags = FlagsAt::kHost;
 }
 
@@ -154,7 +158,10 @@ Mem Emitter::address_of(const Insn& insn) {
   if (has_base && resident(m.base)) base = reg(m.base);
   if (has_base && !resident(m.base)) a.mov(kAddress, host::gpr_slot(m.base));
   if (has_index && resident(m.index)) index = reg(m.index);
-  if (has_index && !resident(m.index)) a.mov(kScratch, host::gpr_slot(m.index));
+  if (has_index && !resident(m.index)) {
+    a.mov(kScratch, host::gpr_slot(m.index));
+    forget_delta();
+  }
   unsigned shift = m.scale == 8 ? 3 : m.scale == 4 ? 2 : m.scale == 2 ? 1 : 0;
   auto displacement = static_cast<i32>(m.displacement);
   if (has_base && has_index) return ptr(base, index, shift, displacement);
@@ -197,6 +204,7 @@ SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read,
 }
 
 void Emitter::open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last) {
+  forget_delta();
   bool based = segment == kFs || segment == kGs;
   if (mode.code64() && based) add_segment_base(segment);
   protect_flags();
@@ -210,6 +218,7 @@ void Emitter::open_access(SegmentIndex segment, unsigned size, bool read, bool w
 }
 
 void Emitter::open_masked_access(const Decoded& d) {
+  forget_delta();
   SegmentIndex segment = d.insn.memory.segment;
   if (mode.direct_memory() && mode.code64()) {
     if (mode.code64() && (segment == kFs || segment == kGs)) add_segment_base(segment);
@@ -299,14 +308,14 @@ bool Emitter::open_by_delta(u8 base, i64 displacement, SegmentIndex segment, uns
   const bool plain = mode.code64() && mode.direct_memory() && segment != kFs && segment != kGs;
   if (!plain || base >= 16 || !resident(base)) return false;
   if (m_place.follows()) {
-    a.mov(kScratch, host::gs(m_group_delta[m_place.group]));
+    if (m_delta_of != m_place.group) a.mov(kScratch, host::gs(m_group_delta[m_place.group]));
+    m_delta_of = m_place.group;
     return true;
   }
   protect_flags();
-  Miss miss = new_miss(m_place.leads ? m_place.span : size, write, false);
+  Miss miss = m_place.leads ? new_leader_miss(size, write) : new_miss(size, write, false);
   miss.base = base;
   miss.displacement = static_cast<i32>(displacement) + m_place.low;
-  if (m_place.leads) miss.info = MissInfo::leading(miss.info, static_cast<unsigned>(-m_place.low), size);
   const bool slot = take_slot(miss);
   if (slot) {
     load_linear(kScratch, miss);
@@ -318,9 +327,17 @@ bool Emitter::open_by_delta(u8 base, i64 displacement, SegmentIndex segment, uns
     a.mov(kScratch, host::gs_at(tlb_offset() + offsetof(TlbTable, delta), kScratch));
   }
   a.bind(miss.resume);
+  m_delta_of = m_place.group;
   if (m_place.leads) keep_group_delta(miss, slot);
   m_misses.push_back(miss);
   return true;
+}
+
+Emitter::Miss Emitter::new_leader_miss(unsigned size, bool write) {
+  Miss miss = new_miss(m_place.span, m_place.writes, false);
+  miss.info = MissInfo::leading(miss.info, static_cast<unsigned>(-m_place.low), size, write);
+  if (linkable(m_rip)) miss.info = MissInfo::knowing_split_pages(miss.info);
+  return miss;
 }
 
 // The slot of the group keeps its contents to the end of the block (SlotNumbers::kPiece).
@@ -374,6 +391,7 @@ void Emitter::look_into_tlb(Miss& miss) {
 
 void Emitter::close_access(bool last) {
   if (!m_open_slow) return;
+  forget_delta();
   protect_flags(m_live_after);
   m_open_slow->last = last;
   a.mov(kScratch, reinterpret_cast<u64>(m_open_slow));
@@ -437,6 +455,7 @@ void Emitter::ensure_vector() {
 }
 
 void Emitter::ensure_vector_without_flags() {
+  forget_delta();
   asmjit::Label live = a.newLabel();
   a.mov(kScratch, rcx);
   a.mov(rcx, ANYKVM_GS(vector_dead));
@@ -476,6 +495,7 @@ void Emitter::call_helper_thunk(const HelperSite* site, u16 flags) {
 
 void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
   protect_flags(kFlagsArithmetic);
+  forget_delta();
   call_helper_thunk(new_helper_site(insn, op, flags), flags);
   record_site(false, FlagsAt::kImage, nullptr);
   m_flags = FlagsAt::kImage;
@@ -496,12 +516,23 @@ bool Emitter::linkable(u64 target) const {
 }
 
 Emitter::Exit& Emitter::new_exit(u64 target, bool in_loop) {
-  return m_exits.emplace_back(Exit{a.newLabel(), target, m_flags, in_loop, true});
+  return m_exits.emplace_back(
+      Exit{.label = a.newLabel(), .target = target, .flags = m_flags, .in_loop = in_loop, .links = true});
+}
+
+// Before the instruction of `miss`, to a block that makes each access by itself.
+asmjit::Label Emitter::new_narrow_exit(const Miss& miss) {
+  Exit& exit = new_exit(m_block.rip + miss.guest_offset);
+  exit.flags = miss.flags;
+  exit.narrow = true;
+  exit.jump = a.newLabel();
+  return exit.jump;
 }
 
 // To attend to something: nothing is to be linked there.
 Emitter::Exit& Emitter::new_stop(u64 target, bool in_loop) {
-  return m_exits.emplace_back(Exit{a.newLabel(), target, m_flags, in_loop, false});
+  return m_exits.emplace_back(
+      Exit{.label = a.newLabel(), .target = target, .flags = m_flags, .in_loop = in_loop, .links = false});
 }
 
 // A rel32 is patched while other vCPUs may run it, so it must not straddle an aligned eight bytes.
@@ -678,7 +709,8 @@ void Emitter::emit_link_exit(Exit& exit, Block* block, u32 start) {
                                          .unlinked = start + offset(),
                                          .target = static_cast<i16>(exit.target - m_block.rip),
                                          .flags_in_host = exit.flags == FlagsAt::kHost,
-                                         .loops = exit.in_loop && exit.target == m_block.rip});
+                                         .loops = exit.in_loop && exit.target == m_block.rip,
+                                         .narrow = exit.narrow});
   ++block->link_count;
   if (exit.in_loop) leave_loop();
   a.mov(kScratch.r32(), m_records.ref(link));
@@ -712,6 +744,10 @@ void Emitter::emit_miss(const Miss& miss) {
   a.mov(miss.info >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
   a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
   m_sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
+  if (slot && MissInfo::knows_split_pages(miss.info)) {
+    a.cmp(kAddress, kSplitPages);
+    a.je(new_narrow_exit(miss));
+  }
   if (by_delta) {
     a.mov(kScratch, kAddress);
     load_linear(kAddress, miss);

@@ -44,6 +44,8 @@ class Emitter {
   bool resident(u8 gpr) const { return m_host_of[gpr] != kNoRegister; }
   asmjit::x86::Gp reg(u8 gpr, unsigned size = 8) const;  // of a resident one
   void load_gpr(const asmjit::x86::Gp& to, u8 gpr);      // all 64 bits, whatever the size of `to`
+  // R11 gets another value than the difference that an access of a group left there.
+  void forget_delta() { m_delta_of = GroupPlace::kNone; }
   // Writes the low `size` bytes as the CPU would: 4 clears the upper half, 1 and 2 keep the rest.
   void store_gpr(u8 gpr, const asmjit::x86::Gp& from, unsigned size);
 
@@ -130,8 +132,9 @@ class Emitter {
     asmjit::Label label;
     u64 target;
     FlagsAt flags;
-    bool in_loop;  // LoopRegisters are at their places there
-    bool links;    // by the jump whose rel32 is at `displacement`
+    bool in_loop;         // LoopRegisters are at their places there
+    bool links;           // by the jump whose rel32 is at `displacement`
+    bool narrow = false;  // to a block in which each access checks for itself
     u32 displacement = 0;
     asmjit::Label jump{};  // if it is valid, from where the linked jump is to be made
   };
@@ -162,6 +165,7 @@ class Emitter {
   void keep_group_delta(const Miss& miss, bool slot);
   void load_linear(const asmjit::x86::Gp& to, const Miss& miss);
   Miss new_miss(unsigned size, bool write, bool masked);
+  Miss new_leader_miss(unsigned size, bool write);
   void look_into_slot(Miss& miss);
   void look_into_tlb(Miss& miss);
   bool wants_slot() const;
@@ -170,6 +174,7 @@ class Emitter {
   bool linkable(u64 target) const;
   Exit& new_exit(u64 target, bool in_loop = false);
   Exit& new_stop(u64 target, bool in_loop);
+  asmjit::Label new_narrow_exit(const Miss& miss);
   void emit_exit(const Exit& exit);
   void emit_link_exit(Exit& exit, Block* block, u32 start);
   void emit_far_exit(const FarExit& exit);
@@ -203,6 +208,7 @@ class Emitter {
   const Decoded* m_decoded = nullptr;
   GroupPlace m_place;
   std::array<std::size_t, AccessGroups::kMostGroups> m_group_delta{};  // where it is in the Context
+  u8 m_delta_of = GroupPlace::kNone;                                   // the group whose difference is in R11
   u32 m_live_before = 0, m_live_after = 0;
   FlagsAt m_flags = FlagsAt::kHost;
   bool m_vector_live = false;

@@ -63,7 +63,11 @@ class OperandRegisters {
   static asmjit::x86::Mem slot(unsigned i) { return host::gs(offsetof(Context, borrowed) + 8 * i); }
 
   u8 take_register() {
-    if (m_free_count) return m_free[--m_free_count];
+    if (m_free_count) {
+      const u8 chosen = m_free[--m_free_count];
+      if (chosen == kScratch.id()) m_e.forget_delta();
+      return chosen;
+    }
     // Nothing free: borrow a low register that the instruction does not use.
     static constexpr u8 kLendable[] = {kRdi, kRsi, kRbp, kRbx, kRcx, kRdx, kRax};
     for (u8 candidate : kLendable) {

@@ -145,7 +145,7 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   auto restore = [&] {
     for (unsigned i = 0; i < saved.size(); ++i) a.mov(saved[i], spill(i));
   };
-  asmjit::Label miss = a.newLabel(), in_journal = a.newLabel();
+  asmjit::Label miss = a.newLabel(), crosses = a.newLabel(), in_journal = a.newLabel();
   for (unsigned i = 0; i < saved.size(); ++i) a.mov(spill(i), saved[i]);
   a.mov(rdx, r11);
   a.shr(rdx, MissInfo::kSlotShift);
@@ -161,7 +161,7 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   a.cmp(rcx, kPageSize - 1);
   a.ja(miss);
   a.cmp(cx, r11w);
-  a.ja(miss);
+  a.ja(crosses);
   a.movzx(ecx, r11w);
   a.inc(ecx);
   a.mov(r11d, edx);
@@ -178,6 +178,17 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   journal_slot(a);
   a.bind(in_journal);
   restore();
+  a.ret();
+  a.bind(crosses);
+  a.test(r11d, MissInfo::kKnowsSplitPages);
+  a.jz(miss);
+  a.shl(edx, 5);
+  a.mov(rax, r10);
+  a.shr(rax, 12);
+  a.cmp(eax, access_field(offsetof(AccessSlots, slots) + offsetof(AccessSlot, split), rdx, 0, 4));
+  a.jne(miss);
+  restore();
+  a.mov(r10d, kSplitPages);
   a.ret();
   a.bind(miss);
   restore();

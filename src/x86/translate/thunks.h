@@ -30,7 +30,8 @@ struct Thunks {
 
   // Called from blocks; preserve every guest register; flags must be dead or in the image.
   const u8* tlb_miss = nullptr;  // R10 = linear address, R11 = MissInfo; returns R10 = host address
-  const u8* slot_miss[2] = {};   // for reads and for writes: the same, by the TLB if that has the page
+  const u8* slot_miss[2] = {};   // for reads and for writes: the same, by the TLB if that has the page, or
+                                 // kSplitPages
   const u8* helper = nullptr;    // R10 = HelperSite*
   const u8* helper_keeping_vector = nullptr;  // the same for rows with kOpKeepsVector
   const u8* slow_access = nullptr;  // R10 address, R11 = SlowSite*; returns R10 = host address of the copy
@@ -41,24 +42,29 @@ struct Thunks {
 // What a fast access tells the handler of its misses, in one register.
 //   bits 15:0 4096 - size   bit 16 write   bit 17 masked (a fault may be that of an inactive element)
 //   bit 18 has a slot   bit 19 leads a group   bits 25:24 MmuIndex   bits 46:32 slot
-//   of a leader, whose size and address are those of the group:
+//   of a leader, whose size and address are those of the group, and which writes if one of them does:
+//   bit 20 its own access is a read   bit 21 takes kSplitPages for an answer
 //   bits 54:47 where its own access begins   bits 61:55 size of that
 struct MissInfo {
   static constexpr unsigned kSlotShift = 32, kOwnShift = 47, kOwnSizeShift = 55;
+  static constexpr u32 kKnowsSplitPages = 1u << 21;
   static_assert(kSlotCount <= 1u << (kOwnShift - kSlotShift));
 
   static constexpr u64 make(unsigned size, bool write, MmuIndex mmu, bool masked) {
     return (kPageSize - size) | u64{write} << 16 | u64{masked} << 17 | u64{mmu} << 24;
   }
   static constexpr u64 with_slot(u64 info, u32 slot) { return info | bit(18) | u64{slot} << kSlotShift; }
-  static constexpr u64 leading(u64 info, unsigned own_at, unsigned own_size) {
-    return info | bit(19) | u64{own_at} << kOwnShift | u64{own_size} << kOwnSizeShift;
+  static constexpr u64 leading(u64 info, unsigned own_at, unsigned own_size, bool own_write) {
+    return info | bit(19) | u64{!own_write} << 20 | u64{own_at} << kOwnShift | u64{own_size} << kOwnSizeShift;
   }
+  static constexpr u64 knowing_split_pages(u64 info) { return info | kKnowsSplitPages; }
   static constexpr unsigned size(u64 info) { return static_cast<unsigned>(kPageSize - (info & 0xffff)); }
   static constexpr bool write(u64 info) { return info >> 16 & 1; }
   static constexpr bool masked(u64 info) { return info >> 17 & 1; }
   static constexpr bool has_slot(u64 info) { return info >> 18 & 1; }
   static constexpr bool leads(u64 info) { return info >> 19 & 1; }
+  static constexpr bool own_write(u64 info) { return write(info) && !(info >> 20 & 1); }
+  static constexpr bool knows_split_pages(u64 info) { return info & kKnowsSplitPages; }
   static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 24 & 3); }
   static constexpr u32 slot(u64 info) { return static_cast<u32>(info >> kSlotShift) & (kSlotCount - 1); }
   static constexpr unsigned own_at(u64 info) { return leads(info) ? info >> kOwnShift & 0xff : 0; }
@@ -69,6 +75,9 @@ struct MissInfo {
 
 // One in so many misses of a slot goes to C++ even if the TLB has the page.
 inline constexpr unsigned kSlotMissesAside = 16;
+// The slot_miss thunk's answer to a leader whose bytes lie on two pages that are apart in the host's memory,
+// in place of a host address.
+inline constexpr u64 kSplitPages = 1;
 
 // --- C++ ends of the thunks ---
 inline constexpr u64 kHelperLeaves = 0;  // to the dispatcher

@@ -86,6 +86,12 @@ Guest<void> op_raise_gate(Cpu& cpu, const Insn& insn) {
 Guest<void> op_invalid(Cpu&, const Insn&) { return GuestStop::ud(); }
 Guest<void> op_too_long(Cpu&, const Insn&) { return GuestStop::gp(0); }
 
+// Those whose code goes by Emitter::open_by_delta, or leaves R11 alone unless the Emitter says otherwise.
+bool keeps_delta(Rule rule) {
+  return rule == Rule::kpush || rule == Rule::kpop || rule == Rule::klea || rule == Rule::knop ||
+         rule == Rule::kjcc;
+}
+
 class Run {
  public:
   Run(const Block& block, const u8* bytes, unsigned size, const SlotNumbers& slots, const KnownCode& known)
@@ -157,8 +163,9 @@ class Run {
   }
   // Does the last instruction jump back to the first, and does no C++ come in between?
   bool loops() const {
-    const bool linked = !m_block.mode.step && !m_block.mode.slow && !m_block.straddles &&
-                        optimizations().links && optimizations().loops;
+    // What is narrow goes back to the form with groups.
+    const bool linked = !m_block.mode.step && !m_block.mode.slow && !m_block.mode.narrow &&
+                        !m_block.straddles && optimizations().links && optimizations().loops;
     const bool own_code = std::all_of(m_run.begin(), m_run.begin() + m_count, [](const Planned& p) {
       return p.policy.kind == Policy::Kind::kAsIs || p.policy.kind == Policy::Kind::kRule;
     });
@@ -267,6 +274,7 @@ class Run {
         break;
       case Policy::Kind::kRule:
         emit_rule(e, p.decoded, p.policy);
+        if (!keeps_delta(p.policy.rule)) e.forget_delta();
         break;
       case Policy::Kind::kHelper:
         e.call_helper(p.decoded.insn, p.policy.helper, p.policy.flags);
