@@ -81,9 +81,9 @@ void AccessSlots::forbid_writes(const u8* host_page) {
 
 bool AccessSlots::thrashes(u32 slot, bool leads, u64 now) {
   if (misses[slot] != 0) return false;
-  const u32 before = slots[slot].since;
-  slots[slot].since = static_cast<u32>(now / 1024);
-  return slots[slot].since - before < (leads ? kThrashingGroup : kThrashing);
+  const u32 before = notes[slot].since;
+  notes[slot].since = static_cast<u32>(now / 1024);
+  return notes[slot].since - before < (leads ? kThrashingGroup : kThrashing);
 }
 
 }  // namespace anykvm::x86

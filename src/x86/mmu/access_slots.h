@@ -4,7 +4,7 @@
 // many pages in a row as one difference between host and linear addresses serves. Owner: Context of one vCPU.
 // Only the vCPU's thread.
 //
-//   hit: linear - first < length      host address = linear + delta
+//   hit: linear - first < length      host address = linear + delta = linear - first + host
 //
 // `length` is the extent's less the bytes accessed, so accesses across a page boundary need no care. That is
 // why a slot serves accesses of one size only: SlotNumbers hands them out by kind. The journal holds the
@@ -60,8 +60,13 @@ struct AccessSlot {
   u64 first;   // linear
   u64 length;  // bytes that an access may begin at; 0: empty
   u64 delta;   // host address - linear address
-  u32 since;   // when the count of misses was 0 last, in kilocycles
-  u32 split;   // where a group was found to begin that lies on two pages apart: low bits of the page's number
+  u64 host;    // first + delta
+};
+
+// What only misses look at.
+struct SlotNotes {
+  u32 since;  // when the count of misses was 0 last, in kilocycles
+  u32 split;  // where a group was found to begin that lies on two pages apart: low bits of the page's number
 };
 
 struct AccessSlots {
@@ -77,6 +82,7 @@ struct AccessSlots {
     s.first = extent.first;
     s.length = extent.bytes - span + 1;
     s.delta = delta;
+    s.host = extent.first + delta;
   }
 
   void flush();
@@ -85,13 +91,14 @@ struct AccessSlots {
 
   // Remembers that a group which begins on the page of `address` is not in one piece. Nobody takes that back
   // where mappings change: whoever believes it is slower than need be, not wrong.
-  void note_split(u32 slot, Gva address) { slots[slot].split = static_cast<u32>(address.value >> 12); }
+  void note_split(u32 slot, Gva address) { notes[slot].split = static_cast<u32>(address.value >> 12); }
 
   // Counts the misses of a slot. True at times, if they follow each other so closely that the access is
   // better off with the TLB alone. `leads`: it stands for several.
   bool thrashes(u32 slot, bool leads, u64 now);
 
   u8 misses[kSlotCount] = {};  // modulo 256
+  SlotNotes notes[kSlotCount] = {};
 
  private:
   template <class Predicate>

@@ -203,18 +203,32 @@ SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read,
   return &site;
 }
 
-void Emitter::open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last) {
+// Whether the access can be looked up directly. R10 = linear address, if so.
+bool Emitter::prepare_access(SegmentIndex segment, bool write) {
   forget_delta();
   bool based = segment == kFs || segment == kGs;
   if (mode.code64() && based) add_segment_base(segment);
   protect_flags();
   bool forbidden = segment == kCs && write;  // outside 64-bit mode; the slow path raises the fault
-  bool direct = mode.direct_memory() && (mode.code64() || (!based && !forbidden));
-  if (direct) {
+  return mode.direct_memory() && (mode.code64() || (!based && !forbidden));
+}
+
+void Emitter::open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last) {
+  if (prepare_access(segment, write)) {
     fast_access(size, write, false);
   } else {
     slow_access(new_slow_site(segment, size, read, write, first, last));
   }
+}
+
+bool Emitter::open_indexed(SegmentIndex segment, unsigned size, bool read, bool write) {
+  const bool direct = prepare_access(segment, write);
+  if (direct) {
+    fast_access(size, write, false, true);
+  } else {
+    slow_access(new_slow_site(segment, size, read, write, true, true));
+  }
+  return direct;
 }
 
 void Emitter::open_masked_access(const Decoded& d) {
@@ -261,9 +275,10 @@ Emitter::Miss Emitter::new_miss(unsigned size, bool write, bool masked) {
   return miss;
 }
 
-// R10 = linear address before, host address after. Clobbers flags.
-void Emitter::fast_access(unsigned size, bool write, bool masked) {
+// R10 = linear address before, host address after (or R10 + R11). Clobbers flags.
+void Emitter::fast_access(unsigned size, bool write, bool masked, bool indexed) {
   Miss miss = new_miss(size, write, masked);
+  miss.indexed = indexed;
   if (take_slot(miss)) {
     look_into_slot(miss);
   } else {
@@ -288,20 +303,24 @@ bool Emitter::take_slot(Miss& miss) {
   return true;
 }
 
-// See mmu/access_slots.h. R11 = linear address.
-void Emitter::check_slot(const Miss& miss) {
+// See mmu/access_slots.h. `linear` = linear address before, offset in the extent after.
+void Emitter::check_slot(const Miss& miss, const Gp& linear) {
   const std::size_t slot = slot_offset(miss);
-  a.sub(kScratch, host::gs(slot + offsetof(AccessSlot, first)));
+  a.sub(linear, host::gs(slot + offsetof(AccessSlot, first)));
   const u32 at = offset();
-  a.cmp(kScratch, host::gs(slot + offsetof(AccessSlot, length)));
+  a.cmp(linear, host::gs(slot + offsetof(AccessSlot, length)));
   a.jae(miss.entry);
   m_pairs.push_back({at, offset()});
 }
 
 void Emitter::look_into_slot(Miss& miss) {
-  a.mov(kScratch, kAddress);
-  check_slot(miss);
-  a.add(kAddress, host::gs(slot_offset(miss) + offsetof(AccessSlot, delta)));
+  check_slot(miss, kAddress);
+  const Mem host = host::gs(slot_offset(miss) + offsetof(AccessSlot, host));
+  if (miss.indexed) {
+    a.mov(kScratch, host);
+  } else {
+    a.add(kAddress, host);
+  }
 }
 
 bool Emitter::open_by_delta(u8 base, i64 displacement, SegmentIndex segment, unsigned size, bool write) {
@@ -319,7 +338,7 @@ bool Emitter::open_by_delta(u8 base, i64 displacement, SegmentIndex segment, uns
   const bool slot = take_slot(miss);
   if (slot) {
     load_linear(kScratch, miss);
-    check_slot(miss);
+    check_slot(miss, kScratch);
     a.mov(kScratch, host::gs(slot_offset(miss) + offsetof(AccessSlot, delta)));
   } else {
     load_linear(kAddress, miss);
@@ -386,7 +405,12 @@ void Emitter::check_tlb(Miss& miss, const Gp& linear) {
 
 void Emitter::look_into_tlb(Miss& miss) {
   check_tlb(miss, kAddress);
-  a.add(kAddress, host::gs_at(tlb_offset() + offsetof(TlbTable, host), kScratch));
+  const Mem host = host::gs_at(tlb_offset() + offsetof(TlbTable, host), kScratch);
+  if (miss.indexed) {
+    a.mov(kScratch, host);
+  } else {
+    a.add(kAddress, host);
+  }
 }
 
 void Emitter::close_access(bool last) {
@@ -738,7 +762,9 @@ void Emitter::emit_miss(const Miss& miss) {
   a.bind(miss.entry);
   if (by_delta) {
     load_linear(kAddress, miss);
-  } else if (!slot) {
+  } else if (slot) {
+    a.add(kAddress, host::gs(slot_offset(miss) + offsetof(AccessSlot, first)));
+  } else {
     a.add(kAddress, host::gs_at(miss.tag, kScratch));
   }
   a.mov(miss.info >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
@@ -752,6 +778,8 @@ void Emitter::emit_miss(const Miss& miss) {
     a.mov(kScratch, kAddress);
     load_linear(kAddress, miss);
     a.sub(kScratch, kAddress);
+  } else if (miss.indexed) {
+    a.mov(kScratch.r32(), 0);
   }
   a.jmp(miss.resume);
 }

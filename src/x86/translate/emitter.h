@@ -62,6 +62,8 @@ class Emitter {
   void effective_offset(const Insn& insn, const asmjit::x86::Gp& to = host::kAddress);
   void open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first = true,
                    bool last = true);
+  // The same; true: the host address is the sum of R10 and R11, which is shorter than bringing it into R10.
+  bool open_indexed(SegmentIndex segment, unsigned size, bool read, bool write);
   void open_masked_access(const Decoded& decoded);
   // An access at [base + displacement] by the difference between host and linear addresses, which is left in
   // R11; R10 is free. False, and nothing done, where that is not possible.
@@ -120,6 +122,7 @@ class Emitter {
     u64 info = 0;           // MissInfo
     u8 base = kNoRegister;  // by delta: the access is at base + displacement
     i32 displacement = 0;
+    bool indexed = false;  // the host address is R10 + R11
     u16 guest_offset = 0;
     FlagsAt flags = FlagsAt::kHost;
   };
@@ -156,10 +159,11 @@ class Emitter {
   void record_site(bool fault, FlagsAt flags, const u8* borrowed);
   void ensure_vector_without_flags();
   void slow_access(SlowSite* site);
-  void fast_access(unsigned size, bool write, bool masked);
+  void fast_access(unsigned size, bool write, bool masked, bool indexed = false);
+  bool prepare_access(SegmentIndex segment, bool write);
   static std::size_t slot_offset(const Miss& miss);
   bool take_slot(Miss& miss);
-  void check_slot(const Miss& miss);
+  void check_slot(const Miss& miss, const asmjit::x86::Gp& linear);
   std::size_t tlb_offset() const;
   void check_tlb(Miss& miss, const asmjit::x86::Gp& linear);
   void keep_group_delta(const Miss& miss, bool slot);

@@ -47,12 +47,15 @@ void put_modrm(const Decoded& d, const HostFields& f, const Numbers& n, Bytes* o
   } else if (!f.indexed()) {
     out->put(reg | (n.rm & 7));
   } else {
-    constexpr unsigned kSibAndDisplacement32 = 0x84;
-    out->put(kSibAndDisplacement32 | reg);
+    constexpr unsigned kSibAndDisplacement8 = 0x44, kSibAndDisplacement32 = 0x84;
+    // An EVEX instruction's displacement of one byte counts in operands (SDM 2A 2.7.5).
+    const bool counts_bytes = d.encoding != Encoding::kEvex || f.displacement == 0;
+    const bool one_byte = counts_bytes && f.displacement == static_cast<i8>(f.displacement);
+    out->put((one_byte ? kSibAndDisplacement8 : kSibAndDisplacement32) | reg);
     out->put((n.index & 7u) << 3 | (n.rm & 7));
     u8 displacement[4];
     std::memcpy(displacement, &f.displacement, 4);
-    out->put(displacement, 4);
+    out->put(displacement, one_byte ? 1 : 4);
   }
 }
 

@@ -97,32 +97,53 @@ class OperandRegisters {
 // access writes back must hold what was there.
 bool may_write_nothing(const Decoded& d) { return d.memory_write && d.vector == VectorClass::kX87; }
 
-// Opens the memory operand. True: by the difference in R11 (Emitter::open_by_delta), else its host address is
-// in R10.
-bool open_memory(Emitter& e, const Decoded& d) {
-  const MemoryOperand& m = d.insn.memory;
-  const bool simple = !d.high_byte && !d.masked_memory && m.index == kNoRegister && d.insn.address_size == 8;
-  if (simple && e.open_by_delta(m.base, m.displacement, m.segment, m.size, d.memory_write)) return true;
-  e.effective_offset(d.insn);
-  if (d.masked_memory) {
-    e.open_masked_access(d);
-  } else {
-    bool read = d.memory_read || may_write_nothing(d);
-    e.open_access(m.segment, m.size, read, d.memory_write);
-  }
-  return false;
+bool reads_host_flags(const Decoded& d) {
+  const bool partial_write = d.flags_written && d.flags_killed != kFlagsArithmetic;
+  return d.flags_read || partial_write;
 }
 
-bool partial_flags_write(const Decoded& d) { return d.flags_written && d.flags_killed != kFlagsArithmetic; }
+// Does the instruction leave both scratch registers to its address?
+bool spares_scratch(const Emitter& e, const Decoded& d) {
+  if (d.high_byte || reads_host_flags(d)) return false;
+  for (u8 gpr = 0; gpr < 16; ++gpr) {
+    if ((d.gprs >> gpr & 1) && !e.resident(gpr)) return false;
+  }
+  return true;
+}
+
+// Where the memory operand is once it is open.
+enum class Operand : u8 {
+  kAtAddress,  // its host address is in R10
+  kByDelta,    // as in the guest, and R11 (Emitter::open_by_delta)
+  kBySum,      // R10 + R11
+};
+
+Operand open_memory(Emitter& e, const Decoded& d) {
+  const MemoryOperand& m = d.insn.memory;
+  const bool simple = !d.high_byte && !d.masked_memory && m.index == kNoRegister && d.insn.address_size == 8;
+  if (simple && e.open_by_delta(m.base, m.displacement, m.segment, m.size, d.memory_write))
+    return Operand::kByDelta;
+  e.effective_offset(d.insn);
+  const bool read = d.memory_read || may_write_nothing(d);
+  if (d.masked_memory) {
+    e.open_masked_access(d);
+  } else if (!spares_scratch(e, d)) {
+    e.open_access(m.segment, m.size, read, d.memory_write);
+  } else if (e.open_indexed(m.segment, m.size, read, d.memory_write)) {
+    return Operand::kBySum;
+  }
+  return Operand::kAtAddress;
+}
 
 }  // namespace
 
 void emit_as_is(Emitter& e, const Decoded& d) {
   bool memory = d.insn.has_memory && d.insn.memory.size != 0;
   if (d.vector != VectorClass::kNone) e.ensure_vector();
-  bool by_delta = memory && open_memory(e, d);
+  const Operand operand = memory ? open_memory(e, d) : Operand::kAtAddress;
+  const bool by_delta = operand == Operand::kByDelta;
   if (d.vector != VectorClass::kNone) e.ensure_vector();  // a slow access has saved it
-  if (d.flags_read || partial_flags_write(d)) e.flags_to_host(by_delta ? kAddress : kScratch);
+  if (reads_host_flags(d)) e.flags_to_host(by_delta ? kAddress : kScratch);
 
   OperandRegisters registers(e, d, by_delta ? kScratch : kAddress);
   HostFields fields;
@@ -130,6 +151,9 @@ void emit_as_is(Emitter& e, const Decoded& d) {
     fields.memory_base = e.host_of(d.insn.memory.base);
     fields.memory_index = static_cast<u8>(kScratch.id());
     fields.displacement = static_cast<i32>(d.insn.memory.displacement);
+  } else if (operand == Operand::kBySum) {
+    fields.memory_base = static_cast<u8>(kAddress.id());
+    fields.memory_index = static_cast<u8>(kScratch.id());
   } else if (d.insn.has_memory) {
     fields.memory_base = registers.map_address();
   }

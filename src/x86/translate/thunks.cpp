@@ -134,7 +134,7 @@ void journal_slot(Assembler& a) {
 // A user-mode access whose slot does not have the page: from the TLB, else by `tlb_miss`. R10 = linear
 // address, R11 = MissInfo.
 void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
-  static_assert(sizeof(AccessSlot) == 32);
+  static_assert(sizeof(AccessSlot) == 32 && sizeof(SlotNotes) == 8);
   const std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * kMmuUser;
   const std::size_t tags = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
   auto slot_field = [](std::size_t offset) {
@@ -171,6 +171,8 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   a.mov(rax, host::gs_indexed(tags, rax));
   a.mov(slot_field(offsetof(AccessSlot, first)), rax);
   a.add(r10, rdx);
+  a.add(rdx, rax);
+  a.mov(slot_field(offsetof(AccessSlot, host)), rdx);
   a.mov(rax, slot_field(offsetof(AccessSlot, length)));
   a.mov(slot_field(offsetof(AccessSlot, length)), rcx);
   a.test(rax, rax);
@@ -182,10 +184,9 @@ void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
   a.bind(crosses);
   a.test(r11d, MissInfo::kKnowsSplitPages);
   a.jz(miss);
-  a.shl(edx, 5);
   a.mov(rax, r10);
   a.shr(rax, 12);
-  a.cmp(eax, access_field(offsetof(AccessSlots, slots) + offsetof(AccessSlot, split), rdx, 0, 4));
+  a.cmp(eax, access_field(offsetof(AccessSlots, notes) + offsetof(SlotNotes, split), rdx, 3, 4));
   a.jne(miss);
   restore();
   a.mov(r10d, kSplitPages);
