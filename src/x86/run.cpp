@@ -468,10 +468,9 @@ class Dispatcher {
   const u8* next_code() {
     u64 rip = m_state.rip;
     if (!m_slow && !m_narrow && m_left == kNoRecord && !m_private.mode.step) {
-      unsigned index = jump_cache_index(rip);
+      const JumpEntry& entry = m_context.jumps[jump_cache_index(rip)];
       u64 stamp = m_context.stamp.word & ~u64{0xff};
-      if (static_cast<u64>(m_context.jump_tag[index]) + rip + stamp == 0)
-        return reinterpret_cast<const u8*>(m_context.jump_target[index]);
+      if (static_cast<u64>(entry.tag) + rip + stamp == 0) return reinterpret_cast<const u8*>(entry.target);
     }
     Mode mode = m_private.mode;
     mode.slow = mode.slow || m_slow;
@@ -499,8 +498,7 @@ class Dispatcher {
     if (block.mode.step || block.mode.slow || block.mode.narrow) return;
     unsigned index = jump_cache_index(block.rip);
     u64 stamp = m_context.stamp.word & ~u64{0xff};
-    m_context.jump_tag[index] = static_cast<i64>(-(block.rip + stamp));
-    m_context.jump_target[index] = reinterpret_cast<u64>(block.code);
+    m_context.jumps[index] = {static_cast<i64>(-(block.rip + stamp)), reinterpret_cast<u64>(block.code)};
     m_context.jump_entries.add(index, block.rip + block.mode.cs_base, global, block.straddles);
   }
 

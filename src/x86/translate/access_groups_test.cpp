@@ -555,7 +555,7 @@ TEST_F(ExtentsInGuest, lose_a_page_that_the_kernel_invalidates) {
               0xbf, 0x0c, 0,    0,    0,     // mov edi, 12
               0xeb, 0xdc});                  // jmp xor ecx, ecx
   guest.code({0x41, 0xff, 0xc8,              // dec r8d
-              0x78, 0x08,                    // js hlt
+              0x78, 0x09,                    // js hlt
               0x4c, 0x89, 0x0e,              // mov [rsi], r9
               0x0f, 0x01, 0x3b,              // invlpg [rbx]
               0x48, 0x0f, 0x07,              // sysretq

@@ -84,8 +84,7 @@ struct Context {
       slow_gpr{};  // registers and flags before the slow instruction, should its write have to wait
   u64 slow_flags = 0;
 
-  i64 jump_tag[kJumpCacheEntries];
-  u64 jump_target[kJumpCacheEntries];
+  alignas(16) JumpEntry jumps[kJumpCacheEntries];
   JumpEntries jump_entries;
 
   TlbTable tlb[kMmuIndexCount];
@@ -95,7 +94,8 @@ struct Context {
     for (unsigned i = 0; i < kJumpCacheEntries; ++i) forget_jump(i);
   }
 
-  void forget_jump(unsigned index) { jump_tag[index] = -i64(index ^ 1); }  // an address of another index
+  // The tag of an address of another index: of 2 or 0.
+  void forget_jump(unsigned index) { jumps[index].tag = index == 0 ? -2 : 0; }
   void flush_jump_cache() {
     jump_entries.take_all([this](unsigned i) { forget_jump(i); });
   }

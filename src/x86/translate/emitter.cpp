@@ -630,9 +630,9 @@ void Emitter::jump_to(u64 target, bool next_straddles) {
   } else {
     protect_flags(kFlagsArithmetic);
     a.mov(kAddress, target);
-    std::size_t index = 8u * jump_cache_index(target);
-    jump_through_cache(host::gs(offsetof(Context, jump_tag) + index),
-                       host::gs(offsetof(Context, jump_target) + index), m_cache_miss);
+    const std::size_t entry = offsetof(Context, jumps) + sizeof(JumpEntry) * jump_cache_index(target);
+    jump_through_cache(host::gs(entry + offsetof(JumpEntry, tag)),
+                       host::gs(entry + offsetof(JumpEntry, target)), m_cache_miss);
   }
   m_flags = before;
 }
@@ -683,9 +683,11 @@ void Emitter::jump_to_address(i32 moved_stack) {
   }
   a.rorx(kScratch, kAddress, 12);
   a.xor_(kScratch.r32(), kAddress.r32());
-  a.and_(kScratch.r32(), kJumpCacheEntries - 1);
-  jump_through_cache(host::gs_indexed(offsetof(Context, jump_tag), kScratch),
-                     host::gs_indexed(offsetof(Context, jump_target), kScratch), m_indirect_miss);
+  a.and_(kScratch.r32(), kJumpIndexMask);
+  static_assert(sizeof(JumpEntry) == 16);
+  jump_through_cache(host::gs_indexed(offsetof(Context, jumps) + offsetof(JumpEntry, tag), kScratch),
+                     host::gs_indexed(offsetof(Context, jumps) + offsetof(JumpEntry, target), kScratch),
+                     m_indirect_miss);
 }
 
 // Where the dispatcher need not be asked.

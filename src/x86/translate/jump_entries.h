@@ -1,17 +1,26 @@
 #pragma once
-// Which entries of the jump cache are filled and in which linear page their blocks lie: what flushes need to
-// know. Owner: Context. Only the vCPU's thread.
+// The jump cache's entries, and which of them are filled and in which linear page their blocks lie: what
+// flushes need to know. Owner: Context. Only the vCPU's thread.
 
 #include "x86/mmu/entry_set.h"
 
 namespace anykvm::x86 {
 
-inline constexpr unsigned kJumpCacheEntries = 4096;
+// A kernel's ways through itself have hundreds of targets, and two that share an entry go by the dispatcher
+// each time: so there are many more.
+inline constexpr unsigned kJumpCacheEntries = 16384;
 
-// Functions tend to begin at the same offsets of their pages, so the page number takes part.
+// Functions tend to begin at the same offsets of their pages, so the page number takes part. Bit 0 does not:
+// thus translated code gets the entry's place by scaling with 8 what it masks (Emitter::jump_to_address).
+constexpr u32 kJumpIndexMask = (kJumpCacheEntries - 1) << 1;
 constexpr unsigned jump_cache_index(u64 rip) {
-  return static_cast<unsigned>((rip ^ rip >> 12) % kJumpCacheEntries);
+  return (static_cast<u32>(rip ^ rip >> 12) & kJumpIndexMask) >> 1;
 }
+
+struct JumpEntry {
+  i64 tag;     // LinkStamp
+  u64 target;  // host code
+};
 
 class JumpEntries {
  public:
@@ -43,23 +52,25 @@ class JumpEntries {
   void take_page(Gva page, Forget forget) {
     const u16 number = page_number(page.value);
     if (!m_local_pages.has(number) && !m_global_pages.has(number)) return;
-    for (unsigned i = 0; i < kJumpCacheEntries; ++i) {
-      bool before = m_straddles[i] && (m_page[i] + 1) % kJumpCacheEntries == number;
+    auto forget_there = [&](unsigned i) {
+      const bool before = m_straddles[i] && (m_page[i] + 1) % kPageNumbers == number;
       if (m_page[i] == number || before) forget(i);
-    }
+    };
+    m_local.for_each(forget_there);
+    m_global.for_each(forget_there);
     m_local_pages.remove(number);
     m_global_pages.remove(number);
   }
 
  private:
-  // Modulo 4096.
-  static constexpr u16 page_number(u64 address) { return static_cast<u16>(address >> 12 & 0xfff); }
+  static constexpr unsigned kPageNumbers = 4096;
+  static constexpr u16 page_number(u64 address) { return static_cast<u16>((address >> 12) % kPageNumbers); }
 
   u16 m_page[kJumpCacheEntries] = {};
   bool m_straddles[kJumpCacheEntries] = {};
   EntrySet<kJumpCacheEntries> m_global, m_local;
   // Pages that entries may lie in, by number.
-  EntrySet<4096> m_global_pages, m_local_pages;
+  EntrySet<kPageNumbers> m_global_pages, m_local_pages;
 };
 
 }  // namespace anykvm::x86

@@ -93,6 +93,24 @@ TEST(SystemRules, rdtsc_of_a_scaled_clock_goes_by_the_helper) {
   EXPECT_EQ(guest.state().gpr[kRdx], 5u);
 }
 
+TEST(SystemRules, clac_ends_what_stac_permits_however_often_it_was_used) {
+  Guest64 guest;
+  guest.code({0xb9, 0xe8, 3,    0, 0,  // mov ecx, 1000
+              0x0f, 0x01, 0xcb,        // stac
+              0x48, 0x8b, 0x03,        // mov rax, [rbx], a user's page
+              0x0f, 0x01, 0xca,        // clac
+              0xff, 0xc9,              // dec ecx
+              0x75, 0xf3,              // jnz stac
+              0x48, 0x8b, 0x13,        // mov rdx, [rbx]
+              0xf4});
+  guest.state().cr4 |= kCr4Smap;
+  guest.state().gpr[kRbx] = Guest64::kData;
+  guest.write<u64>(Guest64::kData, 7);
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);  // there is no IDT
+  EXPECT_EQ(guest.state().gpr[kRax], 7u);
+  EXPECT_EQ(guest.state().rip, Guest64::kCode + 18);
+}
+
 // Helpers of kOpKeepsVector run while these are in the host's registers.
 TEST(SystemRules, vector_registers_survive_helpers_that_keep_them) {
   Guest64 guest;

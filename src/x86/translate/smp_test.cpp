@@ -104,6 +104,50 @@ TEST(SmpTest, layout_that_changes_twice_at_once_is_seen) {
   thread.join();
 }
 
+template <class Condition>
+bool comes_true(Condition condition) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!condition())
+    if (std::chrono::steady_clock::now() > end) return false;
+  return true;
+}
+
+// User code, whose accesses have slots that are filled by then; once alone, once behind a leader that reads.
+class DirtyLogUnderALoop : public testing::TestWithParam<std::vector<u8>> {};
+
+TEST_P(DirtyLogUnderALoop, sees_its_writes) {
+  Guest64 guest;
+  for (auto& segment : guest.state().segments) segment.dpl = 3, segment.selector |= 3;
+  guest.state().cpl = 3;
+  guest.state().gpr[kRbx] = Guest64::kData;
+  guest.code(GetParam());
+  std::thread thread([&] { guest.run(); });
+  auto* counter = reinterpret_cast<u64*>(guest.ram + Guest64::kData + 8);
+  auto count = [&] { return __atomic_load_n(counter, __ATOMIC_ACQUIRE); };
+  EXPECT_TRUE(comes_true([&] { return count() > 100'000; }));
+  MemorySlot logged;
+  logged.size = Guest64::kRam, logged.host = guest.ram;
+  logged.dirty_bitmap = std::make_shared<std::vector<std::atomic<u64>>>(Guest64::kRam / kPageSize / 64);
+  constexpr u64 kPage = Guest64::kData / kPageSize;
+  auto logs = [&] { return has_bit((*logged.dirty_bitmap)[kPage / 64].load(), kPage % 64); };
+  for (unsigned i = 0; i < 3; ++i) {
+    guest.machine->set_slots({logged});
+    EXPECT_TRUE(comes_true(logs)) << i;
+    guest.machine->stop_the_world([&] { (*logged.dirty_bitmap)[kPage / 64] = 0; });
+  }
+  EXPECT_TRUE(comes_true(logs));
+  guest.cpu->request(kAttentionKick);
+  thread.join();
+}
+
+INSTANTIATE_TEST_SUITE_P(Loops, DirtyLogUnderALoop,
+                         testing::Values(std::vector<u8>{0x48, 0xff, 0x43, 0x08,  // inc qword [rbx+8]
+                                                         0xeb, 0xfa},             // jmp inc
+                                         std::vector<u8>{0x48, 0x8b, 0x03,        // mov rax, [rbx]
+                                                         0x48, 0xff, 0xc1,        // inc rcx
+                                                         0x48, 0x89, 0x4b, 0x08,  // mov [rbx+8], rcx
+                                                         0xeb, 0xf4}));           // jmp mov
+
 class ReadyPlatform : public QuietPlatform {
  public:
   bool interrupt_ready() override { return ready; }
