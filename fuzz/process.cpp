@@ -29,6 +29,14 @@ long open_descriptors() {
                        std::filesystem::directory_iterator{});
 }
 
+void print_descriptors() {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const auto target = std::filesystem::read_symlink(entry, gone);
+    if (!gone) std::printf("  %s -> %s\n", entry.path().filename().c_str(), target.c_str());
+  }
+}
+
 u64 resident_kib() {
   std::ifstream statm("/proc/self/statm");
   u64 total = 0, resident = 0;

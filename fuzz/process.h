@@ -6,6 +6,7 @@
 namespace anykvm::fuzz {
 
 long open_descriptors();
+void print_descriptors();  // each with what it stands for
 u64 resident_kib();
 
 // A crash says what was running: `what` and the number last given. Call it before the engine installs its

@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
     if (sessions == 0) descriptors = now;
     if (now > descriptors) {
       fmt::print("FAILED: session {} leaves {} descriptors open\n", number, now - descriptors);
+      print_descriptors();
       return 1;
     }
     constexpr u64 kWarm = 10;

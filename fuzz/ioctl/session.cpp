@@ -121,10 +121,10 @@ class Session::Caller {
     bool fits = !m_random.one_in(8);
     Descriptor to = m_session.pick(m_random, fits ? request.kind : static_cast<Kind>(m_random.below(4)));
     if (request.number == KVM_RUN) return run_cpu(to);
-    // Those that make VMs and vCPUs have their own functions.
-    if (request.number == KVM_CREATE_VM || request.number == KVM_CREATE_VCPU) return;
     unsigned long argument = m_arguments.argument(m_random, request.number);
     unsigned long number = m_arguments.number(m_random, request.number);
+    // Those that make VMs and vCPUs have their own functions.
+    if (number == KVM_CREATE_VM || number == KVM_CREATE_VCPU) return;
     long result = 0;
     {
       Watchdog::Turn turn(m_session.m_watchdog, nullptr, kCallMilliseconds, name(request.name));
