@@ -5,6 +5,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <new>
+#include <system_error>
+
 #include "abi/handlers.h"
 #include "abi/objects.h"
 #include "base/raw_syscall.h"
@@ -33,6 +36,18 @@ Result<int> open_system() {
   return add_object(std::move(fd), std::move(object));
 }
 
+// The standard library says by exceptions that there is no memory or no thread. They go no further than here;
+// what they pass on their way is released.
+Result<long> dispatch_with_little_memory(const Object& object, u32 request, u64 argument) {
+  try {
+    return dispatch(object, request, argument);
+  } catch (const std::bad_alloc&) {
+    return Error{ENOMEM, "no memory"};
+  } catch (const std::system_error& error) {
+    return Error{error.code().value(), "no thread"};
+  }
+}
+
 int object_ioctl(int fd, u32 request, u64 argument) {
   const int saved_errno = errno;
   auto object = find_object(fd);
@@ -44,7 +59,8 @@ int object_ioctl(int fd, u32 request, u64 argument) {
     object = adopt_device(fd);
     if (!object) return fail(EBADF);
   }
-  auto result = dispatch(*object, request, argument);
+  auto result = request == KVM_RUN ? dispatch(*object, request, argument)
+                                   : dispatch_with_little_memory(*object, request, argument);
   if (!result.ok()) return fail(result.error().code);
   errno = saved_errno;
   return static_cast<int>(result.value());

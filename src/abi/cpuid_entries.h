@@ -1,5 +1,5 @@
 #pragma once
-// struct kvm_cpuid_entry2 from and to the CPU model's entries.
+// struct kvm_cpuid_entry2, and the older kvm_cpuid_entry, from and to the CPU model's entries.
 // Owner: nobody; pure functions. Any thread.
 
 #include <linux/kvm.h>
@@ -25,6 +25,14 @@ inline std::vector<x86::CpuidEntry> guest_cpuid(const std::vector<kvm_cpuid_entr
   entries.reserve(from.size());
   for (const kvm_cpuid_entry2& e : from)
     entries.push_back({e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx});
+  return entries;
+}
+
+// Leaves without an index.
+inline std::vector<x86::CpuidEntry> guest_cpuid(const std::vector<kvm_cpuid_entry>& from) {
+  std::vector<x86::CpuidEntry> entries;
+  entries.reserve(from.size());
+  for (const kvm_cpuid_entry& e : from) entries.push_back({e.function, 0, 0, e.eax, e.ebx, e.ecx, e.edx});
   return entries;
 }
 

@@ -1,9 +1,11 @@
 // VMCALL and VMMCALL: KVM's own calls (Linux: Documentation/virt/kvm/x86/hypercalls.rst).
 #include <linux/kvm_para.h>
 #include <sched.h>
+#include <time.h>
 
 #include "core/vcpu.h"
 #include "core/vm.h"
+#include "x86/mmu/access.h"
 
 namespace anykvm::core {
 
@@ -59,6 +61,8 @@ std::optional<i64> Vcpu::kvm_call(u64 number, const std::array<u64, 4>& argument
       if (m_lapic) m_vm.irqchip()->bus().deliver(kick, nullptr);
       return 0;
     }
+    case KVM_HC_CLOCK_PAIRING:
+      return pair_clocks(Gpa(arguments[0]), arguments[1]);
     case KVM_HC_SEND_IPI:
       if (!pv_permitted(x86::Feature::kKvmPvSendIpi)) return -KVM_ENOSYS;
       return send_ipis(arguments, state().code64());
@@ -76,6 +80,19 @@ std::optional<i64> Vcpu::kvm_call(u64 number, const std::array<u64, 4>& argument
     default:
       return -KVM_ENOSYS;
   }
+}
+
+// The host's time and the guest's TSC at one moment.
+i64 Vcpu::pair_clocks(Gpa to, u64 clock) {
+  if (clock != KVM_CLOCK_PAIRING_WALLCLOCK) return -KVM_EOPNOTSUPP;
+  timespec now{};
+  kvm_clock_pairing pair{};
+  const u64 before = m_cpu->read_tsc();
+  clock_gettime(CLOCK_REALTIME, &now);
+  pair.tsc = before + (m_cpu->read_tsc() - before) / 2;
+  pair.sec = now.tv_sec;
+  pair.nsec = now.tv_nsec;
+  return x86::write_physical(*m_cpu, to, &pair, sizeof pair) ? 0 : -KVM_EFAULT;
 }
 
 // A bitmap of two words from APIC ID arguments[2] on; arguments[3] is an ICR with vector and delivery mode.

@@ -83,10 +83,10 @@ Result<MemorySlots::Change> MemorySlots::modify(x86::MemorySlot& slot,
   if (!moved && logging == (slot.dirty_bitmap != nullptr)) return Change::kNothing;
   if (moved && overlaps(region)) return Error{EEXIST, "guest range overlaps another slot"};
   TRY(check_guest_range(region));
+  set_logging(slot, logging);  // the step that memory may not suffice for
   m_by_base.erase(slot.base.value);
   m_by_base[region.guest_phys_addr] = region.slot;
   slot.base = Gpa(region.guest_phys_addr);
-  set_logging(slot, logging);
   return moved ? Change::kMoved : Change::kFlags;
 }
 

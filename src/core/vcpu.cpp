@@ -210,9 +210,16 @@ bool Vcpu::pio_write(u16 port, const void* data, unsigned size) {
          m_vm.coalesced_io().write(IoBus::kPio, port, data, size);
 }
 
+// Where the local APIC's page would be, but the APIC is off or in x2APIC mode.
+bool Vcpu::in_lapic_hole(Gpa address) const {
+  const bool has_page = m_lapic->hardware_enabled() && !m_lapic->x2apic_mode();
+  return m_lapic->owns_address(address) && !has_page && !m_vm.has_quirk(KVM_X86_QUIRK_LAPIC_MMIO_HOLE);
+}
+
 bool Vcpu::mmio_read(Gpa address, void* data, unsigned size) {
-  if (!m_lapic) return false;
+  if (!m_lapic || in_lapic_hole(address)) return false;
   take_vapic_tpr();
+  if (m_pv_eoi.offered() && m_lapic->owns_address(address)) settle_pv_eoi();
   if (!m_vm.irqchip()->mmio_read(*m_lapic, address, data, size)) return false;
   if (m_reports_tpr) note_tpr_access(address, false);
   return true;
@@ -220,7 +227,8 @@ bool Vcpu::mmio_read(Gpa address, void* data, unsigned size) {
 
 bool Vcpu::mmio_write(Gpa address, const void* data, unsigned size) {
   take_vapic_tpr();
-  if (m_lapic && m_vm.irqchip()->mmio_write(*m_lapic, address, data, size)) {
+  if (m_pv_eoi.offered() && m_lapic->owns_address(address)) settle_pv_eoi();
+  if (m_lapic && !in_lapic_hole(address) && m_vm.irqchip()->mmio_write(*m_lapic, address, data, size)) {
     show_vapic();
     if (m_reports_tpr) note_tpr_access(address, true);
     return true;
@@ -254,7 +262,18 @@ bool Vcpu::interrupt_ready() {
     take_vapic_tpr();
     show_vapic();
   }
+  if (m_pv_eoi.offered() && m_lapic->highest_requested() >= 0) settle_pv_eoi();
   return m_vm.irqchip()->interrupt_ready(*m_lapic) || xen_upcall_pending();
+}
+
+// Only where nobody waits for the end of this interrupt, which is noticed late.
+void Vcpu::offer_pv_eoi(u8 vector) {
+  const bool awaited = m_vm.irqchip()->awaits_eoi(vector) || m_hyperv.awaits_end(vector);
+  if (!awaited && m_lapic->has_quiet_eoi(vector)) m_pv_eoi.offer(*m_cpu);
+}
+
+void Vcpu::settle_pv_eoi() {
+  if (m_pv_eoi.withdraw(*m_cpu)) m_lapic->eoi();
 }
 
 std::optional<u8> Vcpu::acknowledge_interrupt() {
@@ -266,6 +285,7 @@ std::optional<u8> Vcpu::acknowledge_interrupt() {
   }
   auto vector = m_vm.irqchip()->acknowledge(*m_lapic);
   if (vector && m_hyperv.ends_by_itself(*vector) && m_lapic->highest_in_service() == *vector) m_lapic->eoi();
+  if (vector && PvEoi::enabled(state())) offer_pv_eoi(*vector);
   show_vapic();
   if (vector) ANYKVM_TRACE(irq, "vcpu {} takes vector {:#x}", m_id, *vector);
   return vector;
@@ -288,12 +308,14 @@ void Vcpu::set_cr8(u8 value) {
 }
 
 bool Vcpu::apic_msr_read(u32 index, u64* value) {
+  if (m_pv_eoi.offered()) settle_pv_eoi();
   if (m_lapic) return m_lapic->msr_read(index, value);
   if (index == irqchip::kMsrApicBase) return *value = m_client_apic_base, true;
   return index == irqchip::kMsrTscDeadline ? (*value = 0, true) : false;
 }
 
 bool Vcpu::apic_msr_write(u32 index, u64 value) {
+  if (m_pv_eoi.offered()) settle_pv_eoi();
   if (m_lapic) return m_lapic->msr_write(index, value);
   if (index == irqchip::kMsrApicBase) return change_apic_base(value, false);
   return index == irqchip::kMsrTscDeadline;
@@ -301,7 +323,8 @@ bool Vcpu::apic_msr_write(u32 index, u64 value) {
 
 bool Vcpu::msr_filtered(u32 index, bool write) { return m_vm.msr_filter().denies(index, write); }
 bool Vcpu::msr_exit_wanted(u32 reason) { return m_vm.msr_exits() & reason; }
-bool Vcpu::fixes_hypercalls() { return !(m_vm.disabled_quirks() & KVM_X86_QUIRK_FIX_HYPERCALL_INSN); }
+bool Vcpu::fixes_hypercalls() { return m_vm.has_quirk(KVM_X86_QUIRK_FIX_HYPERCALL_INSN); }
+bool Vcpu::opens_lint0() { return m_vm.has_quirk(KVM_X86_QUIRK_LINT0_REENABLED); }
 bool Vcpu::platform_info_readable() { return m_vm.platform_info_readable(); }
 
 u64 Vcpu::client_tsc_offset(u64 value, u64 offset) { return m_vm.tsc_sync().write(value, offset, m_tsc_khz); }

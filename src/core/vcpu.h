@@ -13,6 +13,7 @@
 #include "base/expected.h"
 #include "core/dirty_ring.h"
 #include "core/hyperv/processor.h"
+#include "core/pv_eoi.h"
 #include "core/region_access.h"
 #include "core/run_signals.h"
 #include "core/shared_page.h"
@@ -163,6 +164,7 @@ class Vcpu final : private x86::Platform,
   // --- hypercalls (hypercalls.cpp) ---
   x86::Hypercall kvm_hypercall(u32* client_call);
   std::optional<i64> kvm_call(u64 number, const std::array<u64, 4>& arguments, u32* client_call);
+  i64 pair_clocks(Gpa to, u64 clock);
   i64 send_ipis(const std::array<u64, 4>& arguments, bool wide);
   bool pv_permitted(x86::Feature feature);
   void set_result(u64 value);  // RAX, as wide as the code
@@ -171,6 +173,12 @@ class Vcpu final : private x86::Platform,
   void note_tpr_access(Gpa address, bool write);  // inside Cpu::run()
   void take_vapic_tpr();                          // inside Cpu::run()
   void show_vapic();                              // inside Cpu::run()
+
+  bool in_lapic_hole(Gpa address) const;
+
+  // --- MSR_KVM_PV_EOI_EN; inside Cpu::run() or Cpu::visit_memory() ---
+  void offer_pv_eoi(u8 vector);
+  void settle_pv_eoi();
 
   // --- waiting and waking (vcpu_wait.cpp) ---
   // Sleeps until the vCPU can go on, or a signal. Spins a little first.
@@ -220,6 +228,7 @@ class Vcpu final : private x86::Platform,
   void sipi(u8 vector) override;
   void client_ioapic_eoi(u8 vector) override;
   void deadline_changed() override;
+  bool opens_lint0() override;
   void interrupt_ended(u8 vector) override { m_hyperv.end_of_interrupt(vector); }
 
   // --- irqchip::Clock: any thread ---
@@ -256,6 +265,7 @@ class Vcpu final : private x86::Platform,
   Stats m_stats{Stats::Kind::kVcpu};
   bool m_enforces_pv_features = false;
   StealTime m_steal_time;
+  PvEoi m_pv_eoi;  // offered: only inside Cpu::run()
   hyperv::VirtualProcessor m_hyperv;
   xen::VirtualCpu m_xen;
   u32 m_clock_generation = 0;  // of the time that the guest was shown last

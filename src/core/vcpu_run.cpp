@@ -161,6 +161,7 @@ x86::Exit Vcpu::run_guest() {
   arm_timer();
   x86::Exit exit = m_cpu->run();
   m_in_guest.store(false, std::memory_order_release);
+  if (m_pv_eoi.offered()) m_cpu->visit_memory([this] { settle_pv_eoi(); });
   m_vm.timers().disarm(m_timer);
   return exit;
 }
@@ -219,6 +220,7 @@ void Vcpu::handle_apic_requests() {
     ANYKVM_TRACE(irq, "vcpu {} gets INIT", m_id);
     m_cpu->reset(true);
     m_lapic->reset(true);
+    state().msrs.kvm_pv_eoi = 0;
     state().mp_state = m_lapic->is_bsp() ? x86::MpState::kRunnable : x86::MpState::kInitReceived;
     m_cpu->state_replaced();
   }

@@ -63,7 +63,8 @@ void Vcpu::wait(RunSignals& signals) {
   if (wake_condition()) return;
   const u64 start = monotonic_ns();
   const bool may_spin = optimizations().polling && (state().msrs.kvm_poll_control & 1);
-  if (may_spin && m_spin_ns && spin_until(start + m_spin_ns)) {
+  const u64 spin_ns = std::min(m_spin_ns, m_vm.halt_poll_ns());
+  if (may_spin && spin_ns && spin_until(start + spin_ns)) {
     ++m_cpu->counts().halts_spun;
   } else {
     signals.before_sleep();

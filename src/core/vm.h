@@ -149,6 +149,10 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   // KVM_CAP_DISABLE_QUIRKS2: bits of KVM_X86_QUIRK_*.
   void set_disabled_quirks(u64 quirks) { m_disabled_quirks = quirks; }
   u64 disabled_quirks() const { return m_disabled_quirks.load(std::memory_order_relaxed); }
+  bool has_quirk(u64 quirk) const { return !(disabled_quirks() & quirk); }
+  // KVM_CAP_HALT_POLL: how long a vCPU may wait for a wake-up without sleeping.
+  void set_halt_poll_ns(u64 ns) { m_halt_poll_ns = ns; }
+  u64 halt_poll_ns() const { return m_halt_poll_ns.load(std::memory_order_relaxed); }
   // KVM_CAP_X86_USER_SPACE_MSR: bits of KVM_MSR_EXIT_REASON_*.
   void set_msr_exits(u32 reasons) { m_msr_exits = reasons; }
   u32 msr_exits() const { return m_msr_exits.load(std::memory_order_relaxed); }
@@ -225,6 +229,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   std::atomic<bool> m_platform_info_readable{true};
   std::atomic<u32> m_msr_exits{0};
   std::atomic<u64> m_disabled_quirks{0};
+  std::atomic<u64> m_halt_poll_ns{~u64{0}};  // as long as vCPUs like
   std::atomic<u64> m_disabled_exits{0};
   std::atomic<u64> m_client_hypercalls{0};
   std::atomic<bool> m_tells_failed_instructions{false};

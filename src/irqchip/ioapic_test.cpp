@@ -112,6 +112,13 @@ TEST_F(IoapicTest, level_nobody_takes_leaves_remote_irr_clear) {
   EXPECT_FALSE(remote_irr(20));
 }
 
+TEST_F(IoapicTest, polarity_is_ignored) {
+  constexpr u32 kActiveLow = 1u << 13;
+  vm.redirect(20, kLevel | kActiveLow | 0x51);
+  EXPECT_EQ(high(20), 1);
+  EXPECT_EQ(vm.cpu(0).pending(), 0x51);
+}
+
 TEST_F(IoapicTest, going_to_edge_clears_remote_irr) {
   vm.redirect(20, kLevel | 0x51);
   high(20);

@@ -317,8 +317,8 @@ unsigned IrqChip::irq0_open_routes() const {
   return open;
 }
 
-// Where the local APIC's page would be, but the APIC is off or in x2APIC mode, the bus reads all ones; KVM's
-// quirk too.
+// Where the local APIC's page would be, but the APIC is off or in x2APIC mode, the bus reads all ones
+// (KVM_X86_QUIRK_LAPIC_MMIO_HOLE).
 bool IrqChip::mmio_read(Lapic& lapic, Gpa address, void* data, unsigned size) {
   if (lapic.owns_address(address)) {
     if (lapic.hardware_enabled() && !lapic.x2apic_mode())

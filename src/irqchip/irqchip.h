@@ -91,6 +91,8 @@ class IrqChip final : private EoiListener {
   // wants.
   bool interrupt_ready(const Lapic& lapic) const;
   std::optional<u8> acknowledge(Lapic& lapic);
+  // Does the EOI of this vector mean something outside the local APIC?
+  bool awaits_eoi(u8 vector) const { return ioapic_has_vector(vector); }
 
   // False: not ours. `lapic` is the accessing vCPU's.
   bool pio_read(u16 port, void* data, unsigned size);

@@ -50,7 +50,7 @@ void Lapic::reset_registers() {
   if (m_has_cmci) set_reg(kApicLvtCmci, kLvtMasked);
   // A PC's firmware leaves the boot processor in virtual wire mode. There may be no firmware; KVM does it
   // too.
-  if (is_bsp()) set_reg(kApicLvtLint0, kLvtExtInt);
+  if (is_bsp() && m_host.opens_lint0()) set_reg(kApicLvtLint0, kLvtExtInt);
   m_timer.reset();
   update_version();
   update_ids();
@@ -92,6 +92,13 @@ int Lapic::highest(u32 first) const {
   for (int i = 7; i >= 0; i--)
     if (u32 word = reg(first + i * 0x10)) return i * 32 + 31 - __builtin_clz(word);
   return -1;
+}
+
+bool Lapic::has_quiet_eoi(u8 vector) const {
+  if (highest_requested() >= 0 || test_vector(kApicTmr, vector)) return false;
+  for (unsigned i = 0; i < 8; i++)
+    if (reg(kApicIsr + i * 0x10) != (i == vector / 32u ? 1u << vector % 32 : 0)) return false;
+  return true;
 }
 
 bool Lapic::test_vector(u32 first, u8 vector) const {

@@ -97,6 +97,9 @@ class Lapic {
   // A vector, or -1.
   int highest_requested() const { return highest(kApicIrr); }
   int highest_in_service() const { return highest(kApicIsr); }
+  // Would the EOI of this vector, which is in service, change nothing else? No other is in service or
+  // requested, and it is edge-triggered.
+  bool has_quiet_eoi(u8 vector) const;
   void eoi();
 
   // The page at `apic_base`. Registers are 32 bits, 16 bytes apart: reads that leave them give 0, writes

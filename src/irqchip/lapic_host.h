@@ -27,6 +27,8 @@ class LapicHost {
   virtual void client_ioapic_eoi(u8 vector) = 0;
   // EOI of any vector; on the vCPU's own thread.
   virtual void interrupt_ended(u8 vector) { (void)vector; }
+  // Is LINT0 open to the PIC after reset of the boot processor? (KVM_X86_QUIRK_LINT0_REENABLED)
+  virtual bool opens_lint0() { return true; }
   // next_deadline_ns() changed: whoever sleeps until the old one looks again.
   virtual void deadline_changed() = 0;
 };

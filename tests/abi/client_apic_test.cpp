@@ -109,5 +109,56 @@ TEST(TprAccessReporting, unknown_flags_are_einval) {
   EXPECT_EQ(call(guest.vcpu, KVM_TPR_ACCESS_REPORTING, kBadPointer), -EFAULT);
 }
 
+// --- KVM_SET_VAPIC_ADDR ---
+
+// nop; mov eax,[80h]; out 10h,al, with DS at the APIC's page: the word's lowest byte becomes the TPR.
+TEST(VapicAddress, task_priority_in_memory_is_the_apics) {
+  Guest guest({0x90, 0x66, 0xa1, 0x80, 0x00, 0xe6, 0x10}, Guest::Chips::kIrqchip);
+  kvm_sregs sregs{};
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_SREGS, &sregs), 0);
+  sregs.ds.base = 0xfee00000;
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_SREGS, &sregs), 0);
+  kvm_vapic_addr address{0x5000};
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_VAPIC_ADDR, &address), 0);
+  guest.memory.data()[0x5000] = 0x40;
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.regs().rax & 0xff, 0x40u);
+  address.vapic_addr = 0x10000000;
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_VAPIC_ADDR, &address), -EFAULT);
+}
+
+// --- Quirks of the local APIC ---
+
+TEST(Quirks, lint0_is_masked_after_reset_if_the_quirk_is_off) {
+  Vm with, without;
+  kvm_lapic_state state{};
+  ASSERT_EQ(call(with.vm, KVM_CREATE_IRQCHIP), 0);
+  Handle first(call(with.vm, KVM_CREATE_VCPU));
+  ASSERT_EQ(call(first, KVM_GET_LAPIC, &state), 0);
+  EXPECT_EQ(state.regs[0x351], 7);  // ExtINT
+  ASSERT_EQ(enable_cap(without.vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_LINT0_REENABLED), 0);
+  ASSERT_EQ(call(without.vm, KVM_CREATE_IRQCHIP), 0);
+  Handle second(call(without.vm, KVM_CREATE_VCPU));
+  ASSERT_EQ(call(second, KVM_GET_LAPIC, &state), 0);
+  EXPECT_EQ(state.regs[0x352], 1);  // masked
+}
+
+// mov al,[0]; hlt, with DS at the page that the APIC leaves in x2APIC mode.
+TEST(Quirks, page_of_an_apic_in_x2apic_mode_is_the_clients_if_the_quirk_is_off) {
+  Guest guest({0xa0, 0x00, 0x00, 0xe6, 0x10, 0xeb, 0xf9}, Guest::Chips::kIrqchip);
+  kvm_sregs sregs{};
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_SREGS, &sregs), 0);
+  sregs.ds.base = 0xfee00000;
+  sregs.apic_base |= 0xc00;
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_SREGS, &sregs), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.regs().rax & 0xff, 0xffu);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_DISABLE_QUIRKS, KVM_X86_QUIRK_LAPIC_MMIO_HOLE), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_MMIO));
+  EXPECT_EQ(guest.shared->mmio.phys_addr, 0xfee00000u);
+}
+
 }  // namespace
 }  // namespace anykvm::test

@@ -30,14 +30,13 @@ TEST(EnableCap, unknown_bits_are_einval) {
 }
 
 TEST(EnableCap, apic_bus_cycle_needs_an_apic_and_comes_before_vcpus) {
-  constexpr std::uint32_t kCapability = 237;  // KVM_CAP_X86_APIC_BUS_CYCLES_NS
   Vm without, with;
-  EXPECT_EQ(enable_cap(without.vm, kCapability, 40), -ENXIO);
+  EXPECT_EQ(enable_cap(without.vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, 40), -ENXIO);
   ASSERT_EQ(call(with.vm, KVM_CREATE_IRQCHIP), 0);
-  EXPECT_EQ(enable_cap(with.vm, kCapability, 0), -EINVAL);
-  EXPECT_EQ(enable_cap(with.vm, kCapability, 40), 0);
+  EXPECT_EQ(enable_cap(with.vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, 0), -EINVAL);
+  EXPECT_EQ(enable_cap(with.vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, 40), 0);
   Handle vcpu(call(with.vm, KVM_CREATE_VCPU));
-  EXPECT_EQ(enable_cap(with.vm, kCapability, 40), -EINVAL);
+  EXPECT_EQ(enable_cap(with.vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, 40), -EINVAL);
 }
 
 TEST(EmulationFailure, tells_the_instruction_if_asked_to) {
@@ -65,6 +64,13 @@ TEST(Quirks, foreign_hypercall_is_replaced) {
   Guest guest({0x0f, 0x01, 0xc1, 0x0f, 0x01, 0xd9, 0xf4});  // vmcall; vmmcall; hlt
   ASSERT_EQ(guest.run(), 0);
   EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+TEST(HaltPoll, limit_has_32_bits) {
+  Vm vm;
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_HALT_POLL, 0), 0);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_HALT_POLL, 0xffffffff), 0);
+  EXPECT_EQ(enable_cap(vm.vm, KVM_CAP_HALT_POLL, 0x100000000), -EINVAL);
 }
 
 // --- MSR exits ---
@@ -121,6 +127,18 @@ TEST(GuestDebug, single_step_exits_after_one_instruction) {
   EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_DEBUG));
   EXPECT_EQ(guest.shared->debug.arch.exception, 1u);
   EXPECT_EQ(guest.shared->debug.arch.pc, Guest::kCode + 1);
+}
+
+TEST(GuestDebug, single_step_does_not_show_in_the_guests_flags) {
+  Guest guest({0x9c, 0xf4});  // pushf; hlt
+  kvm_guest_debug debug{};
+  debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+  EXPECT_EQ(call(guest.vm, KVM_CHECK_EXTENSION, static_cast<unsigned long>(KVM_CAP_X86_ROBUST_SINGLESTEP)),
+            1);
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_GUEST_DEBUG, &debug), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.regs().rsp, 0x7ffeu);
+  EXPECT_EQ(guest.memory.data()[0x7fff] & 1, 0);  // TF
 }
 
 TEST(GuestDebug, software_breakpoint_exits_at_the_int3) {
@@ -229,27 +247,22 @@ TEST(Statistics, counts_grow_in_a_descriptor_that_was_opened_before) {
   EXPECT_GT(after, before);
 }
 
-struct PreFault {
-  std::uint64_t gpa, size, flags, padding[5];
-};
-constexpr unsigned long kPreFault = _IOWR(KVMIO, 0xd5, PreFault);
-
 TEST(PreFault, part_in_a_slot_is_done_and_the_rest_is_left) {
   Guest guest;
-  PreFault range{0xf000, 0x2000, 0, {}};
-  EXPECT_EQ(call(guest.vcpu, kPreFault, &range), 0);
+  kvm_pre_fault_memory range{0xf000, 0x2000, 0, {}};
+  EXPECT_EQ(call(guest.vcpu, KVM_PRE_FAULT_MEMORY, &range), 0);
   EXPECT_EQ(range.gpa, 0x10000u);
   EXPECT_EQ(range.size, 0x1000u);
-  EXPECT_EQ(call(guest.vcpu, kPreFault, &range), -ENOENT);
+  EXPECT_EQ(call(guest.vcpu, KVM_PRE_FAULT_MEMORY, &range), -ENOENT);
   EXPECT_EQ(range.size, 0x1000u);
 }
 
 TEST(PreFault, bad_ranges_and_flags_are_einval) {
   Guest guest;
-  PreFault odd{0x1001, 0x1000, 0, {}}, empty{0x1000, 0, 0, {}}, flags{0x1000, 0x1000, 1, {}};
-  EXPECT_EQ(call(guest.vcpu, kPreFault, &odd), -EINVAL);
-  EXPECT_EQ(call(guest.vcpu, kPreFault, &empty), -EINVAL);
-  EXPECT_EQ(call(guest.vcpu, kPreFault, &flags), -EINVAL);
+  kvm_pre_fault_memory odd{0x1001, 0x1000, 0, {}}, empty{0x1000, 0, 0, {}}, flags{0x1000, 0x1000, 1, {}};
+  EXPECT_EQ(call(guest.vcpu, KVM_PRE_FAULT_MEMORY, &odd), -EINVAL);
+  EXPECT_EQ(call(guest.vcpu, KVM_PRE_FAULT_MEMORY, &empty), -EINVAL);
+  EXPECT_EQ(call(guest.vcpu, KVM_PRE_FAULT_MEMORY, &flags), -EINVAL);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <ctime>
 #include <thread>
 
 #include "kvm.h"
@@ -78,6 +79,32 @@ TEST(Hypercall, map_gpa_range_checks_its_range_first) {
   set_call(guest, KVM_HC_MAP_GPA_RANGE, 0x1001, 1, 0);
   ASSERT_EQ(guest.run(), 0);
   EXPECT_EQ(eax(guest), -KVM_EINVAL);
+}
+
+TEST(Hypercall, vapic_poll_is_there_and_does_nothing) {
+  Guest guest({0x0f, 0x01, 0xc1, 0xf4});
+  set_call(guest, KVM_HC_VAPIC_POLL_IRQ);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(eax(guest), 0);
+}
+
+TEST(Hypercall, clock_pairing_gives_the_hosts_time_and_the_guests_tsc) {
+  Guest guest({0x0f, 0x01, 0xc1, 0xf4});
+  set_call(guest, KVM_HC_CLOCK_PAIRING, 0x5000, KVM_CLOCK_PAIRING_WALLCLOCK);
+  const std::time_t before = std::time(nullptr);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(eax(guest), 0);
+  kvm_clock_pairing pair{};
+  std::memcpy(&pair, guest.memory.data() + 0x5000, sizeof pair);
+  EXPECT_GE(pair.sec, before);
+  EXPECT_LE(pair.sec, std::time(nullptr));
+  EXPECT_GT(pair.tsc, 0u);
+  set_call(guest, KVM_HC_CLOCK_PAIRING, 0x5000, 1);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(eax(guest), -KVM_EOPNOTSUPP);
+  set_call(guest, KVM_HC_CLOCK_PAIRING, 0x10000000, KVM_CLOCK_PAIRING_WALLCLOCK);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(eax(guest), -KVM_EFAULT);
 }
 
 TEST(Hypercall, send_ipi_reaches_the_cpus_of_the_bitmap) {
@@ -178,6 +205,98 @@ TEST(StealTime, record_is_kept_while_the_cpu_runs_and_says_when_it_does_not) {
   memcpy(&after, guest.memory.data() + 0x5008, sizeof after);
   EXPECT_GT(after, version);
   EXPECT_EQ(guest.memory.data()[0x5010] & 1, 1);  // it does not run now
+}
+
+// --- Ends of interrupts in memory ---
+
+constexpr std::uint32_t kPvEoiMsr = 0x4b564d04;
+constexpr std::uint8_t kVector = 0x50;
+
+// sti; hlt. Vector 50H: lock btr word [4000h],0; setc al; out 10h,al.
+struct PvEoiGuest : Guest {
+  PvEoiGuest() : Guest({0xfb, 0xf4}, Chips::kIrqchip) {
+    set_lapic(0xf0, 0x1ff);     // software-enabled
+    set_lapic(0x350, 0x10000);  // nothing from the PIC
+    set_handler(kVector, 0x2000, {0xf0, 0x0f, 0xba, 0x36, 0x00, 0x40, 0x00, 0x0f, 0x92, 0xc0, 0xe6, 0x10});
+    EXPECT_EQ(set_msr(*this, kPvEoiMsr, 0x4001), 1);
+  }
+  long send(std::uint8_t vector) {
+    kvm_msi msi{};
+    msi.address_lo = 0xfee00000;
+    msi.data = vector;
+    return call(vm, KVM_SIGNAL_MSI, &msi);
+  }
+  bool in_service(std::uint8_t vector) {
+    kvm_lapic_state state{};
+    EXPECT_EQ(call(vcpu, KVM_GET_LAPIC, &state), 0);
+    return state.regs[0x100 + vector / 32 * 0x10 + vector % 32 / 8] & 1 << vector % 8;
+  }
+};
+
+TEST(PvEoi, guest_that_clears_the_bit_has_ended_the_interrupt) {
+  PvEoiGuest guest;
+  ASSERT_EQ(guest.send(kVector), 1);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->io.port, 0x10);
+  EXPECT_EQ(eax(guest) & 0xff, 1);
+  EXPECT_FALSE(guest.in_service(kVector));
+}
+
+TEST(PvEoi, bit_is_taken_back_when_the_client_looks) {
+  PvEoiGuest guest;
+  guest.set_handler(kVector, 0x2000, {0xe6, 0x11});  // out 11h,al
+  ASSERT_EQ(guest.send(kVector), 1);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->io.port, 0x11);
+  EXPECT_EQ(guest.memory.data()[0x4000], 0);
+  EXPECT_TRUE(guest.in_service(kVector));
+}
+
+// The IOAPIC's level-triggered pins, the PIT and resampling irqfds wait for the EOI.
+TEST(PvEoi, bit_stays_clear_for_an_interrupt_of_the_ioapic) {
+  PvEoiGuest guest;
+  kvm_irqchip chip{};
+  chip.chip_id = KVM_IRQCHIP_IOAPIC;
+  ASSERT_EQ(call(guest.vm, KVM_GET_IRQCHIP, &chip), 0);
+  chip.chip.ioapic.redirtbl[5].bits = kVector;
+  ASSERT_EQ(call(guest.vm, KVM_SET_IRQCHIP, &chip), 0);
+  kvm_irq_level line{{5}, 1};
+  ASSERT_EQ(call(guest.vm, KVM_IRQ_LINE, &line), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->io.port, 0x10);
+  EXPECT_EQ(eax(guest) & 0xff, 0);
+  EXPECT_TRUE(guest.in_service(kVector));
+}
+
+// Vector 50H asks for 60H, ends itself as it was told to, and returns; 60H says that it came.
+TEST(PvEoi, next_interrupt_comes_whichever_way_the_last_one_ended) {
+  PvEoiGuest guest;
+  kvm_sregs sregs{};
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_SREGS, &sregs), 0);
+  sregs.apic_base |= 0xc00;  // x2APIC mode
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_SREGS, &sregs), 0);
+  guest.set_handler(kVector, 0x2000,
+                    {0x66, 0xb9, 0x3f, 0x08, 0x00, 0x00,                    // mov ecx,83fh: self-IPI
+                     0x66, 0xb8, 0x60, 0x00, 0x00, 0x00,                    // mov eax,60h
+                     0x66, 0x31, 0xd2, 0x0f, 0x30,                          // xor edx,edx; wrmsr
+                     0xf0, 0x0f, 0xba, 0x36, 0x00, 0x40, 0x00, 0x72, 0x0b,  // lock btr word [4000h],0; jc +11
+                     0x66, 0xb9, 0x0b, 0x08, 0x00, 0x00,                    // mov ecx,80bh: EOI
+                     0x66, 0x31, 0xc0, 0x0f, 0x30,                          // xor eax,eax; wrmsr
+                     0xcf});                                                // iret
+  guest.set_handler(0x60, 0x3000, {0xe6, 0x12});                            // out 12h,al
+  ASSERT_EQ(guest.send(kVector), 1);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.shared->io.port, 0x12);
+  EXPECT_FALSE(guest.in_service(kVector));
+  EXPECT_TRUE(guest.in_service(0x60));
+}
+
+TEST(PvEoi, address_must_be_aligned_and_in_guest_memory) {
+  Guest guest({0xf4}, Guest::Chips::kIrqchip);
+  EXPECT_EQ(set_msr(guest, kPvEoiMsr, 0x4003), 0);
+  EXPECT_EQ(set_msr(guest, kPvEoiMsr, 0x10000001), 0);
+  EXPECT_EQ(set_msr(guest, kPvEoiMsr, 0x10000000), 1);
 }
 
 // --- Exits that are switched off ---

@@ -102,6 +102,17 @@ TEST(PrivateMemory, arguments_are_checked) {
   EXPECT_EQ(vm.set_attributes(~std::uint64_t{0xfff}, 2 * kPage, 0), -EINVAL);
 }
 
+// Nothing is written back, so the descriptor does not get lost on the way.
+TEST(PrivateMemory, request_may_lie_in_memory_that_can_only_be_read) {
+  PrivateVm vm;
+  Pages page(kPage);
+  const kvm_create_guest_memfd request{kPage, 0, {}};
+  std::memcpy(page.data(), &request, sizeof request);
+  ASSERT_EQ(mprotect(page.data(), page.size(), PROT_READ), 0);
+  Handle memory(call(vm.vm, KVM_CREATE_GUEST_MEMFD, page.data()));
+  EXPECT_GE(static_cast<int>(memory), 0);
+}
+
 TEST(PrivateMemory, slots_check_what_they_are_bound_to) {
   PrivateVm vm, other;
   Handle memory(vm.create_memory(2 * kPage)), foreign(other.create_memory(2 * kPage));

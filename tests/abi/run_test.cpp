@@ -407,6 +407,17 @@ TEST(Run, coalesced_write_lands_in_the_ring) {
   EXPECT_EQ(ring->coalesced_mmio[ring->first].data[0], 0x5a);
 }
 
+TEST(Run, write_to_a_zone_that_is_no_longer_coalesced_exits) {
+  Guest guest({0xb8, 0x00, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x20, 0x00, 0x5a, 0xf4});
+  kvm_coalesced_mmio_zone zone{};
+  zone.addr = 0xc0000;
+  zone.size = 0x1000;
+  ASSERT_EQ(call(guest.vm, KVM_REGISTER_COALESCED_MMIO, &zone), 0);
+  ASSERT_EQ(call(guest.vm, KVM_UNREGISTER_COALESCED_MMIO, &zone), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_MMIO));
+}
+
 TEST(Run, coalesced_ring_is_the_same_for_every_vcpu) {
   Guest guest;
   Handle second(call(guest.vm, KVM_CREATE_VCPU, 1ul));

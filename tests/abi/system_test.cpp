@@ -153,5 +153,41 @@ TEST(Descriptors, number_reused_for_a_new_vm_is_the_new_vm) {
   EXPECT_GE(static_cast<int>(vcpu), 0);
 }
 
+// --- Attributes and emulated features ---
+
+TEST(SystemFd, supported_components_are_an_attribute) {
+  System system;
+  std::uint64_t components = 0;
+  kvm_device_attr attribute{};
+  attribute.attr = KVM_X86_XCOMP_GUEST_SUPP;
+  attribute.addr = reinterpret_cast<std::uint64_t>(&components);
+  EXPECT_EQ(call(system.fd, KVM_HAS_DEVICE_ATTR, &attribute), 0);
+  ASSERT_EQ(call(system.fd, KVM_GET_DEVICE_ATTR, &attribute), 0);
+  EXPECT_EQ(components & 3, 3u);  // x87, SSE
+  attribute.addr = reinterpret_cast<std::uint64_t>(kBadPointer);
+  EXPECT_EQ(call(system.fd, KVM_GET_DEVICE_ATTR, &attribute), -EFAULT);
+  attribute.attr = 99;
+  EXPECT_EQ(call(system.fd, KVM_HAS_DEVICE_ATTR, &attribute), -ENXIO);
+  attribute.attr = 0;
+  attribute.group = 1;
+  EXPECT_EQ(call(system.fd, KVM_GET_DEVICE_ATTR, &attribute), -ENXIO);
+}
+
+TEST(SystemFd, emulated_cpuid_has_leaves_0_1_and_7) {
+  System system;
+  struct {
+    kvm_cpuid2 header;
+    kvm_cpuid_entry2 entries[8];
+  } list{};
+  list.header.nent = 1;
+  EXPECT_EQ(call(system.fd, KVM_GET_EMULATED_CPUID, &list), -E2BIG);
+  list.header.nent = 8;
+  ASSERT_EQ(call(system.fd, KVM_GET_EMULATED_CPUID, &list), 0);
+  ASSERT_EQ(list.header.nent, 3u);
+  EXPECT_EQ(list.entries[0].eax, 7u);
+  EXPECT_EQ(list.entries[1].function, 1u);
+  EXPECT_EQ(list.entries[2].function, 7u);
+}
+
 }  // namespace
 }  // namespace anykvm::test

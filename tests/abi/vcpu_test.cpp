@@ -350,6 +350,49 @@ TEST(TscKhz, rate_is_known) {
   EXPECT_GT(call(guest.vcpu, KVM_GET_TSC_KHZ), 100'000);
 }
 
+TEST(TscKhz, rate_of_a_cpu_and_of_those_to_come_can_be_set) {
+  Vm vm;
+  ASSERT_EQ(call(vm.vm, KVM_SET_TSC_KHZ, 1'500'000ul), 0);
+  Handle vcpu(call(vm.vm, KVM_CREATE_VCPU));
+  EXPECT_EQ(call(vcpu, KVM_GET_TSC_KHZ), 1'500'000);
+  EXPECT_EQ(call(vm.vm, KVM_SET_TSC_KHZ, 1'000'000ul), -EINVAL);  // there are vCPUs
+  ASSERT_EQ(call(vcpu, KVM_SET_TSC_KHZ, 1'000'000ul), 0);
+  EXPECT_EQ(call(vcpu, KVM_GET_TSC_KHZ), 1'000'000);
+}
+
+TEST(Cpuid, old_request_has_leaves_without_index) {
+  Guest guest;
+  struct {
+    kvm_cpuid header;
+    kvm_cpuid_entry entries[2];
+  } old{};
+  old.header.nent = 2;
+  old.entries[0] = {0, 1, 2, 3, 4, 0};
+  old.entries[1] = {1, 5, 6, 7, 8, 0};
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_CPUID, &old), 0);
+  struct {
+    kvm_cpuid2 header;
+    kvm_cpuid_entry2 entries[2];
+  } now{};
+  now.header.nent = 2;
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_CPUID2, &now), 0);
+  EXPECT_EQ(now.entries[1].function, 1u);
+  EXPECT_EQ(now.entries[1].edx, 8u);
+  old.header.nent = 1000;
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_CPUID, &old), -E2BIG);
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_CPUID, kBadPointer), -EFAULT);
+}
+
+TEST(VectorState, large_image_has_all_that_the_capability_says) {
+  Guest guest;
+  const long size = call(guest.vm, KVM_CHECK_EXTENSION, static_cast<unsigned long>(KVM_CAP_XSAVE2));
+  ASSERT_GE(size, 4096);
+  std::vector<std::uint8_t> image(static_cast<std::size_t>(size), 0xff);
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_XSAVE2, image.data()), 0);
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_XSAVE, image.data()), 0);
+  EXPECT_EQ(call(guest.vcpu, KVM_GET_XSAVE2, kBadPointer), -EFAULT);
+}
+
 TEST(Translate, without_paging_is_the_identity) {
   Guest guest;
   kvm_translation translation{};

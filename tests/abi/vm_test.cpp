@@ -268,5 +268,65 @@ TEST(GsiRouting, bad_tables_are_einval) {
   EXPECT_EQ(call(with.vm, KVM_SET_GSI_ROUTING, &table), -EINVAL);
 }
 
+// --- What old clients use ---
+
+TEST(VmFd, kinds_of_devices_are_enodev) {
+  Vm vm;
+  kvm_create_device device{};
+  device.type = KVM_DEV_TYPE_VFIO;
+  device.flags = KVM_CREATE_DEVICE_TEST;
+  EXPECT_EQ(call(vm.vm, KVM_CREATE_DEVICE, &device), -ENODEV);
+  EXPECT_EQ(call(vm.vm, KVM_CREATE_DEVICE, kBadPointer), -EFAULT);
+}
+
+TEST(VmFd, number_of_mmu_pages_is_kept) {
+  Vm vm;
+  EXPECT_EQ(call(vm.vm, KVM_SET_NR_MMU_PAGES, 10ul), -EINVAL);
+  ASSERT_EQ(call(vm.vm, KVM_SET_NR_MMU_PAGES, 1000ul), 0);
+  EXPECT_EQ(call(vm.vm, KVM_GET_NR_MMU_PAGES), 1000);
+}
+
+TEST(Pit, old_requests_carry_the_channels) {
+  Vm vm;
+  ASSERT_EQ(call(vm.vm, KVM_CREATE_IRQCHIP), 0);
+  kvm_pit_state state{};
+  EXPECT_EQ(call(vm.vm, KVM_GET_PIT, &state), -ENXIO);
+  ASSERT_EQ(call(vm.vm, KVM_CREATE_PIT), 0);
+  ASSERT_EQ(call(vm.vm, KVM_GET_PIT, &state), 0);
+  state.channels[2].mode = 3;
+  state.channels[2].count = 0x1234;
+  ASSERT_EQ(call(vm.vm, KVM_SET_PIT, &state), 0);
+  state = {};
+  ASSERT_EQ(call(vm.vm, KVM_GET_PIT, &state), 0);
+  EXPECT_EQ(state.channels[2].mode, 3);
+  EXPECT_EQ(state.channels[2].count, 0x1234u);
+}
+
+TEST(Pit, reinjection_can_be_chosen_once_there_is_one) {
+  Vm vm;
+  ASSERT_EQ(call(vm.vm, KVM_CREATE_IRQCHIP), 0);
+  kvm_reinject_control control{};
+  EXPECT_EQ(call(vm.vm, KVM_REINJECT_CONTROL, &control), -ENXIO);
+  kvm_pit_config config{};
+  ASSERT_EQ(call(vm.vm, KVM_CREATE_PIT2, &config), 0);
+  EXPECT_EQ(call(vm.vm, KVM_REINJECT_CONTROL, &control), 0);
+  EXPECT_EQ(call(vm.vm, KVM_REINJECT_CONTROL, kBadPointer), -EFAULT);
+}
+
+TEST(IrqLine, status_says_whether_the_edge_was_taken) {
+  Vm vm;
+  kvm_irq_level line{{5}, 1};
+  EXPECT_EQ(call(vm.vm, KVM_IRQ_LINE_STATUS, &line), -ENXIO);
+  ASSERT_EQ(call(vm.vm, KVM_CREATE_IRQCHIP), 0);
+  line = {{5}, 1};
+  ASSERT_EQ(call(vm.vm, KVM_IRQ_LINE_STATUS, &line), 0);
+  EXPECT_NE(static_cast<std::int32_t>(line.status), 0);
+  line = {{5}, 0};
+  ASSERT_EQ(call(vm.vm, KVM_IRQ_LINE_STATUS, &line), 0);
+  line = {{5}, 1};
+  ASSERT_EQ(call(vm.vm, KVM_IRQ_LINE_STATUS, &line), 0);
+  EXPECT_EQ(static_cast<std::int32_t>(line.status), 0);  // merged with the one that waits
+}
+
 }  // namespace
 }  // namespace anykvm::test

@@ -12,6 +12,7 @@
 #include "core/xen/interface.h"
 #include "irqchip/routing.h"
 #include "x86/state/cpu_state.h"
+#include "x86/sys/cpu_model.h"
 
 namespace anykvm::abi {
 namespace {

@@ -20,14 +20,22 @@ Result<long> write_index_list(ClientPtr<kvm_msr_list> list, const std::vector<u3
   return 0;
 }
 
-}  // namespace
-
-Result<long> get_supported_cpuid(System&, ClientPtr<kvm_cpuid2> list) {
+Result<long> write_cpuid(ClientPtr<kvm_cpuid2> list, const std::vector<x86::CpuidEntry>& entries) {
   const ClientPtr<u32> count(list.address());
   const u32 room = std::min(TRY(count.read()), kMaxCpuidEntries);
   TRY(write_items(count, room, items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)),
-                  client_cpuid(x86::supported_cpuid())));
+                  client_cpuid(entries)));
   return 0;
+}
+
+}  // namespace
+
+Result<long> get_supported_cpuid(System&, ClientPtr<kvm_cpuid2> list) {
+  return write_cpuid(list, x86::supported_cpuid());
+}
+
+Result<long> get_emulated_cpuid(System&, ClientPtr<kvm_cpuid2> list) {
+  return write_cpuid(list, x86::emulated_cpuid());
 }
 
 Result<long> get_msr_index_list(System&, ClientPtr<kvm_msr_list> list) {

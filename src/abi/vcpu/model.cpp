@@ -40,6 +40,20 @@ bool same_entries(const std::vector<x86::CpuidEntry>& a, const std::vector<x86::
          (a.empty() || memcmp(a.data(), b.data(), a.size() * sizeof(x86::CpuidEntry)) == 0);
 }
 
+Result<u32> cpuid_count(u64 list) {
+  const u32 count = TRY(ClientPtr<u32>(list).read());
+  if (count > kMaxCpuidEntries) return Error{E2BIG, "too many CPUID entries"};
+  return count;
+}
+
+Result<long> replace_cpuid(core::Vcpu& vcpu, std::vector<x86::CpuidEntry> entries) {
+  // A guest that has run may have cached what it saw; only the same again is accepted (KVM API 4.20).
+  if (vcpu.has_run() && !same_entries(entries, vcpu.cpu().model().entries()))
+    return Error{EINVAL, "CPUID cannot change after KVM_RUN"};
+  TRY(vcpu.set_cpuid(std::move(entries)));
+  return 0;
+}
+
 }  // namespace
 
 // Both stop at the first MSR that there is not, and return how many went before.
@@ -71,15 +85,17 @@ Result<long> set_msrs(core::Vcpu& vcpu, ClientPtr<kvm_msrs> list) {
 }
 
 Result<long> set_cpuid2(core::Vcpu& vcpu, ClientPtr<kvm_cpuid2> list) {
-  const u32 count = TRY(ClientPtr<u32>(list.address()).read());
-  if (count > kMaxCpuidEntries) return Error{E2BIG, "too many CPUID entries"};
-  auto entries =
-      guest_cpuid(TRY(read_items(items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)), count)));
-  // A guest that has run may have cached what it saw; only the same again is accepted (KVM API 4.20).
-  if (vcpu.has_run() && !same_entries(entries, vcpu.cpu().model().entries()))
-    return Error{EINVAL, "CPUID cannot change after KVM_RUN"};
-  TRY(vcpu.set_cpuid(std::move(entries)));
-  return 0;
+  const u32 count = TRY(cpuid_count(list.address()));
+  return replace_cpuid(
+      vcpu, guest_cpuid(
+                TRY(read_items(items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)), count))));
+}
+
+Result<long> set_cpuid(core::Vcpu& vcpu, ClientPtr<kvm_cpuid> list) {
+  const u32 count = TRY(cpuid_count(list.address()));
+  return replace_cpuid(
+      vcpu,
+      guest_cpuid(TRY(read_items(items_after<kvm_cpuid_entry>(list, offsetof(kvm_cpuid, entries)), count))));
 }
 
 Result<long> get_cpuid2(core::Vcpu& vcpu, ClientPtr<kvm_cpuid2> list) {

@@ -43,9 +43,21 @@ Result<long> enable_apic_bus_cycles_ns(core::Vm& vm, const kvm_enable_cap& reque
   return 0;
 }
 
+// The older capability takes any bits.
+Result<long> enable_disable_quirks(core::Vm& vm, const kvm_enable_cap& request) {
+  vm.set_disabled_quirks(request.args[0]);
+  return 0;
+}
+
 Result<long> enable_disable_quirks2(core::Vm& vm, const kvm_enable_cap& request) {
   if (request.args[0] & ~kQuirks) return Error{EINVAL, "unknown quirks"};
-  vm.set_disabled_quirks(request.args[0]);
+  return enable_disable_quirks(vm, request);
+}
+
+Result<long> enable_halt_poll(core::Vm& vm, const kvm_enable_cap& request) {
+  constexpr u64 kMost = ~u32{0};
+  if (request.args[0] > kMost) return Error{EINVAL, "longer than any vCPU may poll"};
+  vm.set_halt_poll_ns(request.args[0]);
   return 0;
 }
 

@@ -8,7 +8,7 @@
 
 namespace anykvm::abi::vm {
 
-Result<long> create_guest_memfd(core::Vm& vm, kvm_create_guest_memfd& request) {
+Result<long> create_guest_memfd(core::Vm& vm, const kvm_create_guest_memfd& request) {
   if (request.flags) return Error{EINVAL, "unknown flags"};
   Object object;
   object.guest_memory = TRY(core::GuestMemory::create(vm.weak_from_this(), request.size));

@@ -60,6 +60,8 @@ class VirtualProcessor final : private Timers::Host {
   // --- Interrupts ---
   bool ends_by_itself(u8 vector) const { return m_synic.ends_by_itself(vector); }
   void end_of_interrupt(u8 vector);
+  // Does somebody wait for the end of this interrupt?
+  bool awaits_end(u8 vector) const { return m_synic.active() && m_synic.sints_of(vector); }
   // Any thread. As IrqChip::set_irq_line().
   int raise(unsigned sint);
 

@@ -35,6 +35,7 @@ struct MsrState {
   u64 microcode_revision = u64{1} << 32;
   u64 arch_capabilities = default_arch_capabilities();
   u64 spec_ctrl = 0;
+  u64 tsx_ctrl = 0;
   u64 hwcr = 0;
   u64 platform_info = 0;
   u64 mcg_cap = 0x10a;  // ten banks, MCG_CTL
@@ -44,7 +45,7 @@ struct MsrState {
   std::array<u64, 11> mtrr_fixed{};                          // in the order of their indices
   std::array<u64, 4 * kMachineCheckBanks> mc_banks{};        // CTL, STATUS, ADDR, MISC of each bank
   std::array<u64, kMachineCheckBanks> mc_ctl2{};
-  u64 kvm_system_time = 0, kvm_wall_clock = 0;
+  u64 kvm_system_time = 0, kvm_wall_clock = 0, kvm_pv_eoi = 0;
 };
 
 }  // namespace anykvm::x86

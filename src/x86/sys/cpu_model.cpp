@@ -148,6 +148,9 @@ CpuidResult CpuModel::cpuid(u32 leaf, u32 subleaf, const CpuState& state) const 
   };
   if (entry->function == 0x1) copy_bit(result.ecx, 27, state.cr4 & kCr4Osxsave);
   if (entry->function == 0x7 && entry->index == 0) copy_bit(result.ecx, 4, state.cr4 & kCr4Pke);
+  // IA32_TSX_CTRL.TSX_CPUID_CLEAR hides HLE and RTM.
+  constexpr u32 kHleAndRtm = 1u << 4 | 1u << 11;
+  if (entry->function == 0x7 && entry->index == 0 && (state.msrs.tsx_ctrl & 2)) result.ebx &= ~kHleAndRtm;
   if (entry->function == 0xd && entry->index == 0) result.ebx = xsave_standard_size(state.xcr0);
   bool compacts = has(Feature::kXsavec) || has(Feature::kXsaves);
   if (entry->function == 0xd && entry->index == 1 && compacts) result.ebx = xsave_compacted_size(state.xcr0);

@@ -71,5 +71,9 @@ class CpuModel {
 
 // KVM_GET_SUPPORTED_CPUID: the host's CPUID, masked to what works in guests here (features.def).
 std::vector<CpuidEntry> supported_cpuid();
+// KVM_GET_EMULATED_CPUID: what of it the host's CPU does not have.
+std::vector<CpuidEntry> emulated_cpuid();
+// Does the host's kernel say how long threads wait for a CPU?
+bool host_tells_waiting_time();
 
 }  // namespace anykvm::x86

@@ -55,8 +55,12 @@ bool spec_ctrl_visible(const Cpu& cpu, MsrAccess access) {
 
 }  // namespace
 
+// IA32_TSX_CTRL is there whatever the host has (SEEDS X2): transactional memory never is, so that it controls
+// nothing but what CPUID shows.
+constexpr u64 kArchHasTsxCtrl = bit(7);
+
 u64 default_arch_capabilities() {
-  static const u64 value = read_host_immunities();
+  static const u64 value = read_host_immunities() | kArchHasTsxCtrl;
   return value;
 }
 
@@ -100,6 +104,18 @@ bool set_misc_enable(Cpu& cpu, u32, u64 value, MsrAccess access) {
   u64& stored = cpu.state().msrs.misc_enable;
   if (access == MsrAccess::kGuest && ((value ^ stored) & kReadOnly)) return false;
   stored = value;
+  return true;
+}
+
+std::optional<u64> get_tsx_ctrl(Cpu& cpu, u32, MsrAccess access) {
+  const bool has = cpu.state().msrs.arch_capabilities & kArchHasTsxCtrl;
+  if (access == MsrAccess::kGuest && !has) return std::nullopt;
+  return cpu.state().msrs.tsx_ctrl;
+}
+bool set_tsx_ctrl(Cpu& cpu, u32 index, u64 value, MsrAccess access) {
+  constexpr u64 kRtmDisable = bit(0), kCpuidClear = bit(1);
+  if (!get_tsx_ctrl(cpu, index, access) || value & ~(kRtmDisable | kCpuidClear)) return false;
+  cpu.state().msrs.tsx_ctrl = value;
   return true;
 }
 

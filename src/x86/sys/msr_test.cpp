@@ -1,6 +1,7 @@
 #include "x86/sys/msr.h"
 
 #include <gmock/gmock.h>
+#include <linux/kvm.h>
 
 #include <ctime>
 #include <optional>
@@ -247,6 +248,33 @@ TEST_F(Msrs, tsc_aux_upper_half_faults_on_intel_only) {
   cpu().model().set_entries({{0, 0, 0, 1, 0x68747541, 0, 0}, {0x80000001, 0, 0, 0, 0, 0, 1u << 27}});
   EXPECT_TRUE(write(0xc0000103, bit(32) | 7));
   EXPECT_THAT(read(0xc0000103), Optional(Eq(7u)));
+}
+
+TEST_F(Msrs, seed_X2_tsx_ctrl_is_there_without_transactional_memory) {
+  EXPECT_THAT(feature_msr_index_list(), Contains(0x122));
+  EXPECT_THAT(read_feature_msr(0x10a).value_or(0) & bit(7), Eq(bit(7)));
+  cpu().model().set_entries(supported_cpuid());
+  EXPECT_FALSE(cpu().model().has(Feature::kRtm));
+  EXPECT_TRUE(write(0x122, 3));
+  EXPECT_THAT(read(0x122), Optional(Eq(3u)));
+  EXPECT_FALSE(write(0x122, 4));
+}
+
+TEST_F(Msrs, seed_X2_tsx_ctrl_is_absent_where_arch_capabilities_says_so) {
+  cpu().model().set_entries(supported_cpuid());
+  EXPECT_TRUE(client_writes(0x10a, 0));
+  EXPECT_FALSE(read(0x122));
+  EXPECT_FALSE(write(0x122, 1));
+  EXPECT_TRUE(client_writes(0x122, 1));  // it comes with a migration all the same
+}
+
+TEST_F(Msrs, seed_X2_tsx_ctrl_hides_hle_and_rtm) {
+  constexpr u32 kHle = 1u << 4, kRtm = 1u << 11;
+  cpu().model().set_entries({{0, 0, 0, 7, 0x756e6547, 0, 0},
+                             {7, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, 0, kHle | kRtm | 1, 0, 1u << 29}});
+  EXPECT_EQ(cpu().model().cpuid(7, 0, cpu().state()).ebx, kHle | kRtm | 1);
+  EXPECT_TRUE(write(0x122, 2));
+  EXPECT_EQ(cpu().model().cpuid(7, 0, cpu().state()).ebx, 1u);
 }
 
 TEST_F(Msrs, feature_control_locks) {

@@ -75,14 +75,8 @@ bool registers_usable(const FeatureRow& row) {
   }
 }
 
-// The kernel says how long a thread waited for a CPU (CONFIG_SCHED_INFO).
-bool host_has_schedstat() {
-  static const bool has = access("/proc/thread-self/schedstat", R_OK) == 0;
-  return has;
-}
-
 bool offered(const FeatureRow& row) {
-  if (row.requirement == FeatureRequirement::kSchedstat) return host_has_schedstat();
+  if (row.requirement == FeatureRequirement::kSchedstat) return host_tells_waiting_time();
   if (row.requirement == FeatureRequirement::kAlways) return true;
   if (row.requirement == FeatureRequirement::kModel) return false;
   CpuidResult host = host_cpuid(row.leaf, row.subleaf);
@@ -200,7 +194,28 @@ void add_extended_leaves(std::vector<CpuidEntry>& entries) {
   if (host.eax >= 0x80000021) entries.push_back(entry_of(0x80000021, offered_features(0x80000021, 0)));
 }
 
+CpuidResult features_beyond_host(u32 leaf, u32 subleaf) {
+  const CpuidResult host = host_cpuid(leaf, subleaf);
+  CpuidResult result = offered_features(leaf, subleaf);
+  result.eax &= ~host.eax;
+  result.ebx &= ~host.ebx;
+  result.ecx &= ~host.ecx;
+  result.edx &= ~host.edx;
+  return result;
+}
+
 }  // namespace
+
+// CONFIG_SCHED_INFO.
+bool host_tells_waiting_time() {
+  static const bool tells = access("/proc/thread-self/schedstat", R_OK) == 0;
+  return tells;
+}
+
+std::vector<CpuidEntry> emulated_cpuid() {
+  return {entry_of(0, {7, 0, 0, 0}), entry_of(1, features_beyond_host(1, 0)),
+          indexed_entry(7, 0, features_beyond_host(7, 0))};
+}
 
 std::vector<CpuidEntry> supported_cpuid() {
   std::vector<CpuidEntry> entries;

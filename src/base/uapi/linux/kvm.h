@@ -44,6 +44,10 @@ struct kvm_pre_fault_memory {
 #define KVM_CAP_X86_APIC_BUS_CYCLES_NS 237
 #endif
 
+#ifndef KVM_CAP_X86_GUEST_MODE
+#define KVM_CAP_X86_GUEST_MODE 238
+#endif
+
 #ifndef KVM_CREATE_GUEST_MEMFD
 #define KVM_MEM_GUEST_MEMFD (1UL << 2)
 #define KVM_EXIT_MEMORY_FAULT 39

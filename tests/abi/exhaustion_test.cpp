@@ -1,0 +1,115 @@
+// What a client gets when the process has no more descriptors or no more memory: the errno that the kernel
+// would give, and nothing half made. Limits are for a whole process, so each test has one of its own.
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "kvm.h"
+
+namespace anykvm::test {
+namespace {
+
+// The number of the step that failed in a child, or 0.
+int in_child(int (*steps)()) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    _exit(steps());
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+class Limit {
+ public:
+  Limit(int resource, rlim_t value) : m_resource(resource) {
+    getrlimit(m_resource, &m_before);
+    rlimit limited = m_before;
+    limited.rlim_cur = value;
+    setrlimit(m_resource, &limited);
+  }
+  ~Limit() { setrlimit(m_resource, &m_before); }
+  Limit(const Limit&) = delete;
+  Limit& operator=(const Limit&) = delete;
+
+ private:
+  int m_resource;
+  rlimit m_before{};
+};
+
+rlim_t first_free_descriptor() {
+  const int fd = dup(0);
+  close(fd);
+  return static_cast<rlim_t>(fd);
+}
+
+rlim_t address_space_in_use() {
+  std::ifstream statm("/proc/self/statm");
+  rlim_t pages = 0;
+  statm >> pages;
+  return pages * 4096;
+}
+
+int without_descriptors() {
+  Vm vm;
+  Handle vcpu(call(vm.vm, KVM_CREATE_VCPU));
+  {
+    Limit limit(RLIMIT_NOFILE, first_free_descriptor());
+    if (kvm_open() >= 0 || errno != EMFILE) return 1;
+    if (call(vm.fd, KVM_CREATE_VM) != -EMFILE) return 2;
+    if (call(vm.vm, KVM_CREATE_VCPU, 1ul) != -EMFILE) return 3;
+    if (call(vm.vm, KVM_GET_STATS_FD) != -EMFILE) return 4;
+    if (call(vcpu, KVM_GET_STATS_FD) != -EMFILE) return 5;
+  }
+  Handle other(call(vm.fd, KVM_CREATE_VM)), second(call(vm.vm, KVM_CREATE_VCPU, 1ul));
+  return other < 0 || second < 0 ? 6 : 0;
+}
+
+TEST(Exhaustion, without_descriptors_is_emfile_and_leaves_nothing_behind) {
+  EXPECT_EQ(in_child(without_descriptors), 0);
+}
+
+bool is_out_of_memory(long result) { return result == -ENOMEM; }
+
+int without_address_space() {
+  Vm vm;
+  {
+    Limit limit(RLIMIT_AS, address_space_in_use() + (1 << 20));
+    if (!is_out_of_memory(call(vm.fd, KVM_CREATE_VM))) return 1;
+    // A log and notes of pages for 4 TiB.
+    if (!is_out_of_memory(vm.set_region(0, 0, std::uint64_t{1} << 42, 0x10000, KVM_MEM_LOG_DIRTY_PAGES)))
+      return 2;
+  }
+  if (vm.set_region(0, 0, 0x1000, Pages(0x1000).address()) != 0) return 3;
+  Handle other(call(vm.fd, KVM_CREATE_VM)), vcpu(call(vm.vm, KVM_CREATE_VCPU));
+  return other < 0 || vcpu < 0 ? 4 : 0;
+}
+
+TEST(Exhaustion, without_address_space_is_enomem_and_leaves_nothing_behind) {
+  EXPECT_EQ(in_child(without_address_space), 0);
+}
+
+// Whatever there is not enough for: the call works or says ENOMEM.
+int with_less_and_less_memory() {
+  for (rlim_t left = 8 << 20; left; left /= 2) {
+    Vm vm;
+    Limit limit(RLIMIT_AS, address_space_in_use() + left);
+    kvm_irqchip chip{};
+    const long results[] = {call(vm.vm, KVM_CREATE_IRQCHIP), call(vm.vm, KVM_CREATE_VCPU),
+                            call(vm.vm, KVM_CREATE_VCPU, 1ul), call(vm.vm, KVM_GET_IRQCHIP, &chip),
+                            call(vm.vm, KVM_GET_STATS_FD)};
+    for (long result : results)
+      if (result < 0 && result != -ENOMEM && result != -ENXIO && result != -EAGAIN) return 1;
+  }
+  return 0;
+}
+
+TEST(Exhaustion, every_call_works_or_says_that_there_is_no_memory) {
+  EXPECT_EQ(in_child(with_less_and_less_memory), 0);
+}
+
+}  // namespace
+}  // namespace anykvm::test
