@@ -36,12 +36,12 @@ Block* CodeFinder::find(const Mode& mode) {
   source.size = static_cast<unsigned>(std::min(kPageSize - linear.value().page_offset(), room));
   source.page = &m_cpu.machine().memory().find(source.gpa)->meta(source.gpa);
   Block* made = translate(source, linear.value(), room);
-  if (made) m_private.found.at(source.gpa) = made;
+  if (made) m_private.found.at(source.gpa, source.rip) = made;
   return made;
 }
 
 Block* CodeFinder::find_at(const CodeSource& source) {
-  Block*& lately = m_private.found.at(source.gpa);
+  Block*& lately = m_private.found.at(source.gpa, source.rip);
   if (lately && optimizations().found && lately->is(source.gpa, source.rip, source.mode)) return lately;
   Block* known = m_code.find(source.gpa, source.rip, source.mode);
   if (known) lately = known;

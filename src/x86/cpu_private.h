@@ -70,7 +70,10 @@ struct FoundBlocks {
   static constexpr unsigned kEntries = 16384;
   std::array<Block*, kEntries> blocks{};
 
-  Block*& at(Gpa address) { return blocks[(address.value ^ address.value >> 12) % kEntries]; }
+  // Processes have the same code of a library at addresses of their own.
+  Block*& at(Gpa gpa, u64 rip) {
+    return blocks[(gpa.value ^ gpa.value >> 12 ^ (rip >> 12) * 0x9e37) % kEntries];
+  }
   void forget() { blocks.fill(nullptr); }
 };
 

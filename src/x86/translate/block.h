@@ -83,27 +83,28 @@ struct LoopRegisters {
 };
 
 struct Block {
+  // What lookups compare and use stands first, so that it shares a cache line.
   Gpa gpa{};
   u64 rip = 0;
   Mode mode{};
-  Gpa gpa2{};  // if it straddles
+  bool alive = true;                    // atomic
+  u8 host_entry = 0;                    // code_host() - code
+  u16 loop_entry = 0;                   // code_loop() - code
+  RecordRef next_in_index = kNoRecord;  // Block; BlockIndex's
   // Executable address. Whoever enters here has the guest's flags in Context::flags_image, at code_host() in
   // the host's. A block that overwrites the flags before it reads them ignores both.
   u8* code = nullptr;
+  Gpa gpa2{};  // if it straddles
   u32 host_bytes = 0;
   u16 guest_bytes = 0;
-  u16 loop_entry = 0;  // code_loop() - code
-  u8 host_entry = 0;   // code_host() - code
   LoopRegisters loop_registers;
   bool kills_flags : 1 = false;         // overwrites the arithmetic flags before it reads them
   bool straddles : 1 = false;           // its only instruction continues on another page, at gpa2
   bool swallows_step_trap : 1 = false;  // its only instruction clears TF on its way (SDM 3B 18.3.1.4)
   bool into : 1 = false;                // that is INTO, which does so only if OF is set
-  bool alive = true;                    // atomic
   u16 site_words = 0;
   u16 link_count = 0;
-  RecordRef next_in_index = kNoRecord;  // Block; BlockIndex's
-  RecordRef incoming = kNoRecord;       // the first Link that leads here
+  RecordRef incoming = kNoRecord;  // the first Link that leads here
   // Its last instruction, if that is an indirect jump, call or return: what to undo where the target cannot
   // be.
   u16 branch_offset = 0;  // from `rip`
