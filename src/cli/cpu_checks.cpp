@@ -37,8 +37,10 @@ Check yes_or(bool present, const char* name, Finding absent, const char* detail,
 }  // namespace
 
 Check check_bmi2() {
-  return yes_or(has_bit(cpuid(7, 0).ebx, 8), "CPU: BMI2", Finding::kBlocking, "the processor lacks it",
-                "translated code is built on RORX and SHLX, which leave the flags alone");
+  constexpr u32 kBmi1And2 = 1u << 3 | 1u << 8;
+  return yes_or((cpuid(7, 0).ebx & kBmi1And2) == kBmi1And2, "CPU: BMI2", Finding::kBlocking,
+                "the processor lacks it or BMI1",
+                "translated code is built on BEXTR, and on RORX, which leaves the flags alone");
 }
 
 // The instructions trap unless the kernel has set CR4.FSGSBASE, which it says in the second hardware

@@ -319,7 +319,7 @@ class Dispatcher {
     const auto pc = reinterpret_cast<const u8*>(m_context.leave_pc);
     m_context.leave_pc = 0;
     m_state.rip = m_code.block_at(pc)->rip;
-    m_context.forget_jump(jump_cache_index(m_state.rip));
+    m_context.forget_jump_to(m_state.rip);
   }
 
   MaybeExit after_instruction() {
@@ -496,10 +496,9 @@ class Dispatcher {
 
   void remember(const Block& block, bool global) {
     if (block.mode.step || block.mode.slow || block.mode.narrow) return;
-    unsigned index = jump_cache_index(block.rip);
-    u64 stamp = m_context.stamp.word & ~u64{0xff};
-    m_context.jumps[index] = {static_cast<i64>(-(block.rip + stamp)), reinterpret_cast<u64>(block.code)};
-    m_context.jump_entries.add(index, block.rip + block.mode.cs_base, global, block.straddles);
+    const u64 stamp = m_context.stamp.word & ~u64{0xff};
+    m_context.add_jump(block.rip, stamp, reinterpret_cast<u64>(block.code), block.rip + block.mode.cs_base,
+                       global, block.straddles);
   }
 
   Cpu& m_cpu;

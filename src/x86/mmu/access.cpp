@@ -124,7 +124,10 @@ Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access, Pri
   Parts parts = TRY(resolve_parts(cpu, address, size, access, privilege));
   const PageAccess& page = parts.first.page;
   if (parts.second.size || !page.host) return static_cast<u8*>(nullptr);
-  if (access == Access::kWrite) prepare_write(cpu, page, size);
+  if (access == Access::kWrite) {
+    prepare_write(cpu, page, size);
+    remember_write(cpu, address, page, privilege);
+  }
   return page.host;
 }
 

@@ -5,8 +5,9 @@ namespace anykvm::x86 {
 namespace {
 
 // 256 misses in less than this time (kilocycles of the host's TSC). A loop that walks through memory misses
-// once in thousands of cycles, one that jumps about every few dozen. A group is worth more misses.
-constexpr u32 kThrashing = 256 * 192 / 1024, kThrashingGroup = kThrashing / 3;
+// once in thousands of cycles, one that jumps about every few dozen. The TLB costs a few cycles more than a
+// slot, a miss some forty, and nobody can tell which way the branch goes. A group is worth more misses.
+constexpr u32 kThrashing = 256 * 400 / 1024, kThrashingGroup = kThrashing / 6;
 
 // Does the page that begins at `page` hold bytes of the slot, whose extent begins at `first`? It may be told
 // of a page more at the end, since the slot does not know its span.

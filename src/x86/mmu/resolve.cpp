@@ -9,11 +9,9 @@ namespace anykvm::x86 {
 
 namespace {
 
-// For the next reads. Writes are left to translated code, which announces them (code_pages.h).
-void remember(Cpu& cpu, Gva address, u8* host, const Translation& translation, Privilege privilege) {
-  if (translation.page_size > kPageSize) cpu.note_large_page(address, translation.page_size);
-  cpu.context().tlb[mmu_of(cpu.state(), privilege)].fill(address, host - address.page_offset(), false,
-                                                         translation.global);
+void remember(Cpu& cpu, Gva address, const PageAccess& page, bool write, Privilege privilege) {
+  cpu.context().tlb[mmu_of(cpu.state(), privilege)].fill(address, page.host - address.page_offset(), write,
+                                                         page.global);
 }
 
 }  // namespace
@@ -29,14 +27,21 @@ Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privil
   const MemorySlot* slot = memory.find(translation.gpa);
   if (!slot || (slot->read_only && access == Access::kWrite))
     return PageAccess{translation.gpa, nullptr, nullptr};
-  u8* host = slot->host + (translation.gpa - slot->base);
-  if (access == Access::kRead) remember(cpu, address, host, translation, privilege);
-  return PageAccess{translation.gpa, host, slot};
+  if (translation.page_size > kPageSize) cpu.note_large_page(address, translation.page_size);
+  const PageAccess page{translation.gpa, slot->host + (translation.gpa - slot->base), slot,
+                        translation.global};
+  if (access == Access::kRead) remember(cpu, address, page, false, privilege);
+  return page;
 }
 
 void prepare_write(Cpu& cpu, const PageAccess& page, unsigned size) {
   page.slot->mark_dirty(page.gpa);
   code_pages::before_write(cpu, *page.slot, page.gpa, size);
+}
+
+// The write was announced, so whoever translates from the page from now on takes the entry back.
+void remember_write(Cpu& cpu, Gva address, const PageAccess& page, Privilege privilege) {
+  if (!page.slot->meta(page.gpa).has_code.load()) remember(cpu, address, page, true, privilege);
 }
 
 }  // namespace anykvm::x86

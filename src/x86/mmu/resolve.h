@@ -18,6 +18,7 @@ struct PageAccess {
   Gpa gpa{};                         // of the byte asked for
   u8* host = nullptr;                // of the same byte; null: not RAM for this kind of access, use the bus
   const MemorySlot* slot = nullptr;  // set if `host` is
+  bool global = false;               // its translation
 };
 
 // The single place where C++ code turns a linear address into memory: permissions are checked and A and D
@@ -29,5 +30,8 @@ Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privil
 // Before `size` bytes at `page.host` (within the page) are written: the dirty log, and translations made from
 // them.
 void prepare_write(Cpu& cpu, const PageAccess& page, unsigned size);
+// After prepare_write() of `page`, which was resolved for writing at `address`: into the TLB for the next
+// ones, unless it holds code.
+void remember_write(Cpu& cpu, Gva address, const PageAccess& page, Privilege privilege);
 
 }  // namespace anykvm::x86

@@ -45,20 +45,26 @@ Guest<Gva> linear_address_32(const CpuState& state, SegmentIndex segment, u64 of
   return Gva((hidden.base + offset) & low_bits(32));
 }
 
+bool checks_alignment(const CpuState& state) {
+  return (state.rflags & kFlagAc) && (state.cr0 & kCr0Am) && state.cpl == 3;
+}
+
 }  // namespace
 
 bool fails_alignment_check(const CpuState& state, Gva address, unsigned size) {
-  bool checked = (state.rflags & kFlagAc) && (state.cr0 & kCr0Am) && state.cpl == 3;
   bool natural = size == 2 || size == 4 || size == 8;
-  return checked && natural && (address.value & (size - 1));
+  return checks_alignment(state) && natural && (address.value & (size - 1));
 }
 
 Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size,
                           Access access) {
-  Guest<Gva> address = state.code64() ? linear_address_64(state, segment, offset, size)
-                                      : linear_address_32(state, segment, offset, size, access);
-  if (address.ok() && access != Access::kFetch && fails_alignment_check(state, address.value(), size))
-    return GuestStop::ac();
+  // Handed on as it is made: a copy would read wider than it was written a moment ago, and wait.
+  const bool checked = access != Access::kFetch && checks_alignment(state);
+  if (!checked && state.code64()) return linear_address_64(state, segment, offset, size);
+  if (!checked) return linear_address_32(state, segment, offset, size, access);
+  const Gva address = TRY(state.code64() ? linear_address_64(state, segment, offset, size)
+                                         : linear_address_32(state, segment, offset, size, access));
+  if (fails_alignment_check(state, address, size)) return GuestStop::ac();
   return address;
 }
 

@@ -4,7 +4,7 @@
 // tracking and pages with translated code cost nothing on a hit. Owner: Context of one vCPU. Only the vCPU's
 // thread.
 //
-//   index = linear[21:12]      hit: linear - tag <= 4096 - size
+//   index = linear[23:12]      hit: linear - tag <= 4096 - size
 //   host address = linear - tag + host[index] = linear + delta[index]
 //
 // Translated code takes `delta` where the operand's registers still give the linear address: one addition
@@ -15,7 +15,9 @@
 
 namespace anykvm::x86 {
 
-inline constexpr unsigned kTlbEntries = 1024;
+// A kernel's stacks, per-CPU data, page tables and lists begin at round addresses, so with few entries some
+// of them would always drive each other out.
+inline constexpr unsigned kTlbEntries = 4096;
 
 enum MmuIndex : u8 { kMmuSupervisor = 0, kMmuUser = 1, kMmuSupervisorAc = 2, kMmuIndexCount = 3 };
 

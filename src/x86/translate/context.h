@@ -57,7 +57,8 @@ struct Context {
   u64 host_rsp = 0;
   u64 borrowed[2] = {};  // host registers that a translated instruction borrowed
   u64 lent[LoopRegisters::kMost] = {};
-  u64 spill = 0;  // flag saves, jump-cache lookups
+  u64 spill = 0;  // flag saves
+  u64 jump_spill = 0;
   u64 value = 0;  // an operand that outlives a second memory access of its instruction
   u64 vector_spill[2] = {};
   u64 miss_spill[3] = {};
@@ -95,7 +96,25 @@ struct Context {
   }
 
   // The tag of an address of another index: of 2 or 0.
-  void forget_jump(unsigned index) { jumps[index].tag = index == 0 ? -2 : 0; }
+  void forget_jump(unsigned index) { jumps[index].tag = index == 0 || index == kFirstJumps ? -2 : 0; }
+  void forget_jump_to(u64 rip) {
+    forget_jump(jump_cache_index(rip));
+    forget_jump(second_jump_index(rip));
+  }
+  // From `rip` in the mode of `stamp_word` to the block at linear address `start`.
+  void add_jump(u64 rip, u64 stamp_word, u64 target, u64 start, bool global, bool straddles) {
+    const unsigned index = jump_cache_index(rip);
+    const i64 tag = static_cast<i64>(-(rip + stamp_word));
+    const JumpEntry before = jumps[index];
+    const u64 before_rip = static_cast<u64>(-before.tag);  // but for the mode, which no index depends on
+    if (before.tag != tag && jump_cache_index(before_rip) == index) {
+      const unsigned second = second_jump_index(before_rip);
+      jumps[second] = before;
+      jump_entries.copy(index, second);
+    }
+    jumps[index] = {tag, target};
+    jump_entries.add(index, start, global, straddles);
+  }
   void flush_jump_cache() {
     jump_entries.take_all([this](unsigned i) { forget_jump(i); });
   }

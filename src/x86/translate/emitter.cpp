@@ -1,5 +1,7 @@
 #include "x86/translate/emitter.h"
 
+#include <bit>
+
 #include "base/optimizations.h"
 #include "x86/translate/policy.h"
 
@@ -343,7 +345,7 @@ bool Emitter::open_by_delta(u8 base, i64 displacement, SegmentIndex segment, uns
   } else {
     load_linear(kAddress, miss);
     check_tlb(miss, miss.displacement == 0 ? reg(base) : kAddress);
-    a.mov(kScratch, host::gs_at(tlb_offset() + offsetof(TlbTable, delta), kScratch));
+    a.mov(kScratch, host::gs_indexed(tlb_offset() + offsetof(TlbTable, delta), kScratch));
   }
   a.bind(miss.resume);
   m_delta_of = m_place.group;
@@ -390,13 +392,15 @@ Emitter::StackAccess Emitter::open_stack(i32 displacement, unsigned size, bool r
 
 std::size_t Emitter::tlb_offset() const { return offsetof(Context, tlb) + sizeof(TlbTable) * mode.mmu; }
 
-// See mmu/tlb.h. R10 and `linear` = linear address; afterwards R10 = offset in the page, R11 = 8 * index.
+// See mmu/tlb.h. R10 and `linear` = linear address; afterwards R10 = offset in the page, R11 = index. BEXTR
+// takes one cycle from the address to the index where shift and mask take two.
 void Emitter::check_tlb(Miss& miss, const Gp& linear) {
   const bool write = MissInfo::write(miss.info);
   miss.tag = tlb_offset() + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
-  a.rorx(kScratch.r32(), linear.r32(), 12 - 3);
-  a.and_(kScratch.r32(), (kTlbEntries - 1) * 8);
-  a.sub(kAddress, host::gs_at(miss.tag, kScratch));
+  constexpr u32 kFirstBit = 12, kBits = std::countr_zero(kTlbEntries);
+  a.mov(kScratch.r32(), kFirstBit | kBits << 8);
+  a.bextr(kScratch.r32(), linear.r32(), kScratch.r32());
+  a.sub(kAddress, host::gs_indexed(miss.tag, kScratch));
   const u32 at = offset();
   a.cmp(kAddress, static_cast<i32>(kPageSize - MissInfo::size(miss.info)));
   a.ja(miss.entry);
@@ -405,7 +409,7 @@ void Emitter::check_tlb(Miss& miss, const Gp& linear) {
 
 void Emitter::look_into_tlb(Miss& miss) {
   check_tlb(miss, kAddress);
-  const Mem host = host::gs_at(tlb_offset() + offsetof(TlbTable, host), kScratch);
+  const Mem host = host::gs_indexed(tlb_offset() + offsetof(TlbTable, host), kScratch);
   if (miss.indexed) {
     a.mov(kScratch, host);
   } else {
@@ -767,7 +771,7 @@ void Emitter::emit_miss(const Miss& miss) {
   } else if (slot) {
     a.add(kAddress, host::gs(slot_offset(miss) + offsetof(AccessSlot, first)));
   } else {
-    a.add(kAddress, host::gs_at(miss.tag, kScratch));
+    a.add(kAddress, host::gs_indexed(miss.tag, kScratch));
   }
   a.mov(miss.info >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
   a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
@@ -823,7 +827,7 @@ void Emitter::emit_cache_miss(asmjit::Label miss, RecordRef left_by) {
   if (!miss.isValid()) return;
   a.bind(miss);
   a.mov(kScratch.r32(), left_by);
-  a.jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.leave_flags_in_image)));
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(jumps_on() ? m_thunks.jump_miss : m_thunks.leave_flags_in_image)));
 }
 
 }  // namespace anykvm::x86

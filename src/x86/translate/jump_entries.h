@@ -6,15 +6,23 @@
 
 namespace anykvm::x86 {
 
-// A kernel's ways through itself have hundreds of targets, and two that share an entry go by the dispatcher
-// each time: so there are many more.
-inline constexpr unsigned kJumpCacheEntries = 16384;
+// A kernel's ways through itself have hundreds of targets, so there are many more entries. What another
+// target of the same index drives out goes to one of the second kind, which a thunk looks at
+// (make_jump_miss).
+inline constexpr unsigned kFirstJumps = 16384, kSecondJumps = 4096;
+inline constexpr unsigned kJumpCacheEntries = kFirstJumps + kSecondJumps;
 
 // Functions tend to begin at the same offsets of their pages, so the page number takes part. Bit 0 does not:
 // thus translated code gets the entry's place by scaling with 8 what it masks (Emitter::jump_to_address).
-constexpr u32 kJumpIndexMask = (kJumpCacheEntries - 1) << 1;
+constexpr u32 kJumpIndexMask = (kFirstJumps - 1) << 1;
 constexpr unsigned jump_cache_index(u64 rip) {
   return (static_cast<u32>(rip ^ rip >> 12) & kJumpIndexMask) >> 1;
+}
+// Other bits meet here.
+inline constexpr unsigned kSecondJumpShift = 19;
+constexpr u32 kSecondJumpMask = (kSecondJumps - 1) << 1;
+constexpr unsigned second_jump_index(u64 rip) {
+  return kFirstJumps + ((static_cast<u32>(rip ^ rip >> kSecondJumpShift) & kSecondJumpMask) >> 1);
 }
 
 struct JumpEntry {
@@ -34,6 +42,15 @@ class JumpEntries {
     (kept ? m_local : m_global).remove(index);
     (kept ? m_global_pages : m_local_pages).add(m_page[index]);
     if (straddles) m_local_pages.add(page_number(start + kPageSize));
+  }
+
+  // Entry `to` becomes what `from` is.
+  void copy(unsigned from, unsigned to) {
+    const bool kept = m_global.has(from);
+    m_page[to] = m_page[from];
+    m_straddles[to] = m_straddles[from];
+    (kept ? m_global : m_local).add(to);
+    (kept ? m_local : m_global).remove(to);
   }
 
   // Each calls `forget` with the entries that must go.
@@ -63,7 +80,7 @@ class JumpEntries {
   }
 
  private:
-  static constexpr unsigned kPageNumbers = 4096;
+  static constexpr unsigned kPageNumbers = 65536;
   static constexpr u16 page_number(u64 address) { return static_cast<u16>((address >> 12) % kPageNumbers); }
 
   u16 m_page[kJumpCacheEntries] = {};

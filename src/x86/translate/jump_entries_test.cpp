@@ -1,4 +1,4 @@
-#include "x86/translate/jump_entries.h"
+#include "x86/translate/context.h"
 
 #include <gmock/gmock.h>
 
@@ -63,11 +63,73 @@ TEST_F(JumpEntriesTest, block_on_two_pages_goes_with_either_and_is_never_global)
 }
 
 TEST_F(JumpEntriesTest, global_page_is_still_known_after_a_local_one_of_the_same_number_went) {
-  constexpr u64 kKernel = 0xffffffff81001000, kUser = 0x0000000001001000;  // page numbers equal modulo 4096
+  constexpr u64 kKernel = 0xffffffff81001000,
+                kUser = 0x0000000081001000;  // page numbers equal modulo 65536
   m_entries->add(1, kKernel, true, false);
   m_entries->add(2, kUser, false, false);
   EXPECT_THAT(local(), ElementsAre(2));
   EXPECT_THAT(page(kKernel), testing::Contains(1));
+}
+
+// --- Two places a target ---
+
+class JumpPlaces : public testing::Test {
+ protected:
+  static constexpr u64 kStamp = u64{3} << 57;
+  static constexpr u64 kFirst = 0x401000, kSecond = kFirst + (u64{kFirstJumps} << 13);
+  static_assert(jump_cache_index(kFirst) == jump_cache_index(kSecond));
+  static_assert(second_jump_index(kFirst) != second_jump_index(kSecond));
+
+  void add(u64 rip, bool global = false) { m_context->add_jump(rip, kStamp, rip + 7, rip, global, false); }
+  bool at(unsigned index, u64 rip) const {
+    const JumpEntry& entry = m_context->jumps[index];
+    return static_cast<u64>(entry.tag) + rip + kStamp == 0;
+  }
+  bool found(u64 rip) const { return at(jump_cache_index(rip), rip) || at(second_jump_index(rip), rip); }
+
+  std::unique_ptr<Context> m_context = std::make_unique<Context>();
+};
+
+TEST_F(JumpPlaces, are_nobodys_at_first) {
+  for (u64 rip = 0; rip < u64{1} << 16; rip += 2) ASSERT_FALSE(found(rip)) << rip;
+  // The index of what a forgotten entry names is another.
+  for (u64 mode = 1; mode < 128; ++mode) ASSERT_FALSE(found(-(mode << 57)));
+}
+
+TEST_F(JumpPlaces, two_of_one_index_are_both_found) {
+  add(kFirst);
+  add(kSecond);
+  EXPECT_TRUE(at(jump_cache_index(kSecond), kSecond));
+  EXPECT_TRUE(at(second_jump_index(kFirst), kFirst));
+  EXPECT_EQ(m_context->jumps[second_jump_index(kFirst)].target, kFirst + 7);
+}
+
+TEST_F(JumpPlaces, flushes_reach_both) {
+  add(kFirst);
+  add(kSecond);
+  m_context->flush_jumps_to_page(Gva(kFirst));
+  EXPECT_FALSE(found(kFirst));
+  add(kFirst);
+  add(kSecond);
+  m_context->flush_non_global();
+  EXPECT_FALSE(found(kFirst));
+  EXPECT_FALSE(found(kSecond));
+}
+
+TEST_F(JumpPlaces, global_ones_stay_global_at_the_second) {
+  add(kFirst, true);
+  add(kSecond);
+  m_context->flush_non_global();
+  EXPECT_TRUE(found(kFirst));
+  m_context->flush_jump_cache();
+  EXPECT_FALSE(found(kFirst));
+}
+
+TEST_F(JumpPlaces, what_is_forgotten_goes_to_no_second) {
+  add(kFirst);
+  m_context->forget_jump_to(kFirst);
+  add(kSecond);
+  EXPECT_FALSE(found(kFirst));
 }
 
 }  // namespace

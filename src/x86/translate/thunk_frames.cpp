@@ -77,6 +77,7 @@ std::vector<GeneratedFunction> generated_functions(const Thunks& thunks, const u
       {"anykvm_thunk_enter", reinterpret_cast<const u8*>(thunks.enter), kCalledByCpp},
       {"anykvm_thunk_leave_flags_in_host", thunks.leave_flags_in_host, kJumpedToByBlock},
       {"anykvm_thunk_leave_flags_in_image", thunks.leave_flags_in_image, kJumpedToByBlock},
+      {"anykvm_thunk_jump_miss", thunks.jump_miss, kJumpedToByBlock},
       {"anykvm_thunk_stale_flags_in_host", thunks.stale_flags_in_host, kCalledByBlock},
       {"anykvm_thunk_stale_flags_in_image", thunks.stale_flags_in_image, kCalledByBlock},
       {"anykvm_thunk_leave_by_signal", thunks.leave_by_signal, kJumpedToByBlock},

@@ -84,6 +84,23 @@ void make_leave_flags_in_image(Assembler& a) {
   return_to_cpp(a);
 }
 
+void make_jump_miss(Assembler& a, const u8* leave) {
+  asmjit::Label miss = a.newLabel();
+  const std::size_t second = offsetof(Context, jumps) + sizeof(JumpEntry) * kFirstJumps;
+  a.mov(ANYKVM_GS(jump_spill), r11);
+  a.mov(r10, ANYKVM_GS(state.rip));
+  a.rorx(r11, r10, kSecondJumpShift);
+  a.xor_(r11d, r10d);
+  a.and_(r11d, kSecondJumpMask);
+  a.add(r10, ANYKVM_GS(stamp));
+  a.add(r10, host::gs_indexed(second + offsetof(JumpEntry, tag), r11));
+  a.jnz(miss);
+  a.jmp(host::gs_indexed(second + offsetof(JumpEntry, target), r11));
+  a.bind(miss);
+  a.mov(r11, ANYKVM_GS(jump_spill));
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave)));
+}
+
 // The common end of thunks whose C++ part wants to leave: every register is saved, the caller's return
 // address is on the stack.
 void leave_from_call(Assembler& a) {
@@ -282,6 +299,7 @@ Thunks make_thunks(CodeMemory& memory) {
   Thunks t;
   t.enter = reinterpret_cast<RecordRef (*)(Context*, const u8*)>(assemble(memory, make_enter));
   t.leave_flags_in_image = assemble(memory, make_leave_flags_in_image);
+  t.jump_miss = assemble(memory, [&](Assembler& a) { make_jump_miss(a, t.leave_flags_in_image); });
   t.leave_flags_in_host = assemble(memory, [](Assembler& a) {
     host::save_flags(a);
     make_leave_flags_in_image(a);

@@ -22,6 +22,9 @@ struct Thunks {
   // Jumped to from blocks. R11 = the Link, or kNoRecord, and state.rip is set.
   const u8* leave_flags_in_host = nullptr;
   const u8* leave_flags_in_image = nullptr;
+  // Jumped to where the jump cache does not have state.rip at its first place: goes on at the second one, or
+  // leaves. Flags are in the image, R11 as above.
+  const u8* jump_miss = nullptr;
   // Called from where dead blocks begin (CodeCache::divert).
   const u8* stale_flags_in_host = nullptr;
   const u8* stale_flags_in_image = nullptr;

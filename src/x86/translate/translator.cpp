@@ -297,11 +297,15 @@ class Run {
   std::array<Planned, kMaxInstructions> m_run;
 };
 
-// An entry begins with one five-byte instruction, eight-byte aligned, that a dead block replaces by a jump in
-// one store.
+// An entry begins with one instruction of five bytes or more, eight-byte aligned, that a dead block replaces
+// by a call in one store.
 void emit_patchable_nop(asmjit::x86::Assembler& a) {
   static constexpr u8 kNop5[] = {0x0f, 0x1f, 0x44, 0x00, 0x00};
   a.embed(kNop5, sizeof kNop5);
+}
+void emit_patchable_nop8(asmjit::x86::Assembler& a) {
+  static constexpr u8 kNop8[] = {0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00};
+  a.embed(kNop8, sizeof kNop8);
 }
 
 // How far to move a loop, which stands at `at`, so that the fewest of `pairs` straddle two cache lines. Jumps
@@ -323,9 +327,13 @@ unsigned best_shift(u64 at, const std::vector<Emitter::Pair>& pairs) {
 
 // Returns the offset of the entry with flags in the host; the other is at 0.
 std::size_t emit_entries(asmjit::x86::Assembler& a, const Block& block) {
-  emit_patchable_nop(a);
-  if (!block.kills_flags) host::restore_flags_by(a, host::kScratch);
-  a.align(asmjit::AlignMode::kCode, 8);
+  if (block.kills_flags) {
+    emit_patchable_nop8(a);
+  } else {
+    emit_patchable_nop(a);
+    host::restore_flags_by(a, host::kScratch);
+    a.align(asmjit::AlignMode::kCode, 8);
+  }
   std::size_t host_entry = a.offset();
   emit_patchable_nop(a);
   return host_entry;
