@@ -140,6 +140,8 @@ void Cpu::stop_the_world(const std::function<void()>& change) {
   m_machine.enter_guest(*this);
 }
 
+bool Cpu::with_others_stopped(const std::function<void()>& change) { return m_machine.stop_others(change); }
+
 void Cpu::visit_memory(const std::function<void()>& work) {
   m_machine.enter_guest(*this);
   work();

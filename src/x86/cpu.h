@@ -153,6 +153,9 @@ class Cpu {
   // Machine::stop_the_world() from this CPU's own thread, between blocks.
   void stop_the_world(const std::function<void()>& change);
 
+  // Machine::stop_others() from this CPU's own thread, inside a block.
+  bool with_others_stopped(const std::function<void()>& change);
+
   // From the vCPU's thread outside run(): `work` may use guest memory, whose layout does not change
   // meanwhile. It must not stop the world.
   void visit_memory(const std::function<void()>& work);

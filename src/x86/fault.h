@@ -18,13 +18,15 @@ struct GuestFault {
 
 // `kFault`: deliver `fault`. `kExit`: Cpu::pending_exit() says what the client must do; the instruction is executed
 // again from its start when the client comes back (DESIGN D9). `kUnmapped`: the client has taken away guest RAM that the
-// instruction needs; as kExit, with Exit::Reason::kMemoryFault.
+// instruction needs; as kExit, with Exit::Reason::kMemoryFault. `kAgain`: another vCPU was in the way; the instruction is
+// executed again from its start, at once.
 struct GuestStop {
-  enum class Kind : u8 { kFault, kExit, kUnmapped } kind = Kind::kFault;
+  enum class Kind : u8 { kFault, kExit, kUnmapped, kAgain } kind = Kind::kFault;
   GuestFault fault{};
 
   static GuestStop exit() { return {Kind::kExit, {}}; }
   static GuestStop unmapped() { return {Kind::kUnmapped, {}}; }
+  static GuestStop again() { return {Kind::kAgain, {}}; }
   static GuestStop plain(u8 vector) { return {Kind::kFault, {vector, false, 0, 0}}; }
   static GuestStop with_error(u8 vector, u32 error) { return {Kind::kFault, {vector, true, error, 0}}; }
   static GuestStop de() { return plain(kVectorDe); }

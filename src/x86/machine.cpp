@@ -44,6 +44,23 @@ void Machine::stop_the_world(const std::function<void()>& change) {
   m_changed.notify_all();
 }
 
+bool Machine::stop_others(const std::function<void()>& change) {
+  std::unique_lock world(m_world, std::try_to_lock);
+  if (!world) return false;
+  ANYKVM_COUNT(world_stops);
+  std::unique_lock lock(m_mutex);
+  m_stopped = true;
+  // This one too: it need not know which it is, and has nothing against a flush.
+  for (Cpu* cpu : m_cpus) cpu->request(kAttentionWorld);
+  m_changed.wait(lock, [&] { return m_running == 1; });
+  lock.unlock();
+  change();
+  lock.lock();
+  m_stopped = false;
+  m_changed.notify_all();
+  return true;
+}
+
 void Machine::flush_tlbs(std::span<Cpu* const> cpus) {
   struct Visit {
     Cpu* cpu;
@@ -132,7 +149,8 @@ void Machine::enter_guest(Cpu& cpu) {
 void Machine::leave_guest(Cpu& cpu) {
   std::lock_guard lock(m_mutex);
   ++cpu.m_visits;
-  if (--m_running == 0 || m_flushing) m_changed.notify_all();
+  --m_running;
+  if (m_stopped || m_flushing) m_changed.notify_all();
 }
 
 }  // namespace anykvm::x86

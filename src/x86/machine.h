@@ -35,6 +35,10 @@ class Machine {
   // callback takes.
   void stop_the_world(const std::function<void()>& change);
 
+  // From a vCPU inside Cpu::run(): runs `change` while no other vCPU executes guest code. False, and nothing done: somebody
+  // else stops the world now, and waits for this vCPU.
+  bool stop_others(const std::function<void()>& change);
+
   // Flushes the TLBs of `cpus`. When it returns, none of them uses what it held before. Not from inside
   // Cpu::run().
   void flush_tlbs(std::span<Cpu* const> cpus);

@@ -439,6 +439,10 @@ class Dispatcher {
 
   MaybeExit stopped(const GuestStop& stop) {
     m_slow = m_narrow = false;
+    if (stop.kind == GuestStop::Kind::kAgain) {
+      m_private.replay.done();  // the instruction has met nothing but RAM
+      return {};
+    }
     if (stop.kind != GuestStop::Kind::kFault) return exit_of(stop);
     m_private.replay.done();  // the instruction's; the delivery has its own
     m_private.exit_after = false;

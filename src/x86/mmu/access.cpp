@@ -131,6 +131,29 @@ Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access, Pri
   return page.host;
 }
 
+Guest<bool> replace_across_pages(Cpu& cpu, Gva address, const void* before, const void* after,
+                                 unsigned size) {
+  Parts parts = TRY(resolve_parts(cpu, address, size, Access::kWrite, Privilege::kCurrent));
+  if (!parts.second.size || !parts.first.page.host || !parts.second.page.host) {
+    TRY(write_linear(cpu, address, after, size));
+    return true;
+  }
+  if (cpu.watching()) cpu.watch_data(address, size, true);
+  bool same = false;
+  Guest<void> done;
+  cpu.with_others_stopped([&] {
+    u64 now = 0;
+    auto* bytes = reinterpret_cast<u8*>(&now);
+    done = read_part(cpu, parts.first, bytes);
+    if (done.ok()) done = read_part(cpu, parts.second, bytes);
+    same = done.ok() && std::memcmp(bytes, before, size) == 0;
+    if (same) done = write_ram(cpu, parts.first, static_cast<const u8*>(after));
+    if (same && done.ok()) done = write_ram(cpu, parts.second, static_cast<const u8*>(after));
+  });
+  TRY(done);
+  return same;
+}
+
 bool read_code_byte(Cpu& cpu, unsigned offset, u8* byte) {
   const CpuState& state = cpu.state();
   const u64 rip = state.rip + offset;

@@ -24,6 +24,11 @@ Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privileg
 Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access,
                         Privilege privilege = Privilege::kCurrent);
 
+// The write of a LOCKed update of up to 8 bytes in two pages: nothing may come between it and the read that gave `before`.
+// True: `after` is there now. False: something did, or may have; the instruction starts over (GuestStop::again()). What is
+// not RAM is just written.
+Guest<bool> replace_across_pages(Cpu& cpu, Gva address, const void* before, const void* after, unsigned size);
+
 template <class T>
 Guest<T> load(Cpu& cpu, Gva address, Privilege privilege = Privilege::kCurrent) {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -41,6 +46,8 @@ Guest<void> store(Cpu& cpu, Gva address, T value, Privilege privilege = Privileg
 // #SS(0) for SS, #GP(0) otherwise; #AC where alignment is checked. `offset` is already truncated to the address size.
 Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size, Access access);
 
+// Are data accesses of user code to be aligned now?
+bool alignment_checked(const CpuState& state);
 // Is this an operand of 2, 4 or 8 bytes that raises #AC (SDM 3A 6.15, vector 17)?
 bool fails_alignment_check(const CpuState& state, Gva address, unsigned size);
 

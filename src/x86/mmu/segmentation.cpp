@@ -45,21 +45,21 @@ Guest<Gva> linear_address_32(const CpuState& state, SegmentIndex segment, u64 of
   return Gva((hidden.base + offset) & low_bits(32));
 }
 
-bool checks_alignment(const CpuState& state) {
+}  // namespace
+
+bool alignment_checked(const CpuState& state) {
   return (state.rflags & kFlagAc) && (state.cr0 & kCr0Am) && state.cpl == 3;
 }
 
-}  // namespace
-
 bool fails_alignment_check(const CpuState& state, Gva address, unsigned size) {
   bool natural = size == 2 || size == 4 || size == 8;
-  return checks_alignment(state) && natural && (address.value & (size - 1));
+  return alignment_checked(state) && natural && (address.value & (size - 1));
 }
 
 Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size,
                           Access access) {
   // Handed on as it is made: a copy would read wider than it was written a moment ago, and wait.
-  const bool checked = access != Access::kFetch && checks_alignment(state);
+  const bool checked = access != Access::kFetch && alignment_checked(state);
   if (!checked && state.code64()) return linear_address_64(state, segment, offset, size);
   if (!checked) return linear_address_32(state, segment, offset, size, access);
   const Gva address = TRY(state.code64() ? linear_address_64(state, segment, offset, size)

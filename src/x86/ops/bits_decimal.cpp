@@ -126,7 +126,11 @@ Guest<void> op_bit_string(Cpu& cpu, const Insn& insn) {
     if (write) TRY(probe_write(cpu, address, size));  // one fault, and that of a write
     TRY(read_linear(cpu, address, &before, size));
     u64 after = apply(action, before, mask);
-    if (write) TRY(write_linear(cpu, address, &after, size));
+    if (write && insn.lock) {
+      if (!TRY(replace_across_pages(cpu, address, &before, &after, size))) return GuestStop::again();
+    } else if (write) {
+      TRY(write_linear(cpu, address, &after, size));
+    }
   }
   set_flag(state, kFlagCf, before & mask);
   return {};

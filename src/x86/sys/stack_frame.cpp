@@ -21,6 +21,11 @@ Guest<Gva> stack_address(const CpuState& state, const StackTarget& stack, u64 of
   return Gva((stack.ss.base + offset) & 0xffffffff);
 }
 
+// Far calls within ring 3. What an event or a call to an inner ring pushes is not the user's access.
+bool checks_alignment(const CpuState& state, const StackTarget& stack) {
+  return stack.privilege == Privilege::kCurrent && alignment_checked(state);
+}
+
 }  // namespace
 
 StackTarget StackTarget::current(const CpuState& state) {
@@ -41,7 +46,8 @@ void StackFrame::push(u64 value) {
 Guest<u64> StackFrame::write(Cpu& cpu, const StackTarget& stack) const {
   u64 mask = low_bits(stack.width * 8);
   u64 top = stack.pointer & mask;
-  if (top != 0 && top < bytes()) return write_items(cpu, stack);
+  const bool wraps = top != 0 && top < bytes();
+  if (wraps || checks_alignment(cpu.state(), stack)) return write_items(cpu, stack);
   u64 bottom = (top - bytes()) & mask;
   Gva address = TRY(stack_address(cpu.state(), stack, bottom, bytes()));
   Guest<void> written = write_linear(cpu, address, data(), bytes(), stack.privilege);
@@ -60,6 +66,8 @@ Guest<u64> StackFrame::write_items(Cpu& cpu, const StackTarget& stack) const {
   for (unsigned i = 0; i < m_count; ++i) {
     pointer = (pointer - m_item_size) & mask;
     addresses[i] = TRY(stack_address(cpu.state(), stack, pointer, m_item_size));
+    bool checked = checks_alignment(cpu.state(), stack);
+    if (checked && fails_alignment_check(cpu.state(), addresses[i], m_item_size)) return GuestStop::ac();
     TRY(probe_write(cpu, addresses[i], m_item_size, stack.privilege));
   }
   const u8* end = m_bytes.data() + m_bytes.size();
@@ -75,7 +83,9 @@ Guest<void> peek_stack(Cpu& cpu, u64 skip, unsigned size, std::span<u64> items) 
   unsigned total = static_cast<unsigned>(size * items.size());
   std::array<u8, 128> bytes;
   assert(total <= bytes.size());
-  if (offset + total - 1 <= mask && offset + total - 1 >= offset) {
+  // Alignment is that of the items.
+  const bool whole = offset + total - 1 <= mask && offset + total - 1 >= offset;
+  if (whole && !alignment_checked(state)) {
     Gva address = TRY(linear_address(state, kSs, offset, total, Access::kRead));
     TRY(read_linear(cpu, address, bytes.data(), total));
   } else {

@@ -60,6 +60,7 @@ struct SlowSite {
   SegmentIndex segment = kDs;
   bool segmented = false;  // the address is an offset within `segment`; otherwise linear
   bool read = false, write = false;
+  bool locked = false;             // LOCK, or XCHG
   bool first = true, last = true;  // of its instruction's accesses
   u16 size = 0;
   // Masked vector accesses: only elements with their mask bit set are touched.

@@ -81,6 +81,7 @@ struct Context {
   // Slow accesses work on a copy; the low six address bits are kept, so that alignment checks stay true.
   alignas(64) u8 bounce[256 + 64] = {};
   u64 bounce_address = 0;  // linear
+  u64 bounce_before = 0;   // what a LOCKed instruction read across two pages
   std::array<u64, 16>
       slow_gpr{};  // registers and flags before the slow instruction, should its write have to wait
   u64 slow_flags = 0;

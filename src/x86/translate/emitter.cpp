@@ -1,5 +1,7 @@
 #include "x86/translate/emitter.h"
 
+#include <Zydis/Zydis.h>
+
 #include <bit>
 
 #include "base/optimizations.h"
@@ -191,6 +193,13 @@ void Emitter::add_segment_base(SegmentIndex segment) {
   a.lea(kAddress, ptr(kAddress, kScratch));
 }
 
+namespace {
+
+// XCHG needs no prefix (SDM 3A 8.1.2.2).
+bool is_locked(const Decoded& d) { return d.insn.lock || d.insn.mnemonic == ZYDIS_MNEMONIC_XCHG; }
+
+}  // namespace
+
 SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first,
                                  bool last) {
   SlowSite& site = *m_records.make(SlowSite{});
@@ -201,6 +210,7 @@ SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read,
   site.write = write;
   site.first = first;
   site.last = last;
+  site.locked = read && write && is_locked(*m_decoded);
   site.size = static_cast<u16>(size);
   return &site;
 }

@@ -86,6 +86,11 @@ Guest<void> commit_masked(Cpu& cpu, Context* context, const SlowSite& site) {
 // Context::bounce_address where the instruction worked on guest RAM itself.
 constexpr u64 kInPlace = ~u64{0};
 
+// LOCKed and in two pages. None has more than 8 bytes: CMPXCHG16B must be aligned.
+bool split_lock(const SlowSite& site, Gva address) {
+  return site.locked && site.size <= 8 && address.page_offset() + site.size > kPageSize;
+}
+
 Guest<u8*> open(Cpu& cpu, Context* context, u64 offset, const SlowSite& site) {
   if (site.element) return open_masked(cpu, context, offset, site);
   Gva address = TRY(site_address(cpu.state(), offset, site, 0, site.size));
@@ -100,6 +105,7 @@ Guest<u8*> open(Cpu& cpu, Context* context, u64 offset, const SlowSite& site) {
   u8* copy = copy_of(context, address.value);
   if (site.write) TRY(probe_write(cpu, address, site.size));
   if (site.read) TRY(read_linear(cpu, address, copy, site.size));
+  if (split_lock(site, address)) std::memcpy(&context->bounce_before, copy, site.size);
   context->bounce_address = address.value;
   return copy;
 }
@@ -108,7 +114,10 @@ Guest<void> commit(Cpu& cpu, Context* context, const SlowSite& site) {
   if (site.element) return commit_masked(cpu, context, site);
   if (context->bounce_address == kInPlace) return {};
   Gva address(context->bounce_address);
-  return write_linear(cpu, address, copy_of(context, address.value), site.size);
+  const u8* copy = copy_of(context, address.value);
+  if (!split_lock(site, address)) return write_linear(cpu, address, copy, site.size);
+  bool written = TRY(replace_across_pages(cpu, address, &context->bounce_before, copy, site.size));
+  return written ? Guest<void>{} : GuestStop::again();
 }
 
 }  // namespace
@@ -133,7 +142,8 @@ extern "C" u64 anykvm_slow_commit(Context* context, const SlowSite* site) {
   Cpu& cpu = *context->cpu;
   auto written = commit(cpu, context, *site);
   if (!written.ok()) {
-    // The client has to act first; the instruction starts over from the registers that it began with.
+    // The client has to act first, or another vCPU was faster; the instruction starts over from the registers
+    // that it began with.
     context->state.gpr = context->slow_gpr;
     context->flags_image = context->slow_flags;
     context->stop = written.error();

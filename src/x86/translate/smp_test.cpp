@@ -45,6 +45,50 @@ TEST(SmpTest, locked_update_by_the_slow_path_is_atomic) {
   EXPECT_EQ(guest.read<u32>(Guest64::kData + 0x40), 2 * kRounds);
 }
 
+// Nothing else may come between the read and the write of a LOCKed instruction whose operand lies in two
+// pages, not even the plain stores of another CPU to one of them.
+TEST(SmpTest, locked_update_across_pages_is_atomic) {
+  constexpr u32 kRounds = 2000;
+  constexpr u64 kSplit = Guest64::kData + kPageSize - 2;
+  Guest64 guest;
+  guest.code({0xf0, 0xff, 0x03,  // lock inc dword [rbx]
+              0xff, 0xc9,        // dec ecx
+              0x75, 0xf9,        // jnz to the start
+              0xf4});
+  guest.state().gpr[kRbx] = kSplit;
+  guest.state().gpr[kRcx] = kRounds;
+  auto other = another_cpu(guest);
+  std::thread thread([&] { run_at(*other, Guest64::kCode); });
+  guest.run();
+  thread.join();
+  EXPECT_EQ(guest.read<u32>(kSplit), 2 * kRounds);
+}
+
+TEST(SmpTest, locked_bit_operation_across_pages_is_atomic) {
+  constexpr u32 kRounds = 1000, kAddend = 0x4004;  // its sum reaches into the second page
+  constexpr u64 kSplit = Guest64::kData + kPageSize - 2, kStep = 0x100;
+  Guest64 guest;
+  // Each CPU complements its own bit; what comes out depends on no other.
+  guest.code({0xf0, 0x0f, 0xbb, 0x13,  // lock btc [rbx], edx
+              0xff, 0xc9,              // dec ecx
+              0x75, 0xf8,              // jnz to the start
+              0xf4});
+  guest.code({0xf0, 0x01, 0x03,  // lock add [rbx], eax
+              0xff, 0xc9,        // dec ecx
+              0x75, 0xf9,        // jnz to the start
+              0xf4},
+             Guest64::kCode + kStep);
+  guest.state().gpr[kRbx] = kSplit;
+  guest.state().gpr[kRcx] = kRounds;
+  guest.state().gpr[kRdx] = 0;
+  guest.state().gpr[kRax] = kAddend;
+  auto other = another_cpu(guest);
+  std::thread thread([&] { run_at(*other, Guest64::kCode + kStep); });
+  guest.run();
+  thread.join();
+  EXPECT_EQ(guest.read<u32>(kSplit), kAddend * kRounds);
+}
+
 TEST(SmpTest, write_next_to_code_is_known_to_the_cpu_that_translates_there_later) {
   constexpr u64 kNearby = Guest64::kCode + 0x800, kSecond = Guest64::kCode + 0x100, kWriter = 0x20000;
   Guest64 guest;
