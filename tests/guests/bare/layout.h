@@ -14,8 +14,10 @@
 #define SEL_SPARE 0x60  // to SEL_SPARE + 7 * 8: tests write what they like here
 #define GDT_ENTRIES 20
 
-// Where the other CPUs start (SIPI vector 8), and 16-bit code of tests.
+// Where the other CPUs start (SIPI vector 8), and 16-bit code of tests with its results.
+#define REAL_DATA 0x6000
 #define AP_START 0x8000
+#define REAL_ENTRY 0x8800
 #define REAL_CODE 0x9000
 #define REAL_STACK 0x7000
 

@@ -54,6 +54,7 @@ u64 tss32_descriptor(const Tss32& tss) {
 void run_legacy(LegacyRun& run) {
   prepare();
   descriptor(SEL_TSS32) = tss32_descriptor(s_tss);
+  describe_tss(0);  // for the way back
   enter_legacy(&run);
 }
 

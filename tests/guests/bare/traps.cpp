@@ -67,20 +67,23 @@ void init_idt() {
   }
 }
 
-// Each CPU loads its task register from the same descriptor, in turn.
 void load_tss(unsigned cpu) {
   Tss& tss = s_tss[cpu];
   tss.rsp[0] = s_ring0_stacks[cpu].top();
   tss.ist[kFaultIst - 1] = s_fault_stacks[cpu].top();
   tss.io_map = sizeof tss;
-  u64 base = reinterpret_cast<u64>(&tss);
-  descriptor(SEL_TSS) =
-      (sizeof tss - 1) | (base & 0xffffff) << 16 | u64{0x89} << 40 | (base >> 24 & 0xff) << 56;
-  descriptor(SEL_TSS + 8) = base >> 32;
+  describe_tss(cpu);
   asm volatile("ltr %w0" : : "r"(SEL_TSS) : "memory");
 }
 
 }  // namespace
+
+void describe_tss(unsigned cpu) {
+  const u64 base = reinterpret_cast<u64>(&s_tss[cpu]);
+  descriptor(SEL_TSS) =
+      (sizeof(Tss) - 1) | (base & 0xffffff) << 16 | u64{0x89} << 40 | (base >> 24 & 0xff) << 56;
+  descriptor(SEL_TSS + 8) = base >> 32;
+}
 
 void trap(Trap& t) {
   if (Handler handler = s_handlers[t.vector]) return handler(t);

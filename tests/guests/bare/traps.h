@@ -64,6 +64,8 @@ struct [[gnu::packed]] Tss {
   u16 reserved3, io_map;
 };
 Tss& boot_tss();
+// Makes SEL_TSS the TSS of this CPU: all load their task registers from the one descriptor, in turn.
+void describe_tss(unsigned cpu);
 // An address that no other stack uses: the top of 4 KiB.
 u64 spare_stack_top();
 
