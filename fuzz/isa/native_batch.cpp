@@ -40,6 +40,7 @@ NativeBatch::NativeBatch() {
   void* memory = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) give_up("memory for jobs");
   m_shared = new (memory) Shared;
+  m_has_descriptors = NativeCpu::make_descriptors();  // the children inherit them
   start();
 }
 

@@ -38,6 +38,8 @@ class NativeBatch {
   // Is there memory of the child's own at `address`? What code reads there is nobody's business.
   bool childs_own(u64 address) const;
   u64 deaths() const { return m_deaths; }
+  // There are the descriptors of user_descriptors.h.
+  bool has_descriptors() const { return m_has_descriptors; }
 
  private:
   struct Shared {
@@ -54,6 +56,7 @@ class NativeBatch {
   pid_t m_child = -1;
   int m_requests = -1, m_answers = -1;  // our ends of two pipes
   u64 m_deaths = 0;
+  bool m_has_descriptors = false;
 };
 
 }  // namespace anykvm::isa

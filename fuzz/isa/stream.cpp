@@ -51,16 +51,7 @@ bool depends_on_the_machine(u16 mnemonic) {
     case ZYDIS_MNEMONIC_SLDT:
     case ZYDIS_MNEMONIC_STR:
     case ZYDIS_MNEMONIC_SMSW:
-    // The kernel's descriptors.
-    case ZYDIS_MNEMONIC_LAR:
-    case ZYDIS_MNEMONIC_LSL:
-    case ZYDIS_MNEMONIC_VERR:
-    case ZYDIS_MNEMONIC_VERW:
-    case ZYDIS_MNEMONIC_LDS:
-    case ZYDIS_MNEMONIC_LES:
-    case ZYDIS_MNEMONIC_LFS:
-    case ZYDIS_MNEMONIC_LGS:
-    case ZYDIS_MNEMONIC_LSS:
+    // far_transfer() has those whose frame is one.
     case ZYDIS_MNEMONIC_IRET:
     case ZYDIS_MNEMONIC_IRETD:
     case ZYDIS_MNEMONIC_IRETQ:
@@ -70,8 +61,8 @@ bool depends_on_the_machine(u16 mnemonic) {
   }
 }
 
-// Known not to be as the host has it (docs/quirks.md): x87 pointers, XSAVE's in-use bits, and what guests are
-// not offered.
+// Known not to be as the host has it (docs/quirks.md): x87 pointers and XSAVE's in-use bits, which
+// save_image() leaves out, and what guests are not offered.
 bool known_to_differ(u16 mnemonic) {
   switch (mnemonic) {
     case ZYDIS_MNEMONIC_FNSTENV:
@@ -112,12 +103,41 @@ bool changes_rip(const Decoded& d) {
   }
 }
 
-bool uses_segment_registers(const Decoded& d) {
+bool loads_segment(const Decoded& d) {
   const x86::Insn& i = d.insn;
   bool one_byte = i.opcode_map == 0;
-  if (i.mnemonic == ZYDIS_MNEMONIC_MOV) return one_byte && (i.opcode == 0x8c || i.opcode == 0x8e);
-  if (i.mnemonic != ZYDIS_MNEMONIC_PUSH && i.mnemonic != ZYDIS_MNEMONIC_POP) return false;
-  return one_byte ? i.opcode < 0x50 : (i.opcode & 0xf6) == 0xa0;
+  switch (i.mnemonic) {
+    case ZYDIS_MNEMONIC_MOV:
+      return one_byte && i.opcode == 0x8e;
+    case ZYDIS_MNEMONIC_POP:
+      return one_byte ? i.opcode < 0x50 : (i.opcode & 0xf7) == 0xa1;
+    case ZYDIS_MNEMONIC_LDS:
+    case ZYDIS_MNEMONIC_LES:
+    case ZYDIS_MNEMONIC_LFS:
+    case ZYDIS_MNEMONIC_LGS:
+    case ZYDIS_MNEMONIC_LSS:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool looks_at_segments(const Decoded& d) {
+  const x86::Insn& i = d.insn;
+  bool one_byte = i.opcode_map == 0;
+  switch (i.mnemonic) {
+    case ZYDIS_MNEMONIC_MOV:
+      return one_byte && i.opcode == 0x8c;
+    case ZYDIS_MNEMONIC_PUSH:
+      return one_byte ? i.opcode < 0x50 : (i.opcode & 0xf7) == 0xa0;
+    case ZYDIS_MNEMONIC_LAR:
+    case ZYDIS_MNEMONIC_LSL:
+    case ZYDIS_MNEMONIC_VERR:
+    case ZYDIS_MNEMONIC_VERW:
+      return true;
+    default:
+      return false;
+  }
 }
 
 bool decodes(const u8* bytes, unsigned size, unsigned code_bits, u64 rip, Decoded* out) {
@@ -140,10 +160,15 @@ bool comparable(const Decoded& d) {
   constexpr u8 kRspNumber = 4;
   if (d.encoding == x86::Encoding::kEvex && d.rm_is_gpr && d.insn.rm == kRspNumber) return false;
   if (d.insn.code_bits != 64 && differs_among_vendors(d)) return false;
-  return !uses_segment_registers(d);
+  // Far pointers with a 64-bit offset are Intel's.
+  return !(d.insn.operand_size == 8 && d.insn.has_memory && loads_segment(d));
 }
 
-StreamMaker::StreamMaker(unsigned code_bits) : m_code_bits(code_bits), m_generator(code_bits, comparable) {}
+// Arbitrary selectors would end most streams: load_segment() has better ones.
+StreamMaker::StreamMaker(unsigned code_bits, bool segments)
+    : m_code_bits(code_bits), m_segments(segments), m_generator(code_bits, [segments](const Decoded& d) {
+        return comparable(d) && !loads_segment(d) && (segments || !looks_at_segments(d));
+      }) {}
 
 // --- Parts ---
 
@@ -298,6 +323,9 @@ void StreamMaker::ordinary(Random& random) {
       case 3:
         if (m_code_bits == 32 && random.one_in(3)) decimal(random);
         break;
+      case 4:
+        if (random.one_in(4)) system_part(random, wish);
+        break;
       default:
         straight(random, wish, 1);
         break;
@@ -320,7 +348,7 @@ bool StreamMaker::put_if_comparable(const u8* bytes, unsigned available) {
     put({bytes, bytes + available});
     return false;
   }
-  if (!comparable(d)) return false;
+  if (!comparable(d) || (!m_segments && (loads_segment(d) || looks_at_segments(d)))) return false;
   m_generator.wrote(written_registers(bytes, d.insn.length, m_code_bits));
   put({bytes, bytes + d.insn.length});
   return true;
@@ -488,6 +516,16 @@ void StreamMaker::self_modifying(Random& random) {
   }
 }
 
+void StreamMaker::system(Random& random) {
+  Wish wish;
+  wish.calm = true;
+  for (u64 parts = 2 + random.below(5); parts > 0 && size() < kRoom; --parts) {
+    wish.common = random.one_in(2);
+    straight(random, wish, static_cast<unsigned>(random.below(3)));
+    system_part(random, wish);
+  }
+}
+
 // --- The whole ---
 
 u64 StreamMaker::place(Random& random, u64 page) const {
@@ -530,12 +568,14 @@ Stream StreamMaker::make(u64 seed, u64 page) {
   u64 kind = random.below(32);
   if (kind < 20) {
     ordinary(random);
-  } else if (kind < 24) {
+  } else if (kind < 23) {
     wild(random);
-  } else if (kind < 27) {
+  } else if (kind < 25) {
     raw(random);
-  } else if (kind < 29) {
+  } else if (kind < 27) {
     redundant_prefixes(random);
+  } else if (kind < 29) {
+    system(random);
   } else {
     self_modifying(random);
   }

@@ -28,7 +28,8 @@ struct Stream {
 
 class StreamMaker {
  public:
-  explicit StreamMaker(unsigned code_bits);
+  // `segments`: code may load segment registers, and there are the descriptors of user_descriptors.h.
+  StreamMaker(unsigned code_bits, bool segments);
 
   // Code for an address in `page`, or in it and the following one.
   Stream make(u64 seed, u64 page);
@@ -46,6 +47,7 @@ class StreamMaker {
   void raw(Random& random);
   void redundant_prefixes(Random& random);
   void self_modifying(Random& random);
+  void system(Random& random);
 
   void straight(Random& random, const Wish& wish, unsigned count);
   void forward_jump(Random& random, const Wish& wish);
@@ -58,6 +60,20 @@ class StreamMaker {
   void modify_opcode(Random& random, const Wish& wish);
   void modify_row(Random& random);
   void more_starts(Random& random);
+
+  // What user code may do to segments, modes, flags and the FPU's image (stream_system.cpp).
+  void system_part(Random& random, const Wish& wish);
+  void load_segment(Random& random, const Wish& wish);
+  void put_segment_load(Random& random, unsigned segment, u16 selector);
+  void inspect_segment(Random& random);
+  void far_transfer(Random& random, const Wish& wish);
+  unsigned put_far_transfer(Random& random, u16 selector, bool returning);
+  void put_far_pointer_transfer(Random& random, u16 selector, unsigned* target);
+  void other_mode(Random& random);
+  void set_flags(Random& random);
+  void save_image(Random& random);
+  void put_at(std::vector<u8> opcode, u64 target, const std::vector<u8>& immediate = {});
+  void put_number(u8 opcode, u32 number);
 
   // Instructions that do not come from the generator.
   void put(const std::vector<u8>& bytes);
@@ -75,6 +91,7 @@ class StreamMaker {
   void begin_instruction() { m_stream.instructions.push_back(size()); }
 
   unsigned m_code_bits;
+  bool m_segments;
   Generator m_generator;
   Stream m_stream;  // in hand
   Case m_case;      // its code and its first state

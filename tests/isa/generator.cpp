@@ -55,15 +55,25 @@ struct ZydisParts {
   ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
 };
 
-bool zydis_decode(const u8* bytes, unsigned size, unsigned code_bits, ZydisParts* out) {
+const ZydisDecoder& decoder_for(unsigned code_bits) {
   static const auto decoders = [] {
     std::array<ZydisDecoder, 2> both;
     ZydisDecoderInit(&both[0], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
     ZydisDecoderInit(&both[1], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     return both;
   }();
-  const ZydisDecoder& decoder = decoders[code_bits == 64];
-  return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, size, &out->insn, out->operands));
+  return decoders[code_bits == 64];
+}
+
+bool zydis_decode(const u8* bytes, unsigned size, unsigned code_bits, ZydisParts* out) {
+  return ZYAN_SUCCESS(
+      ZydisDecoderDecodeFull(&decoder_for(code_bits), bytes, size, &out->insn, out->operands));
+}
+
+// The cheap question first: most random bytes are no instruction.
+bool may_decode(const u8* bytes, unsigned code_bits) {
+  ZydisDecodedInstruction z;
+  return ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&decoder_for(code_bits), nullptr, bytes, 15, &z));
 }
 
 u32 register_bit(ZydisRegister reg) {
@@ -180,6 +190,7 @@ void Generator::random_bytes(Random& random, const Opcode& o, u8* out) const {
 
 bool Generator::try_one(Random& random, const Opcode& opcode, u64 rip, Candidate* out) const {
   random_bytes(random, opcode, out->bytes);
+  if (!may_decode(out->bytes, m_code_bits)) return false;
   if (decode(out->bytes, 15, m_code_bits, m_code_bits / 8, rip, &out->decoded) != DecodeStatus::kOk)
     return false;
   const Decoded& d = out->decoded;

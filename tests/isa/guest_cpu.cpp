@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "user_descriptors.h"
 #include "x86/state/xsave.h"
 #include "x86/translate/code_cache.h"
 #include "x86/translate/mode.h"
@@ -23,11 +24,11 @@ constexpr u64 kSystem = 0xffff800000000000;
 constexpr u64 kRamSize = 32u << 20;
 constexpr u64 kPml4 = 0x1000, kPdpt = 0x2000, kDirectory = 0x3000, kDataTable = 0x4000;
 constexpr u64 kSystemPdpt = 0x9000, kSystemDirectory = 0xa000;
-constexpr u64 kGdt = 0x5000, kIdt = 0x6000, kTss = 0x7000;
+constexpr u64 kGdt = 0x5000, kLdt = 0x5800, kIdt = 0x6000, kTss = 0x7000;
 constexpr u64 kHandlers = 0x10000;  // a HLT for each vector, 16 bytes apart
 constexpr u64 kHandlerStackTop = 0x20000;
 constexpr u64 kDataRam = 0x200000, kCodeRam = 0x800000;
-constexpr u16 kKernelCs = 0x10, kUserCs32 = 0x23, kUserDs = 0x2b, kUserCs64 = 0x33, kTaskSelector = 0x40;
+constexpr u16 kKernelCs = 0x10, kTaskSelector = 0x40, kLdtSelector = 0x50;
 
 constexpr u64 kUserPage = 7, kReadOnlyPage = 5, kLarge = 0x80, kNoExecute = u64{1} << 63;
 constexpr u64 kEntriesPerGib = 512;
@@ -139,6 +140,7 @@ void GuestCpu::build_descriptors() {
   write<u64>(kGdt + (kUserCs32 & ~7), 0x00cffb000000ffff);
   write<u64>(kGdt + (kUserDs & ~7), 0x00cff3000000ffff);
   write<u64>(kGdt + (kUserCs64 & ~7), 0x00affb000000ffff);
+  set_processor_node(0);
   for (u64 vector = 0; vector < 256; ++vector) {
     u64 handler = kSystem + kHandlers + 16 * vector;
     m_ram[handler - kSystem] = 0xf4;
@@ -156,7 +158,7 @@ void GuestCpu::build_descriptors() {
   constexpr u64 kPortMap = 0x66;  // beyond the limit: no port is allowed
   write<u16>(kTss + kPortMap, 0xffff);
   CpuState& s = m_cpu->state();
-  s.gdtr = {kSystem + kGdt, 0x4f};
+  s.gdtr = {kSystem + kGdt, 8 * kGdtEntries - 1};
   s.idtr = {kSystem + kIdt, 0xfff};
   s.tr = Segment{};
   s.tr.base = kSystem + kTss;
@@ -164,6 +166,23 @@ void GuestCpu::build_descriptors() {
   s.tr.selector = kTaskSelector;
   s.tr.type = 11;
   s.tr.present = 1;
+}
+
+void GuestCpu::add_descriptors() {
+  for (unsigned i = 0; i < kLdtEntries; ++i) write<u64>(kLdt + 8 * i, kLdtDescriptors[i].raw());
+  Segment& ldtr = m_cpu->state().ldtr;
+  ldtr = Segment{};
+  ldtr.base = kSystem + kLdt;
+  ldtr.limit = 8 * kLdtEntries - 1;
+  ldtr.selector = kLdtSelector;
+  ldtr.type = 2;
+  ldtr.present = 1;
+}
+
+// Linux: arch/x86/entry/vdso/vma.c
+void GuestCpu::set_processor_node(u32 limit) {
+  write<u64>(kGdt + (kProcessorNode & ~7),
+             u64{limit & 0xffff} | u64{0xf5} << 40 | u64{limit >> 16 & 0xf} << 48);
 }
 
 u8* GuestCpu::code(u64 address) { return m_ram + kCodeRam + (address - kCodeBase); }
@@ -254,6 +273,10 @@ Outcome GuestCpu::run(const UserState& state, const Memory& memory, unsigned cod
   }
   outcome.state.gpr = s.gpr;
   outcome.state.rip = read<u64>(frame);
+  for (unsigned i = 0; i < outcome.state.selectors.size(); ++i)
+    outcome.state.selectors[i] = s.segments[i].selector;
+  outcome.state.selectors[kCs] = read<u16>(frame + 8);
+  outcome.state.selectors[kSs] = read<u16>(frame + 32);
   outcome.state.rflags = read<u64>(frame + 16);
   outcome.state.gpr[kRsp] = read<u64>(frame + 24);
   outcome.state.fs_base = s.segments[kFs].base;

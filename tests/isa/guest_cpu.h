@@ -35,6 +35,10 @@ class GuestCpu {
   void kick();
   // Disassembly of what was translated from `address` for user code, if anything was.
   std::string host_code(u64 address, unsigned code_bits, Translation translation);
+  // There are the descriptors of user_descriptors.h.
+  void add_descriptors();
+  // What LSL gives for kProcessorNode.
+  void set_processor_node(u32 limit);
   // The next run misses in the TLB.
   void flush_tlb();
 

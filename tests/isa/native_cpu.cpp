@@ -1,5 +1,6 @@
 #include "native_cpu.h"
 
+#include <asm/ldt.h>
 #include <asm/prctl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -18,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "user_descriptors.h"
 #include "x86/translate/host_signals.h"
 
 namespace anykvm::isa {
@@ -40,7 +42,6 @@ struct Run {
 };
 Run g_run;
 
-constexpr u64 kUser32Cs = 0x23, kUserDs = 0x2b;
 constexpr u64 kOddFlags = 0x244000;  // NT, AC, ID: signal frames do not bring them back
 
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
@@ -59,6 +60,12 @@ void raw_arch_prctl(long what, u64 value) {
 
 struct Bases {
   u64 fs = 0, gs = 0;
+};
+
+// What the code has left in the segment registers.
+struct Segments {
+  Bases bases;
+  u16 es = 0, ds = 0, fs = kUserDs, gs = kUserDs;
 };
 
 Bases bases() {
@@ -109,7 +116,7 @@ void enter(ucontext_t* context) {
   if (g_run.code_bits == 32) {
     // The kernel's flat 32-bit code segment and the data segment that goes with it.
     u64 segments = static_cast<u64>(registers[REG_CSGSFS]) & 0x0000ffffffff0000;
-    registers[REG_CSGSFS] = static_cast<greg_t>(segments | kUser32Cs | kUserDs << 48);
+    registers[REG_CSGSFS] = static_cast<greg_t>(segments | kUserCs32 | u64{kUserDs} << 48);
   }
   s.to_xsave(image);
   g_run.phase = Phase::kRunning;
@@ -135,18 +142,46 @@ void leave(ucontext_t* context) {
 }
 
 // The code has run until now: what it set must not disturb the handler.
-Bases back_from_code() {
+Segments back_from_code() {
   __builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~kOddFlags);
-  Bases ended = bases();
+  Segments ended;
+  ended.bases = bases();
+  asm volatile("mov %%es, %0; mov %%ds, %1" : "=r"(ended.es), "=r"(ended.ds));
+  // Without FSGSBASE the code changes neither, and the kernel has null selectors there.
+  if (g_run.fsgsbase) asm volatile("mov %%fs, %0; mov %%gs, %1" : "=r"(ended.fs), "=r"(ended.gs));
   load_data_segments();
   set_bases({g_run.own_fs, g_run.own_gs});
   return ended;
 }
 
-void leave_with(ucontext_t* context, Bases ended) {
+u32 segment_limit(u16 selector) {
+  u32 limit = 0;
+  asm volatile("lsl %1, %0" : "+r"(limit) : "r"(u32{selector}) : "cc");
+  return limit;
+}
+
+void leave_with(ucontext_t* context, const Segments& ended) {
+  auto frame = static_cast<u64>(context->uc_mcontext.gregs[REG_CSGSFS]);
   leave(context);
-  g_run.outcome->state.fs_base = ended.fs;
-  g_run.outcome->state.gs_base = ended.gs;
+  Outcome& outcome = *g_run.outcome;
+  outcome.state.fs_base = ended.bases.fs;
+  outcome.state.gs_base = ended.bases.gs;
+  outcome.state.selectors = {
+      ended.es, static_cast<u16>(frame), static_cast<u16>(frame >> 48), ended.ds, ended.fs, ended.gs};
+  outcome.processor_node = segment_limit(kProcessorNode);
+}
+
+user_desc as_kernel_takes_it(const UserDescriptor& d, unsigned number) {
+  user_desc result{};
+  result.entry_number = number;
+  result.base_addr = d.base;
+  result.limit = d.limit;
+  result.seg_32bit = d.wide;
+  result.contents = d.contents;
+  result.read_exec_only = d.restricted;
+  result.limit_in_pages = d.pages;
+  result.seg_not_present = !d.present;
+  return result;
 }
 
 // For signals that no exception of the code has raised.
@@ -234,13 +269,27 @@ NativeCpu::NativeCpu() {
   alternate.ss_size = sizeof stack;
   sigaltstack(&alternate, nullptr);
   for (int signal : kSignals) sigaction(signal, nullptr, &g_previous[signal]);
-  constexpr unsigned long kHwcap2Fsgsbase = 2;
-  g_run.fsgsbase = getauxval(AT_HWCAP2) & kHwcap2Fsgsbase;
+  g_run.fsgsbase = loads_segments();
   Bases own = bases();
   g_run.own_fs = own.fs;
   g_run.own_gs = own.gs;
   load_data_segments();
   set_bases(own);
+}
+
+bool NativeCpu::loads_segments() {
+  constexpr unsigned long kHwcap2Fsgsbase = 2;
+  return getauxval(AT_HWCAP2) & kHwcap2Fsgsbase;
+}
+
+bool NativeCpu::make_descriptors() {
+  constexpr int kWrite = 0x11;  // modify_ldt(2), all of user_desc
+  if (!loads_segments()) return false;
+  for (unsigned i = 0; i < kLdtEntries; ++i) {
+    user_desc entry = as_kernel_takes_it(kLdtDescriptors[i], i);
+    if (syscall(SYS_modify_ldt, kWrite, &entry, sizeof entry) != 0) return false;
+  }
+  return true;
 }
 
 void NativeCpu::confine() {

@@ -16,6 +16,11 @@ class NativeCpu {
   // Code lies in [kCodeBase, kCodeBase + kCodeSize), data at kDataBase; both are mapped here.
   // code() gives where to write what is executed at `address`: programs cannot.
   u8* code(u64 address) { return m_code + (address - kCodeBase); }
+  // May programs change segment registers and bring them back? Else the code must leave FS and GS alone.
+  static bool loads_segments();
+  // Gives this process the descriptors of user_descriptors.h. False: the kernel does not allow it, and there
+  // may be some of them.
+  static bool make_descriptors();
   // Runs from state.rip. `code_bits` is 64 or 32 (compatibility mode).
   Outcome run(const UserState& state, const Memory& memory, unsigned code_bits);
   // For a child process that does nothing else: what runs can neither call the kernel (kSystemCall) nor go on

@@ -255,6 +255,8 @@ namespace {
 
 const char* const kNames[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
                               "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+const char* const kMaskNames[] = {"k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7"};
+const char* const kSegmentNames[] = {"es", "cs", "ss", "ds", "fs", "gs"};
 
 std::string hex(const u8* bytes, unsigned size) {
   std::string text;
@@ -262,24 +264,31 @@ std::string hex(const u8* bytes, unsigned size) {
   return text;
 }
 
+// Hardly anything ever differs: names are put together for what does.
 class Report {
  public:
-  void value(const std::string& name, u64 native, u64 guest) {
+  void value(const char* name, u64 native, u64 guest) {
     if (native != guest) text += fmt::format("  * {:8} native {:016x}  guest {:016x}\n", name, native, guest);
   }
-  void bytes(const std::string& name, const u8* native, const u8* guest, unsigned size) {
+  // `name` has {} for the number.
+  void bytes(const char* name, u64 number, const u8* native, const u8* guest, unsigned size) {
     if (std::memcmp(native, guest, size) == 0) return;
-    text += fmt::format("  * {:8} native {}\n             guest  {}\n", name, hex(native, size),
-                        hex(guest, size));
+    text += fmt::format("  * {:8} native {}\n             guest  {}\n",
+                        fmt::format(fmt::runtime(name), number), hex(native, size), hex(guest, size));
+  }
+  template <class Values>
+  void values(const char* const* names, const Values& native, const Values& guest) {
+    for (std::size_t i = 0; i < native.size(); ++i) value(names[i], native[i], guest[i]);
   }
   std::string text;
 };
 
 void compare_memory(const Memory& native, const Memory& guest, Report* report) {
+  if (native == guest) return;
   unsigned shown = 0;
   for (unsigned i = 0; i < kDataSize && shown < 8; i += 16) {
     if (std::memcmp(&native[i], &guest[i], 16) == 0) continue;
-    report->bytes(fmt::format("[{:x}]", kDataBase + i), &native[i], &guest[i], 16);
+    report->bytes("[{:x}]", kDataBase + i, &native[i], &guest[i], 16);
     ++shown;
   }
 }
@@ -340,12 +349,15 @@ std::string differences(const Outcome& native, const Outcome& guest, const Compa
   report.value("fsw", n.fsw, g.fsw);
   report.value("ftw", n.ftw, g.ftw);
   report.value("mxcsr", n.mxcsr, g.mxcsr);
-  for (unsigned i = 0; i < 8; ++i) report.bytes(fmt::format("st{}", i), n.st[i].data(), g.st[i].data(), 10);
+  for (unsigned i = 0; i < 8; ++i) report.bytes("st{}", i, n.st[i].data(), g.st[i].data(), 10);
   // Outside 64-bit mode there are eight; VZEROUPPER and VZEROALL change the others too (docs/quirks.md).
   unsigned vectors = !comparison.vectors ? 0 : comparison.code_bits == 64 ? 32 : 8;
-  for (unsigned i = 0; i < vectors; ++i)
-    report.bytes(fmt::format("zmm{}", i), n.zmm[i].data(), g.zmm[i].data(), 64);
-  for (unsigned i = 0; i < 8; ++i) report.value(fmt::format("k{}", i), n.k[i], g.k[i]);
+  for (unsigned i = 0; i < vectors; ++i) report.bytes("zmm{}", i, n.zmm[i].data(), g.zmm[i].data(), 64);
+  report.values(kMaskNames, n.k, g.k);
+  // The kernel's way back to the program clears the RPL of null selectors (SDM 2A IRET).
+  auto without_rpl = [](u16 selector) { return selector < 4 ? 0u : selector; };
+  for (std::size_t i = 0; i < n.selectors.size(); ++i)
+    report.value(kSegmentNames[i], without_rpl(n.selectors[i]), without_rpl(g.selectors[i]));
   compare_memory(native.memory, guest.memory, &report);
   return report.text;
 }

@@ -33,6 +33,7 @@ struct UserState {
   std::array<std::array<u8, 16>, 8> st{};  // 80 bits each, ST0 first
   std::array<std::array<u8, 64>, 32> zmm{};
   std::array<u64, 8> k{};
+  std::array<u16, 6> selectors{};  // ES, CS, SS, DS, FS, GS; of a state that something ended in
 
   // To and from a standard-format XSAVE image of the host. Bytes that hold none of the above are left alone.
   void to_xsave(u8* image) const;
@@ -48,6 +49,8 @@ struct Outcome {
   u8 vector = 0;
   u32 error = 0;
   u64 cr2 = 0;  // #PF only
+  // What LSL gives for kProcessorNode: which CPU it was. Of the host.
+  u32 processor_node = 0;
 };
 
 // Random values that are likely to be interesting.
@@ -62,7 +65,7 @@ void fill_read_only_page(u8* page);
 
 // Which parts of two outcomes are looked at.
 struct Comparison {
-  u64 flags = 0xcd5;  // bits of RFLAGS: arithmetic and DF
+  u64 flags = 0x254dd5;  // bits of RFLAGS: arithmetic, TF, DF, NT, RF, AC, ID
   unsigned code_bits = 64;
   bool vectors = true;
   bool only_rip = false;
