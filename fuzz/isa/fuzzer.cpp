@@ -110,6 +110,14 @@ bool names_vmread(const Stream& stream) {
   return std::search(bytes.begin(), bytes.end(), std::begin(kOpcode), std::end(kOpcode)) != bytes.end();
 }
 
+// A far CALL from 64-bit code to 32-bit code: AMD's CPUs push its return address as the latter would.
+bool pushes_as_the_target_does(const x86::Decoded& d, const Outcome& native, const Outcome& guest) {
+  constexpr u8 kStackFault = 12, kPageFault = 14, kFarCall = 3;
+  bool far_call = d.insn.mnemonic == ZYDIS_MNEMONIC_CALL && d.insn.opcode == 0xff && d.insn.reg == kFarCall;
+  bool faults = guest.vector == kPageFault || guest.vector == kStackFault;
+  return far_call && native.vector == kPageFault && faults && native.state.rip == guest.state.rip;
+}
+
 // What is known to differ among CPUs, and from them (docs/quirks.md).
 bool known_difference(const Stream& stream, const Outcome& native, const Outcome& guest) {
   constexpr u8 kUndefined = 6, kProtection = 13, kPageFault = 14, kAlignmentCheck = 17;
@@ -132,6 +140,7 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   // Which part of a large operand is looked at first.
   constexpr u64 kLargest = 4096;
   bool both = same_place && native.vector == kPageFault && guest.vector == kPageFault;
+  if (pushes_as_the_target_does(d, native, guest)) return true;
   return both && loads_state(d) && native.cr2 - guest.cr2 < kLargest;
 }
 

@@ -27,6 +27,12 @@ u16 random_selector(Random& random) {
   }
 }
 
+bool is_code32(u16 selector) {
+  unsigned entry = selector >> 3;
+  if (!(selector & 4)) return entry == kUserCs32 >> 3;
+  return entry < kLdtEntries && kLdtDescriptors[entry].contents == UserDescriptor::kCode;
+}
+
 u8 byte_of(u32 number, unsigned i) { return static_cast<u8>(number >> (8 * i)); }
 
 std::vector<u8> joined(std::vector<u8> bytes, const std::vector<u8>& more) {
@@ -211,6 +217,8 @@ void StreamMaker::far_transfer(Random& random, const Wish& wish) {
   const u16 same = m_code_bits == 64 ? kUserCs64 : kUserCs32,
             other = m_code_bits == 64 ? kUserCs32 : kUserCs64;
   u16 selector = random.one_in(6) ? random_selector(random) : random.one_in(2) ? same : other;
+  // What becomes of RSP's upper half in 32-bit code is undefined.
+  if (m_code_bits == 64 && is_code32(selector)) put({0x89, 0xe4});  // MOV ESP, ESP
   unsigned target = 0;
   u64 kind = random.below(3);
   if (kind == 0) {
@@ -221,7 +229,8 @@ void StreamMaker::far_transfer(Random& random, const Wish& wish) {
   straight(random, wish, static_cast<unsigned>(random.below(2)));
   auto offset = static_cast<u32>(here());
   for (unsigned i = 0; i < 4; ++i) m_case.bytes[target + i] = byte_of(offset, i);
-  if ((selector & ~3) == (other & ~3)) other_mode(random);
+  // In the wrong mode the code would be any instructions, also those whose results are undefined.
+  if (m_code_bits == 64 ? is_code32(selector) : (selector & ~3) == (other & ~3)) other_mode(random);
 }
 
 // --- Flags and the FPU ---

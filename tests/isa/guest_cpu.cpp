@@ -1,6 +1,7 @@
 #include "guest_cpu.h"
 
 #include <Zydis/Zydis.h>
+#include <cpuid.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
 
@@ -67,6 +68,19 @@ bool has_error_code(unsigned vector) {
   }
 }
 
+// What is carried out in software for guests must not show either: with 5-level paging, bases have 57 bits.
+std::vector<CpuidEntry> host_cpuid() {
+  constexpr u32 kFeatures = 7, kLa57 = 1u << 16;
+  u32 eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __get_cpuid_count(kFeatures, 0, &eax, &ebx, &ecx, &edx);
+  std::vector<CpuidEntry> entries = supported_cpuid();
+  for (CpuidEntry& entry : entries) {
+    bool features = entry.function == kFeatures && entry.index == 0;
+    if (features && !(ecx & kLa57)) entry.ecx &= ~kLa57;
+  }
+  return entries;
+}
+
 }  // namespace
 
 const char* name_of(Translation translation) {
@@ -101,7 +115,7 @@ GuestCpu::GuestCpu(bool writable_code) {
   slot.size = kRamSize;
   slot.host = m_ram;
   m_machine->set_slots({slot});
-  m_cpu->model().set_entries(supported_cpuid());
+  m_cpu->model().set_entries(host_cpuid());
   build_tables(writable_code);
   build_descriptors();
   fill_read_only_page(m_ram + kDataRam + kWritableSize);
@@ -182,7 +196,7 @@ void GuestCpu::add_descriptors() {
 // Linux: arch/x86/entry/vdso/vma.c
 void GuestCpu::set_processor_node(u32 limit) {
   write<u64>(kGdt + (kProcessorNode & ~7),
-             u64{limit & 0xffff} | u64{0xf5} << 40 | u64{limit >> 16 & 0xf} << 48);
+             u64{limit & 0xffff} | u64{0x40f5} << 40 | u64{limit >> 16 & 0xf} << 48);
 }
 
 u8* GuestCpu::code(u64 address) { return m_ram + kCodeRam + (address - kCodeBase); }

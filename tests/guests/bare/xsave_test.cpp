@@ -49,7 +49,7 @@ class Enabled {
     }
     write_cr4(m_cr4 | kCr4Osfxsr | kCr4Osxsave);
     m_xcr0 = xgetbv(0);
-    xsetbv(0, supported() & (kX87 | kSse | kAvx | kAvx512));
+    xsetbv(0, supported());
   }
   ~Enabled() {
     if (!*this) return;
