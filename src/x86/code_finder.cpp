@@ -89,7 +89,7 @@ Guest<void> CodeFinder::fetch_page(Gva linear, FetchCache::Entry** out) {
     return m_cpu.stop_for_client(exit);
   }
   if (t.page_size > kPageSize) m_cpu.note_large_page(linear, t.page_size);
-  entry = {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base), t.global};
+  m_private.fetch.put(linear, {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base), t.global});
   return {};
 }
 

@@ -7,6 +7,7 @@
 
 #include "x86/cpu.h"
 #include "x86/machine.h"
+#include "x86/mmu/entry_set.h"
 #include "x86/mmu/io_replay.h"
 #include "x86/translate/code_cache.h"
 #include "x86/translate/context.h"
@@ -24,20 +25,29 @@ struct FetchCache {
     bool global = false;
   };
   Entry entries[kEntries];
+  EntrySet<kEntries> local;  // filled, and not global
 
-  Entry& at(Gva address) { return entries[(address.value >> 12) % kEntries]; }
+  static unsigned index_of(Gva address) { return (address.value >> 12) % kEntries; }
+  Entry& at(Gva address) { return entries[index_of(address)]; }
+  void put(Gva address, const Entry& entry) {
+    at(address) = entry;
+    if (entry.global) {
+      local.remove(index_of(address));
+    } else {
+      local.add(index_of(address));
+    }
+  }
   static u64 tag_of(Gva address, MmuIndex mmu) { return address.page().value | mmu; }
   void flush_page(Gva address) {
     Entry& entry = at(address);
     if ((entry.tag & ~(kPageSize - 1)) == address.page().value) entry.tag = ~u64{0};
   }
   void flush_non_global() {
-    for (Entry& e : entries) {
-      if (!e.global) e.tag = ~u64{0};
-    }
+    local.take_all([this](unsigned i) { entries[i].tag = ~u64{0}; });
   }
   void flush() {
     for (Entry& e : entries) e.tag = ~u64{0};
+    local.clear();
   }
 };
 
