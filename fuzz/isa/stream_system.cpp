@@ -248,6 +248,10 @@ void StreamMaker::set_flags(Random& random) {
 void StreamMaker::save_image(Random& random) {
   u64 at = kDataBase + 64 * random.below(80);
   if (random.one_in(8)) at += random.below(64);
+  // The stores behind it must not raise #AC.
+  put({0x9c});
+  put({0x81, 0x24, 0x24, 0xff, 0xff, 0xfb, 0xff});  // AND dword [rSP], ~AC
+  put({0x9d});
   std::vector<u8> prefix;
   if (m_code_bits == 64 && random.one_in(2)) prefix.push_back(0x48);
   std::vector<unsigned> differing;

@@ -126,5 +126,35 @@ TEST_F(Found, maskmovq_needs_its_whole_operand) {
   });
 }
 
+TEST_F(Found, far_pointers_and_what_far_calls_push_are_checked_for_alignment) {
+  auto at = [](u64 offset) {
+    return [=](UserState& s) {
+      s.gpr[kRsiNumber] = kDataBase + offset;
+      s.gpr[kRspNumber] = kDataBase + 0x800;
+    };
+  };
+  const std::vector<u8> lfs = with_flags(kAlignmentFlag, {0x0f, 0xb4, 0x06});  // LFS EAX, [rSI]
+  agree32(lfs, at(0x102));
+  agree32(lfs, at(0xffd));
+  agree32(with_flags(kAlignmentFlag, {0xff, 0x1e}), at(0x101));    // CALL FAR [ESI]
+  const std::vector<u8> call = {0x44, 0x9a, 0, 0, 0, 0, 0x23, 0};  // INC ESP; CALL 23H:0
+  agree32(with_flags(kAlignmentFlag, call), at(0x100));
+  agree32(with_flags(kAlignmentFlag, {0x44, 0xcb}), at(0x100));  // INC ESP; RETF
+}
+
+TEST_F(Found, gathers_and_masked_moves_do_not_check_alignment) {
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "no AVX2";
+  auto prepare = [](UserState& s) {
+    point_at_data(s);
+    s.gpr[kRsiNumber] += 1;
+    s.zmm[0].fill(0xff);
+    s.zmm[1] = {};
+  };
+  const std::vector<u8> gather = {0xc4, 0xe2, 0x7d, 0x92, 0x14, 0x0e};  // VGATHERDPS YMM2, [rSI + YMM1], YMM0
+  const std::vector<u8> load = {0xc4, 0xe2, 0x79, 0x2c, 0x16};          // VMASKMOVPS XMM2, XMM0, [rSI]
+  agree(with_flags(kAlignmentFlag, gather), prepare);
+  agree32(with_flags(kAlignmentFlag, load), prepare);
+}
+
 }  // namespace
 }  // namespace anykvm::isa

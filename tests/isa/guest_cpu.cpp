@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "user_descriptors.h"
+#include "x86/mmu/code_pages.h"
 #include "x86/state/xsave.h"
 #include "x86/translate/code_cache.h"
 #include "x86/translate/mode.h"
@@ -210,7 +211,10 @@ void GuestCpu::rewrite_code(u64 address, const std::vector<u8>& bytes) {
   for (std::size_t done = 0; done < bytes.size();) {
     u64 at = kCodeRam + (address - kCodeBase) + done;
     std::size_t piece = std::min<std::size_t>(bytes.size() - done, kPageSize - at % kPageSize);
-    m_machine->code().before_write(Gpa{at}, static_cast<unsigned>(piece));
+    // Pages that are watched for the client's writes would be noticed by a thread that has to be waited for.
+    const MemorySlot& slot = *m_machine->memory().find(Gpa{at});
+    if (slot.meta(Gpa{at}).has_code)
+      code_pages::before_write(*m_cpu, slot, Gpa{at}, static_cast<unsigned>(piece));
     std::memcpy(m_ram + at, bytes.data() + done, piece);
     done += piece;
   }

@@ -45,6 +45,8 @@ Guest<void> store(Cpu& cpu, Gva address, T value, Privilege privilege = Privileg
 // Segment checks (SDM 3A 5.3, 5.5; in 64-bit mode the canonical form): type, limit (expand-down too), null, present.
 // #SS(0) for SS, #GP(0) otherwise; #AC where alignment is checked. `offset` is already truncated to the address size.
 Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size, Access access);
+// The same without #AC.
+Guest<Gva> unaligned_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size, Access access);
 
 // Are data accesses of user code to be aligned now?
 bool alignment_checked(const CpuState& state);

@@ -56,14 +56,18 @@ bool fails_alignment_check(const CpuState& state, Gva address, unsigned size) {
   return alignment_checked(state) && natural && (address.value & (size - 1));
 }
 
+Guest<Gva> unaligned_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size,
+                             Access access) {
+  if (state.code64()) return linear_address_64(state, segment, offset, size);
+  return linear_address_32(state, segment, offset, size, access);
+}
+
 Guest<Gva> linear_address(const CpuState& state, SegmentIndex segment, u64 offset, unsigned size,
                           Access access) {
   // Handed on as it is made: a copy would read wider than it was written a moment ago, and wait.
   const bool checked = access != Access::kFetch && alignment_checked(state);
-  if (!checked && state.code64()) return linear_address_64(state, segment, offset, size);
-  if (!checked) return linear_address_32(state, segment, offset, size, access);
-  const Gva address = TRY(state.code64() ? linear_address_64(state, segment, offset, size)
-                                         : linear_address_32(state, segment, offset, size, access));
+  if (!checked) return unaligned_address(state, segment, offset, size, access);
+  const Gva address = TRY(unaligned_address(state, segment, offset, size, access));
   if (fails_alignment_check(state, address, size)) return GuestStop::ac();
   return address;
 }

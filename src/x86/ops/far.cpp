@@ -22,7 +22,7 @@ Guest<FarPointer> far_target(Cpu& cpu, const Insn& insn) {
   u64 mask = low_bits(insn.operand_size * 8);
   if (!insn.has_memory) return FarPointer{static_cast<u16>(insn.immediate2), insn.immediate & mask};
   unsigned size = insn.operand_size + 2u;
-  Gva address = TRY(memory_operand(cpu, insn, size, Access::kRead));
+  Gva address = TRY(far_pointer_operand(cpu, insn));
   std::array<u8, 10> bytes{};
   TRY(read_linear(cpu, address, bytes.data(), size));
   u64 offset = 0;

@@ -187,7 +187,8 @@ class Run {
     u64 index = sign_extend(m_index.element(i, m_form.index_size), m_form.index_size * 8);
     u64 offset = (m_base + index * m_form.scale) & low_bits(m_insn.address_size * 8);
     Access access = m_form.scatter ? Access::kWrite : Access::kRead;
-    return linear_address(m_cpu.state(), m_insn.memory.segment, offset, m_form.data_size, access);
+    // Gathers do not check alignment (SDM 2C VPGATHERDD).
+    return unaligned_address(m_cpu.state(), m_insn.memory.segment, offset, m_form.data_size, access);
   }
 
   Guest<void> element(unsigned i) {

@@ -24,6 +24,15 @@ u64 effective_offset(const CpuState& state, const Insn& insn) {
   return offset & low_bits(insn.address_size * 8);
 }
 
+Guest<Gva> far_pointer_operand(Cpu& cpu, const Insn& insn) {
+  const unsigned size = insn.operand_size;
+  Gva address = TRY(memory_operand(cpu, insn, size + 2, Access::kRead));
+  // Its two parts are aligned or not for themselves.
+  const bool aligned = !fails_alignment_check(cpu.state(), address, size) &&
+                       !fails_alignment_check(cpu.state(), address + size, 2);
+  return aligned ? Guest<Gva>(address) : GuestStop::ac();
+}
+
 Guest<Gva> memory_operand(Cpu& cpu, const Insn& insn, unsigned size, Access access) {
   return linear_address(cpu.state(), insn.memory.segment, effective_offset(cpu.state(), insn), size, access);
 }

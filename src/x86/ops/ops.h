@@ -48,6 +48,8 @@ Guest<void> op_gather_scatter(Cpu& cpu, const Insn& insn);  // VSIB memory opera
 u64 effective_offset(const CpuState& state, const Insn& insn);
 // Linear address of the memory operand after segment checks.
 Guest<Gva> memory_operand(Cpu& cpu, const Insn& insn, unsigned size, Access access);
+// That of far JMP, far CALL and LDS, LES, LSS, LFS, LGS: an offset of the operand size, then a selector.
+Guest<Gva> far_pointer_operand(Cpu& cpu, const Insn& insn);
 // General register `number` as an operand of `size` bytes; 1 minds AH..BH (insn.rex). Writing 4 bytes clears the upper
 // half (SDM 1 3.4.1.1).
 u64 read_gpr(const CpuState& state, const Insn& insn, u8 number, unsigned size);

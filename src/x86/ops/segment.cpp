@@ -172,7 +172,7 @@ Guest<void> op_load_far_pointer(Cpu& cpu, const Insn& insn) {
   if (!insn.has_memory) return GuestStop::ud();
   u8 bytes[10] = {};
   unsigned size = insn.operand_size;
-  Gva address = TRY(memory_operand(cpu, insn, size + 2, Access::kRead));
+  Gva address = TRY(far_pointer_operand(cpu, insn));
   TRY(read_linear(cpu, address, bytes, size + 2));
   u64 offset = 0;
   u16 selector = 0;

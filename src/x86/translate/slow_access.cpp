@@ -15,7 +15,9 @@ namespace {
 Guest<Gva> site_address(const CpuState& state, u64 address, const SlowSite& site, unsigned at,
                         unsigned size) {
   Access access = site.write ? Access::kWrite : Access::kRead;
-  if (site.segmented) return linear_address(state, site.segment, (address + at) & low_bits(32), size, access);
+  // Masked moves do not check alignment (SDM 2C VMASKMOV), open() does.
+  if (site.segmented)
+    return unaligned_address(state, site.segment, (address + at) & low_bits(32), size, access);
   address += at;
   if (!state.canonical(address) || !state.canonical(address + size - 1))
     return site.segment == kSs ? GuestStop::ss(0) : GuestStop::gp(0);
