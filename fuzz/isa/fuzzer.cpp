@@ -110,12 +110,15 @@ bool names_vmread(const Stream& stream) {
   return std::search(bytes.begin(), bytes.end(), std::begin(kOpcode), std::end(kOpcode)) != bytes.end();
 }
 
-// A far CALL from 64-bit code to 32-bit code: AMD's CPUs push its return address as the latter would.
-bool pushes_as_the_target_does(const x86::Decoded& d, const Outcome& native, const Outcome& guest) {
-  constexpr u8 kStackFault = 12, kPageFault = 14, kFarCall = 3;
-  bool far_call = d.insn.mnemonic == ZYDIS_MNEMONIC_CALL && d.insn.opcode == 0xff && d.insn.reg == kFarCall;
-  bool faults = guest.vector == kPageFault || guest.vector == kStackFault;
-  return far_call && native.vector == kPageFault && faults && native.state.rip == guest.state.rip;
+// A far CALL that cannot push both its items: the first may be there already; and from 64-bit code to 32-bit
+// code AMD's CPUs push as the latter would.
+bool far_call_cannot_push(const x86::Decoded& d, const Outcome& native, const Outcome& guest) {
+  constexpr u8 kStackFault = 12, kPageFault = 14, kFarCall = 3, kDirectFarCall = 0x9a;
+  bool direct = d.insn.opcode == kDirectFarCall;
+  bool far_call = d.insn.mnemonic == ZYDIS_MNEMONIC_CALL && (direct || d.insn.reg == kFarCall);
+  auto faults = [](u8 vector) { return vector == kPageFault || vector == kStackFault; };
+  bool both = faults(native.vector) && faults(guest.vector);
+  return far_call && both && native.state.rip == guest.state.rip;
 }
 
 // What is known to differ among CPUs, and from them (docs/quirks.md).
@@ -142,7 +145,7 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   // Which part of a large operand is looked at first.
   constexpr u64 kLargest = 4096;
   bool both = same_place && native.vector == kPageFault && guest.vector == kPageFault;
-  if (pushes_as_the_target_does(d, native, guest)) return true;
+  if (far_call_cannot_push(d, native, guest)) return true;
   return both && loads_state(d) && native.cr2 - guest.cr2 < kLargest;
 }
 
