@@ -113,6 +113,54 @@ void code_of_kib(benchmark::State& state) {
 }
 BENCHMARK(code_of_kib)->RangeMultiplier(8)->Range(64, 4096);
 
+// The guest copies code of so many KiB to where other code was, and runs it once: per_op is for one
+// instruction.
+void code_loaded_kib(benchmark::State& state) {
+  Guest guest;
+  const std::uint64_t size = static_cast<std::uint64_t>(state.range(0)) * 1024;
+  const std::uint64_t from = at::kScattered, to = from + at::kScatteredSize / 2;
+  fill_with_code(guest, from, size, size);
+  guest.assemble(at::kCode, [&](Assembler& a) {
+    asmjit::Label back = a.newLabel(), start = a.newLabel();
+    a.lea(x86::rbp, x86::ptr(back));
+    a.bind(start);
+    a.mov(x86::rsi, from);
+    a.mov(x86::rdi, to);
+    a.mov(x86::ecx, size);
+    a.rep().movsb();
+    a.mov(x86::esi, at::kData);
+    a.jmp(to);
+    a.bind(back);
+    exit_to_host(a);
+    a.jmp(start);
+  });
+  guest.vcpu().start_at(at::kCode);
+  measure(state, size / kPatternSize * kPatternInstructions, [&] { guest.vcpu().run_to_end(); });
+}
+BENCHMARK(code_loaded_kib)->RangeMultiplier(4)->Range(4, 1024);
+
+// Loads from so many pages, and then MOV to CR3: per_op is for one page, with its part of the flush.
+void flush_after_pages(benchmark::State& state) {
+  auto pages = static_cast<unsigned>(state.range(0));
+  measure_loop(state, {.count = 16,
+                       .unroll = 1,
+                       .operations = pages,
+                       .before = [](Assembler& a) { a.mov(x86::rbx, x86::cr3); },
+                       .body =
+                           [&](Assembler& a, unsigned) {
+                             asmjit::Label next = a.newLabel();
+                             a.mov(x86::rsi, at::kPages);
+                             a.mov(x86::ecx, pages);
+                             a.bind(next);
+                             a.mov(x86::rax, x86::ptr(x86::rsi));
+                             a.add(x86::rsi, 4096);
+                             a.dec(x86::ecx);
+                             a.jnz(next);
+                             a.mov(x86::cr3, x86::rbx);
+                           }});
+}
+BENCHMARK(flush_after_pages)->RangeMultiplier(8)->Range(16, 8192);
+
 constexpr std::uint64_t kRoots = at::kData + kMib;
 constexpr unsigned kLoads = 16;
 

@@ -140,6 +140,9 @@ void Vcpu::run_to_end() {
 // --- Guest ---
 
 Guest::Guest(unsigned vcpus, ApicMode apic, RamKind kind) {
+  // As the preload library does for its program: whatever is done to signals is reported, here nothing.
+  anykvm_sigaction(0, nullptr, nullptr);
+  anykvm_sigmask_changed();
   m_system = anykvm_open("/dev/kvm", O_RDWR | O_CLOEXEC);
   if (m_system < 0) die("open");
   m_vm = must_ioctl(m_system, KVM_CREATE_VM);

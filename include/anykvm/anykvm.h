@@ -44,6 +44,9 @@ void anykvm_replaced(int fd);
 int anykvm_sigaction(int signal, const struct sigaction *action, struct sigaction *old);
 /* From now on the CPUID instructions of the main program say that the CPU has VMX or SVM. Before its own code runs, once. */
 void anykvm_show_virtualization(void);
+/* The calling thread has changed which signals it blocks. Who calls this once promises to do so after each such change, of any
+ * thread; KVM_RUN then does not ask the kernel each time. */
+void anykvm_sigmask_changed(void);
 
 #ifdef __cplusplus
 }

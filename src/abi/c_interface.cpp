@@ -169,6 +169,7 @@ unsigned anykvm_first_held(unsigned first, unsigned last) {
 void anykvm_replaced(int fd) { abi::forget(fd); }
 
 void anykvm_show_virtualization() { program::show_virtualization(); }
+void anykvm_sigmask_changed() { core::signal_mask_changed(); }
 
 int anykvm_sigaction(int signal, const struct sigaction* action, struct sigaction* old) {
   if (x86::change_fault_action(signal, action, old)) return 1;

@@ -55,7 +55,7 @@ struct Lately {
   u64 changes = 0;
   std::weak_ptr<const Object> object;
 };
-thread_local Lately t_lately;
+[[gnu::tls_model("initial-exec")]] thread_local Lately t_lately;
 
 Map& map();
 

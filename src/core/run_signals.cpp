@@ -13,6 +13,7 @@
 #include "base/counters.h"
 #include "base/fork.h"
 #include "base/helper_thread.h"
+#include "base/raw_syscall.h"
 #include "base/trace.h"
 #include "core/host_tsc.h"
 
@@ -59,10 +60,14 @@ constexpr unsigned kEagerScans = 64;
 [[gnu::tls_model("initial-exec")]] thread_local constinit RunSignals* t_running = nullptr;
 [[gnu::tls_model("initial-exec")]] thread_local constinit unsigned t_scans = 0;
 
+// The thread had no signal of a fault blocked when it was looked at last, and no change was reported since.
+[[gnu::tls_model("initial-exec")]] thread_local constinit bool t_faults_open = false;
+
 ProcessMutex g_mutex;                           // guards dispositions that we change
 std::array<unsigned, kSignals + 1> g_guards{};  // g_mutex: RunSignals objects that guard a signal
 std::atomic<u64> g_last_scan{0};                // host TSC
 std::atomic<bool> g_reported{false};            // somebody calls signal_disposition_changed()
+std::atomic<bool> g_masks_reported{false};      // somebody calls signal_mask_changed()
 
 bool get_action(int signal, KernelAction* action) {
   return syscall(SYS_rt_sigaction, signal, nullptr, action, sizeof(SignalSet)) == 0;
@@ -104,19 +109,24 @@ bool scan_due() {
 // --- Looking again while KVM_RUN goes on, where nobody reports changes ---
 
 constexpr unsigned kRescanFirstMs = 4, kRescanLastMs = 64, kRescansWithoutRuns = 8;
-std::atomic<u32> g_running{0};       // threads inside KVM_RUN
-std::atomic<u32> g_runs{0};          // KVM_RUNs begun
+// KVM_RUNs begun and ended, while nobody reports.
+std::atomic<u32> g_begun{0}, g_ended{0};
 std::atomic<u32> g_thread_awake{0};  // futex
+
+bool somebody_runs() {
+  const u32 ended = g_ended.load();
+  return g_begun.load() != ended;
+}
 
 void rescan_until_nobody_runs() {
   unsigned interval = kRescanFirstMs;
   for (unsigned idle = 0; idle < kRescansWithoutRuns && !g_reported.load();) {
-    const u32 runs = g_runs.load();
+    const u32 runs = g_begun.load();
     const timespec pause{0, static_cast<long>(interval) * 1'000'000};
     nanosleep(&pause, nullptr);
-    idle = g_running.load() ? 0 : idle + 1;
+    idle = somebody_runs() ? 0 : idle + 1;
     if (!idle) scan();
-    interval = g_runs.load() != runs ? kRescanFirstMs : std::min(2 * interval, kRescanLastMs);
+    interval = g_begun.load() != runs ? kRescanFirstMs : std::min(2 * interval, kRescanLastMs);
   }
 }
 
@@ -125,7 +135,7 @@ void rescan_thread() {
     rescan_until_nobody_runs();
     g_thread_awake.store(0);
     // Somebody who began to run before that did not wake us.
-    if (g_running.load() && !g_reported.load()) {
+    if (somebody_runs() && !g_reported.load()) {
       g_thread_awake.store(1);
       continue;
     }
@@ -139,7 +149,7 @@ void start_or_wake_rescans() {
   [[maybe_unused]] static const int forked = pthread_atfork(nullptr, nullptr, [] {
     started.store(false);
     g_thread_awake.store(0);
-    g_running.store(0);
+    g_ended.store(g_begun.load());
   });
   if (g_thread_awake.exchange(1)) return;
   if (!started.exchange(true))
@@ -202,25 +212,32 @@ void unguard(SignalSet signals) {
 
 SignalSet change_mask(int how, SignalSet set) {
   SignalSet old = 0;
-  syscall(SYS_rt_sigprocmask, how, &set, &old, sizeof set);
+  raw_syscall(SYS_rt_sigprocmask, how, reinterpret_cast<long>(&set), reinterpret_cast<long>(&old),
+              sizeof set);
   return old;
 }
 
 }  // namespace
 
 RunSignals::RunSignals(SignalListener& listener, std::optional<SignalSet> mask)
-    : m_listener(listener), m_cancellation(listener) {
+    : m_listener(listener), m_cancellation(listener), m_outer(t_running) {
   if (scan_due()) {
     scan();
     m_scanned = true;
   }
-  g_runs.fetch_add(1, std::memory_order_relaxed);
-  g_running.fetch_add(1);
-  if (!g_thread_awake.load() && !g_reported.load(std::memory_order_relaxed)) start_or_wake_rescans();
+  if (!g_reported.load(std::memory_order_relaxed)) {
+    m_counted = true;
+    g_begun.fetch_add(1);
+    if (!g_thread_awake.load()) start_or_wake_rescans();
+  }
   t_running = this;
   std::atomic_signal_fence(std::memory_order_seq_cst);
+  // A run in a handler that interrupted another one has the handler's mask.
+  const bool known = t_faults_open && !m_outer && g_masks_reported.load(std::memory_order_relaxed);
+  if (known && !mask) return;
   m_saved_mask = change_mask(SIG_UNBLOCK, kFaults);
   m_mask_changed = (m_saved_mask & kFaults) != 0;
+  t_faults_open = !m_mask_changed && !m_outer;
   if (!mask) return;
   m_kept = m_saved_mask & ~*mask & ~kIgnored;
   m_guarded = m_kept ? prepare_kept(m_kept) : 0;
@@ -232,8 +249,8 @@ RunSignals::RunSignals(SignalListener& listener, std::optional<SignalSet> mask)
 RunSignals::~RunSignals() {
   if (m_mask_changed) change_mask(SIG_SETMASK, m_saved_mask);
   std::atomic_signal_fence(std::memory_order_seq_cst);
-  t_running = nullptr;
-  g_running.fetch_sub(1);
+  t_running = m_outer;
+  if (m_counted) g_ended.fetch_add(1);
   if (m_guarded) unguard(m_guarded);
   for (unsigned i = 0; i < m_requeue_count; ++i)
     syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), m_requeue[i].si_signo, &m_requeue[i]);
@@ -255,6 +272,11 @@ void RunSignals::arrived(siginfo_t& info) {
     info.si_signo = 0;
   }
   m_listener.signal_arrived();
+}
+
+void signal_mask_changed() {
+  t_faults_open = false;
+  g_masks_reported.store(true, std::memory_order_relaxed);
 }
 
 // May be called in a signal handler, as sigaction(2) may: then the lock may be this thread's own.

@@ -45,17 +45,23 @@ class RunSignals {
  private:
   SignalListener& m_listener;
   PostponedCancellation m_cancellation;
+  RunSignals* const m_outer;  // interrupted by the handler that we are in
   SignalSet m_saved_mask = 0;
   bool m_mask_changed = false;
   bool m_scanned = false;
+  bool m_counted = false;   // among the runs that somebody looks again for
   SignalSet m_kept = 0;     // blocked outside KVM_RUN and open inside
   SignalSet m_guarded = 0;  // of these: default action, which must not be taken
   std::array<siginfo_t, 8> m_requeue;
   unsigned m_requeue_count = 0;
 };
 
-// Somebody who sees the client's calls of sigaction() reports them here, after the call: the handler is noticed at once, also
-// by threads that are inside KVM_RUN already. Once anything was reported (0: nothing yet), nobody looks again and again.
+// Somebody who sees the client's calls of sigaction() reports them here, after the call: the handler is
+// noticed at once, also by threads that are inside KVM_RUN already. Once anything was reported (0: nothing
+// yet), nobody looks again and again.
 void signal_disposition_changed(int signal);
+
+// The same for the calling thread's mask: once one was reported, all are.
+void signal_mask_changed();
 
 }  // namespace anykvm::core

@@ -52,7 +52,8 @@ bool find_functions(void* library, Engine& engine) {
          find(library, "anykvm_first_held", engine.first_held) &&
          find(library, "anykvm_fallocate", engine.fallocate) &&
          find(library, "anykvm_sigaction", engine.sigaction) &&
-         find(library, "anykvm_show_virtualization", engine.show_virtualization);
+         find(library, "anykvm_show_virtualization", engine.show_virtualization) &&
+         find(library, "anykvm_sigmask_changed", engine.sigmask_changed);
 }
 
 const Engine* fail(const char* text) {
@@ -90,6 +91,7 @@ const Engine* load_engine() {
   if (!filled.exchange(true)) {
     table = found;
     table.sigaction(0, nullptr, nullptr);  // calls of sigaction() will be reported
+    table.sigmask_changed();               // and so will changes of signal masks
     g_engine.store(&table, std::memory_order_release);
   }
   while (!engine()) {

@@ -24,6 +24,7 @@ struct Engine {
   int (*fallocate)(int, int, off_t, off_t);
   int (*sigaction)(int, const struct sigaction*, struct sigaction*);
   void (*show_virtualization)();
+  void (*sigmask_changed)();
 };
 
 extern std::atomic<const Engine*> g_engine;

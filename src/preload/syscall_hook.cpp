@@ -144,6 +144,11 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f) {
       return start_program(c, [=](long environment) { return pass_on(number, a, b, environment, d, e, f); });
     case SYS_execveat:
       return start_program(d, [=](long environment) { return pass_on(number, a, b, c, environment, e, f); });
+    case SYS_rt_sigprocmask: {
+      const long result = pass_on(number, a, b, c, d, e, f);
+      if (const Engine* loaded = engine()) loaded->sigmask_changed();
+      return result;
+    }
     case SYS_ioctl:
     case SYS_close:
     case SYS_fallocate:

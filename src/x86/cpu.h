@@ -168,9 +168,14 @@ class Cpu {
   friend class Dispatcher;
   friend class CodeFinder;
   friend class HelperCall;
-  bool in_guest() const { return m_visits % 2; }
+  bool in_guest() const { return m_visits.load() % 2; }
   void stop_the_world_aside();   // lets another thread have its way
   void machine_discards_code();  // no room for more translations
+  // Sees all code as it is now: what others have written to it, too (ClientWrites::begin_moment()).
+  void see_code_as_it_is();
+  // Others have begun moments since. After serializing instructions their writes must be seen as well.
+  bool is_behind() const;
+  void catch_up();
 
   struct Private;
 
@@ -179,9 +184,9 @@ class Cpu {
   CpuModel m_model;
   Context* m_context;
   u8 m_number = 0;
-  bool m_watching = false;  // some breakpoint is enabled
-  u64 m_visits = 0;         // Machine's mutex: goes up with each entry to the guest and each exit
-  CpuState* m_state;        // inside *m_context
+  bool m_watching = false;       // some breakpoint is enabled
+  std::atomic<u64> m_visits{0};  // goes up with each entry to the guest and each exit; see Machine
+  CpuState* m_state;             // inside *m_context
   counters::CpuCounts* m_counts;
   std::unique_ptr<Private> m_private;
 };

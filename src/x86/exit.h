@@ -32,11 +32,20 @@ struct Exit {
   u8 size = 0;  // bytes of one item: MMIO 1-8, PIO 1, 2 or 4
   u16 port = 0;
   u32 count = 1;  // items (PIO string instructions)
-  u32 code = 0;
-  u64 gpa = 0;
-  std::array<u8, 8> data{};
-  u64 debug_pc = 0, debug_dr6 = 0;
-  u32 debug_vector = 0;
+  // Small, since it is handed on several times on the way of each exit.
+  union {
+    u32 code = 0;
+    u32 debug_vector;
+  };
+  union {
+    u64 gpa = 0;
+    u64 debug_pc;
+  };
+  union {
+    std::array<u8, 8> data{};
+    u64 debug_dr6;
+  };
 };
+static_assert(sizeof(Exit) == 32);
 
 }  // namespace anykvm::x86

@@ -31,34 +31,32 @@ Machine::Machine() = default;
 Machine::~Machine() = default;
 
 void Machine::stop_the_world(const std::function<void()>& change) {
-  ANYKVM_COUNT(world_stops);
   std::lock_guard world(m_world);
-  std::unique_lock lock(m_mutex);
-  m_stopped = true;
-  for (Cpu* cpu : m_cpus) cpu->request(kAttentionWorld);
-  m_changed.wait(lock, [&] { return m_running == 0; });
-  lock.unlock();
-  change();
-  lock.lock();
-  m_stopped = false;
-  m_changed.notify_all();
+  change_with_running(0, change);
 }
 
 bool Machine::stop_others(const std::function<void()>& change) {
   std::unique_lock world(m_world, std::try_to_lock);
   if (!world) return false;
+  // This one is asked as well: it need not know which it is, and has nothing against a flush.
+  change_with_running(1, change);
+  return true;
+}
+
+// m_world.
+void Machine::change_with_running(std::ptrdiff_t cpus, const std::function<void()>& change) {
   ANYKVM_COUNT(world_stops);
   std::unique_lock lock(m_mutex);
-  m_stopped = true;
-  // This one too: it need not know which it is, and has nothing against a flush.
+  m_stopped.store(true);
+  ++m_waiting;
   for (Cpu* cpu : m_cpus) cpu->request(kAttentionWorld);
-  m_changed.wait(lock, [&] { return m_running == 1; });
+  m_changed.wait(lock, [&] { return std::ranges::count_if(m_cpus, &Cpu::in_guest) == cpus; });
+  --m_waiting;
   lock.unlock();
   change();
   lock.lock();
-  m_stopped = false;
+  m_stopped.store(false);
   m_changed.notify_all();
-  return true;
 }
 
 void Machine::flush_tlbs(std::span<Cpu* const> cpus) {
@@ -68,17 +66,17 @@ void Machine::flush_tlbs(std::span<Cpu* const> cpus) {
   };
   std::vector<Visit> visits;
   std::unique_lock lock(m_mutex);
+  ++m_waiting;
   for (Cpu* cpu : cpus) {
     cpu->request(kAttentionWorld);
-    if (cpu->in_guest()) visits.push_back({cpu, cpu->m_visits});
+    const u64 number = cpu->m_visits.load();
+    if (number % 2) visits.push_back({cpu, number});
   }
-  if (visits.empty()) return;
-  ++m_flushing;
   m_changed.wait(lock, [&] {
     return std::ranges::all_of(visits,
-                               [](const Visit& visit) { return visit.cpu->m_visits != visit.number; });
+                               [](const Visit& visit) { return visit.cpu->m_visits.load() != visit.number; });
   });
-  --m_flushing;
+  --m_waiting;
 }
 
 // Its cost does not grow with the number of slots that stay: layouts may have thousands, and change often.
@@ -140,17 +138,26 @@ void Machine::remove_cpu(Cpu* cpu) {
 }
 
 void Machine::enter_guest(Cpu& cpu) {
-  std::unique_lock lock(m_mutex);
-  m_changed.wait(lock, [&] { return !m_stopped; });
-  ++m_running;
   ++cpu.m_visits;
+  if (m_stopped.load()) [[unlikely]]
+    wait_for_the_world(cpu);
 }
 
 void Machine::leave_guest(Cpu& cpu) {
-  std::lock_guard lock(m_mutex);
   ++cpu.m_visits;
-  --m_running;
-  if (m_stopped || m_flushing) m_changed.notify_all();
+  if (!m_waiting.load()) [[likely]]
+    return;
+  std::lock_guard lock(m_mutex);
+  m_changed.notify_all();
+}
+
+// While m_mutex is held, nobody begins to stop the world.
+void Machine::wait_for_the_world(Cpu& cpu) {
+  std::unique_lock lock(m_mutex);
+  ++cpu.m_visits;
+  m_changed.notify_all();
+  m_changed.wait(lock, [&] { return !m_stopped.load(); });
+  ++cpu.m_visits;
 }
 
 }  // namespace anykvm::x86

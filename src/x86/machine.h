@@ -2,6 +2,7 @@
 // What the guest CPUs of one VM share: memory map and translated code; and the means to stop them all for a
 // moment. Owner: core::Vm. Thread-safe where a declaration does not say otherwise.
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -35,8 +36,8 @@ class Machine {
   // callback takes.
   void stop_the_world(const std::function<void()>& change);
 
-  // From a vCPU inside Cpu::run(): runs `change` while no other vCPU executes guest code. False, and nothing done: somebody
-  // else stops the world now, and waits for this vCPU.
+  // From a vCPU inside Cpu::run(): runs `change` while no other vCPU executes guest code. False, and nothing
+  // done: somebody else stops the world now, and waits for this vCPU.
   bool stop_others(const std::function<void()>& change);
 
   // Flushes the TLBs of `cpus`. When it returns, none of them uses what it held before. Not from inside
@@ -61,21 +62,24 @@ class Machine {
   Machine();
   void forget_code();
   void forget_code(const MemorySlot& slot);
-  // Cpu::run() brackets guest execution with these; enter blocks while the world is stopped.
+  // Cpu::run() brackets guest execution with these; enter blocks while the world is stopped. They take a lock
+  // only if somebody waits for vCPUs: each vCPU first counts its visit and then looks, and whoever waits says
+  // so first and then looks at the visits (Cpu::m_visits).
   void enter_guest(Cpu& cpu);
   void leave_guest(Cpu& cpu);
+  void wait_for_the_world(Cpu& cpu);
+  void change_with_running(std::ptrdiff_t cpus, const std::function<void()>& change);
 
   PhysicalMemory m_memory;
   std::unique_ptr<CodeCache> m_code;
   std::unique_ptr<ClientWrites> m_client_writes;
   std::mutex m_world;  // held by whoever stops the world
-  std::mutex m_mutex;  // guards all below, and Cpu::m_visits
+  std::mutex m_mutex;  // guards m_cpus and m_numbered; held to change what m_changed is about
   std::condition_variable m_changed;
   std::vector<Cpu*> m_cpus;
-  unsigned m_running = 0;
   std::size_t m_numbered = 0;
-  unsigned m_flushing = 0;  // threads in flush_tlbs()
-  bool m_stopped = false;
+  std::atomic<unsigned> m_waiting{0};  // threads that want to hear of vCPUs leaving the guest
+  std::atomic<bool> m_stopped{false};
 };
 
 }  // namespace anykvm::x86

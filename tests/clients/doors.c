@@ -286,6 +286,46 @@ static void test_waiting(void) {
   end_machine(&machine);
 }
 
+/* --- signals of faults that the client blocks: the guest has faults of its own --- */
+
+/* Divides by zero; the guest's handler halts. */
+static int handles_division(struct machine* machine) {
+  static const unsigned char divide[] = {0x31, 0xc9, 0xf7, 0xf1}; /* xor cx, cx; div cx */
+  static const unsigned char vector[] = {0x00, 0x02, 0x00, 0x00};
+  struct kvm_regs regs = {.rip = 0x100, .rsp = 0x800, .rflags = 2};
+  memcpy(machine->memory, vector, sizeof vector);
+  memcpy(machine->memory + 0x100, divide, sizeof divide);
+  machine->memory[0x200] = 0xf4;
+  machine->run->exit_reason = 0;
+  return ioctl(machine->vcpu, KVM_SET_REGS, &regs) == 0 && ioctl(machine->vcpu, KVM_RUN, 0) == 0 &&
+         machine->run->exit_reason == KVM_EXIT_HLT;
+}
+
+static int blocked_with_pthread_sigmask(const sigset_t* set) { return pthread_sigmask(SIG_BLOCK, set, NULL); }
+static int blocked_with_sigprocmask(const sigset_t* set) { return sigprocmask(SIG_BLOCK, set, NULL); }
+static int blocked_with_syscall(const sigset_t* set) {
+  return (int)syscall(SYS_rt_sigprocmask, SIG_BLOCK, set, NULL, 8);
+}
+static int blocked_with_sigblock(const sigset_t* set) { return (void)set, sigblock(1 << (SIGFPE - 1)) == -1; }
+static int blocked_with_sighold(const sigset_t* set) { return (void)set, sighold(SIGFPE); }
+
+static void test_blocked_faults(void) {
+  static int (*const doors[])(const sigset_t*) = {blocked_with_pthread_sigmask, blocked_with_sigprocmask,
+                                                  blocked_with_syscall, blocked_with_sigblock, blocked_with_sighold};
+  struct machine machine;
+  sigset_t fault, now;
+  sigemptyset(&fault);
+  sigaddset(&fault, SIGFPE);
+  make_machine(&machine);
+  for (unsigned i = 0; i < sizeof doors / sizeof *doors; ++i) {
+    expect("a division by zero", handles_division(&machine) && handles_division(&machine));
+    expect("a way to block SIGFPE", doors[i](&fault) == 0);
+    expect("a division by zero with SIGFPE blocked", handles_division(&machine));
+    expect("SIGFPE is blocked as before", sigprocmask(SIG_UNBLOCK, &fault, &now) == 0 && sigismember(&now, SIGFPE));
+  }
+  end_machine(&machine);
+}
+
 /* --- closing --- */
 
 static void closed(const char* how, int fd, int result) {
@@ -651,6 +691,7 @@ int main(int argc, char** argv) {
   test_using();
   test_copying();
   test_waiting();
+  test_blocked_faults();
   test_closing();
   test_closing_others();
   test_fork();

@@ -19,6 +19,7 @@ struct BusAddress {
   bool call = false;
 
   bool operator==(const BusAddress&) const = default;
+  bool is_memory() const { return !port && !msr && !call; }
   static BusAddress memory(Gpa gpa) { return {.address = gpa.value}; }
   static BusAddress io_port(u16 number) { return {.port = true, .address = number}; }
 };
@@ -46,6 +47,10 @@ class IoReplay {
   u64 attempts() const { return m_attempts; }
   // What is in progress is a delivery, not an instruction.
   bool delivering() const { return m_delivery && in_progress(); }
+  // The instruction in progress began with an access to memory.
+  bool repeats_memory_access() const {
+    return !m_delivery && !m_log.empty() && m_log.front().where.is_memory();
+  }
   // Of the last instruction that began.
   u64 rip() const { return m_rip; }
 
