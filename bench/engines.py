@@ -93,11 +93,18 @@ def qemu_anykvm(program, files, cpus, words):
     return [program, "exec", "--", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", *qemu(files, cpus, words)]
 
 
+# Guest RAM as QEMU has it for vhost-user and virtiofs: other processes could write to it.
+def qemu_anykvm_shared(program, files, cpus, words):
+    backend = f"memory-backend-memfd,id=ram,size={files.memory_mib}M,share=on"
+    return [*qemu_anykvm(program, files, cpus, words), "-object", backend, "-machine", "memory-backend=ram"]
+
+
 def qemu_tcg(program, files, cpus, words):
     return [program, "-accel", "tcg,thread=multi", "-cpu", "max", *qemu(files, cpus, words)]
 
 
-KINDS = {"native": native, "anykvm": anykvm, "qemu-anykvm": qemu_anykvm, "tcg": qemu_tcg}
+KINDS = {"native": native, "anykvm": anykvm, "qemu-anykvm": qemu_anykvm, "qemu-anykvm-shared": qemu_anykvm_shared,
+         "tcg": qemu_tcg}
 
 
 def watch(arguments, environment, guest_mib):

@@ -138,7 +138,7 @@ def main():
         return 0
     workloads, wants_boot = choose(all_workloads, arguments.only, parser)
     program = os.path.abspath(arguments.anykvm)
-    programs = {"anykvm": program, "qemu-anykvm": program, "tcg": "qemu-system-x86_64"}
+    programs = {"anykvm": program, "qemu-anykvm": program, "qemu-anykvm-shared": program, "tcg": "qemu-system-x86_64"}
     try:
         engines = [engine_module.Engine.parse(text, programs) for text in arguments.engines.split(",")]
     except ValueError as error:

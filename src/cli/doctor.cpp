@@ -31,9 +31,8 @@ bool Report::usable() const {
 
 Report examine_host() {
   Report report;
-  for (auto look :
-       {check_bmi2, check_fsgsbase, check_xsave, check_avx2, check_avx512, check_jit_memory,
-        check_userfaultfd, check_write_protection, check_pagemap_scan, check_huge_pages, check_real_kvm}) {
+  for (auto look : {check_bmi2, check_fsgsbase, check_xsave, check_avx2, check_avx512, check_jit_memory,
+                    check_userfaultfd, check_write_protection, check_huge_pages, check_real_kvm}) {
     report.checks.push_back(look());
   }
   return report;

@@ -14,7 +14,6 @@ Check check_avx512();
 Check check_jit_memory();
 Check check_userfaultfd();
 Check check_write_protection();
-Check check_pagemap_scan();
 Check check_huge_pages();
 Check check_real_kvm();
 

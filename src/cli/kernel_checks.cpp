@@ -19,15 +19,9 @@
 namespace anykvm::cli {
 namespace {
 
-// Newer than some systems' headers: linux/userfaultfd.h and linux/fs.h of Linux 5.11 and 6.7.
+// Newer than some systems' headers: linux/userfaultfd.h of Linux 5.11.
 constexpr int kUserModeOnly = 1;
-constexpr u64 kFeatureWriteProtect = 1 << 0, kFeatureWriteProtectAsync = 1 << 15;
-
-struct ScanArguments {
-  u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
-  u64 category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArguments);
+constexpr u64 kFeatureWriteProtect = 1 << 0;
 
 class Descriptor {
  public:
@@ -93,19 +87,6 @@ Check check_write_protection() {
   auto features = userfaultfd_features();
   if (features && (*features & kFeatureWriteProtect)) return {kName, Finding::kPresent, "", ""};
   return {kName, Finding::kMissing, features ? "the kernel lacks it" : "no userfaultfd", kWithoutUserfaultfd};
-}
-
-// An empty scan of the first page succeeds where the request exists.
-Check check_pagemap_scan() {
-  constexpr const char* kName = "PAGEMAP_SCAN, async protect";
-  constexpr const char* kCost = "one fault per first write to a page with code, where a scan would need none";
-  Descriptor pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-  ScanArguments arguments{};
-  arguments.size = sizeof arguments;
-  bool scans = pagemap.valid() && ioctl(pagemap.get(), kPagemapScan, &arguments) >= 0;
-  bool async = userfaultfd_features().value_or(0) & kFeatureWriteProtectAsync;
-  if (scans && async) return {kName, Finding::kPresent, "", ""};
-  return {kName, Finding::kMissing, "the kernel (before 6.7) lacks it", kCost};
 }
 
 Check check_huge_pages() {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/optimizations.h"
+#include "x86/mmu/client_writes.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/mmu/paging.h"
 
@@ -29,6 +30,7 @@ Block* CodeFinder::find(const Mode& mode) {
   FetchCache::Entry* page = nullptr;
   if (auto fetched = fetch_page(linear.value(), &page); !fetched.ok()) return stop_with(fetched.error());
   m_global = page->global;
+  look_at(*page);
   CodeSource source{.gpa = page->page + linear.value().page_offset(), .rip = m_state.rip, .mode = mode};
   Block* known = find_at(source);
   if (known && (!known->straddles || continues_on(*known, linear.value()))) return known;
@@ -51,7 +53,17 @@ Block* CodeFinder::find_at(const CodeSource& source) {
 // Is the second page of a straddling block still the one it was made from?
 bool CodeFinder::continues_on(const Block& block, Gva linear) {
   FetchCache::Entry* page = nullptr;
-  return fetch_page(next_page(linear), &page).ok() && page->page == block.gpa2;
+  if (!fetch_page(next_page(linear), &page).ok() || page->page != block.gpa2) return false;
+  look_at(*page);
+  return block.is_alive();
+}
+
+// Before its code is entered for the first time since the CPU's moment.
+void CodeFinder::look_at(FetchCache::Entry& page) {
+  if (page.moment == m_private.moment) return;
+  page.moment = m_private.moment;
+  PageMeta& meta = m_cpu.machine().memory().find(page.page)->meta(page.page);
+  m_cpu.machine().client_writes().entering(meta, page.page, page.host);
 }
 
 Gva CodeFinder::next_page(Gva linear) const {

@@ -20,6 +20,7 @@ class CodeFinder {
   Block* look_again();
   Block* find_at(const CodeSource& source);
   bool continues_on(const Block& block, Gva linear);
+  void look_at(FetchCache::Entry& page);
   Gva next_page(Gva linear) const;
   Guest<Gva> fetch_address(u64* room);
   Guest<void> fetch_page(Gva linear, FetchCache::Entry** out);

@@ -21,8 +21,9 @@ struct FetchCache {
   struct Entry {
     u64 tag = ~u64{0};  // linear page | MmuIndex
     Gpa page{};
-    const u8* host = nullptr;
+    u8* host = nullptr;
     bool global = false;
+    u64 moment = 0;  // when it was looked at last (ClientWrites)
   };
   Entry entries[kEntries];
   EntrySet<kEntries> local;  // filled, and not global
@@ -127,6 +128,7 @@ struct Cpu::Private {
   ModeIds mode_ids;
   FetchCache fetch;
   FoundBlocks found;
+  u64 moment = 0;  // what was written to code before it is seen (ClientWrites)
   Narrowings narrowings;
   // Linear ranges, one in each half of the address space, that hold every large page in the TLB.
   struct Range {

@@ -1,6 +1,7 @@
 // What a translated block calls for an instruction that C++ carries out. Compiled without vector
 // instructions: the guest's may be in the host's registers (kOpKeepsVector).
 #include "x86/cpu_private.h"
+#include "x86/mmu/client_writes.h"
 #include "x86/translate/thunks.h"
 
 namespace anykvm::x86 {
@@ -24,6 +25,7 @@ class HelperCall {
     if (!done.ok()) return stop(done.error());
     m_private.replay.done();
     m_context.leave = Leave::kLookup;
+    if (m_site.serializes && m_cpu.is_behind()) return m_cpu.catch_up(), kHelperLeaves;
     if (m_private.exit_after) return kHelperLeaves;
     if (m_site.ends_block) return m_site.continues ? next_block() : kHelperLeaves;
     bool stays = m_state.rip == m_site.next_rip && m_context.stamp.word == mode;
@@ -34,7 +36,7 @@ class HelperCall {
   u64 stop(const GuestStop& why) {
     m_state.rip = m_site.rip;
     m_context.stop = why;
-    m_context.leave = Leave::kStop;
+    m_context.leave = Leave::kHelperStop;
     return kHelperLeaves;
   }
 
@@ -55,6 +57,15 @@ class HelperCall {
   Cpu::Private& m_private;
   const HelperSite& m_site;
 };
+
+bool Cpu::is_behind() const { return m_private->moment != m_machine.client_writes().moment(); }
+
+// Links stay within a page, so pages are entered through the jump cache or by CodeFinder, which looks at them
+// first.
+void Cpu::catch_up() {
+  m_private->moment = m_machine.client_writes().moment();
+  m_context->flush_jump_cache();
+}
 
 extern "C" u64 anykvm_run_helper(Context* context, const HelperSite* site) {
   return HelperCall(*context, *site).run();

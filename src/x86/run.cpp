@@ -104,6 +104,8 @@ class Dispatcher {
         m_finder(cpu, p) {}
 
   Exit run() {
+    // The access to memory that the client has answered would only find again that it is none of RAM.
+    m_slow = m_private.replay.repeats_memory_access();
     for (;;) {
       if (m_context.stamp.part.attention.load(std::memory_order_acquire)) {
         if (auto exit = attend()) return *exit;
@@ -187,7 +189,7 @@ class Dispatcher {
     if (events.shadow || blocked) return after_one_instruction();
     collect_nmis(events);
     if (events.nmi.pending && !events.nmi.masked) {
-      m_cpu.machine().client_writes().verify();  // a device's MSI may be an NMI
+      m_cpu.see_code_as_it_is();  // a device's MSI may be an NMI
       --events.nmi.pending;
       events.nmi.injected = true;
       return deliver_from_events();
@@ -222,7 +224,7 @@ class Dispatcher {
     auto vector = m_cpu.platform().acknowledge_interrupt();
     if (!vector) return {};
     ++m_cpu.counts().interrupts;
-    m_cpu.machine().client_writes().verify();  // it may say that a device has written memory
+    m_cpu.see_code_as_it_is();  // it may say that a device has written memory
     ANYKVM_TRACE(fault, "{}: interrupt {:#x} at {:#x}", m_cpu.number(), *vector, m_state.rip);
     m_state.events.interrupt = {.injected = true, .soft = false, .vector = *vector};
     return deliver_from_events();
@@ -375,6 +377,9 @@ class Dispatcher {
       case Leave::kStop:
         restore_site(false);
         return stopped(m_context.stop);
+      case Leave::kHelperStop:
+        m_context.leave_pc = 0;
+        return stopped(m_context.stop);
       case Leave::kSlow:
         restore_site(false);
         return as_slow_form();
@@ -454,6 +459,7 @@ class Dispatcher {
   MaybeExit delivered(const Guest<void>& result) {
     m_context.image_from_rflags();
     m_left = kNoRecord;
+    if (m_cpu.is_behind()) m_cpu.catch_up();
     if (!result.ok()) {
       m_cpu.request(kAttentionEvent);
       return exit_of(result.error());
@@ -525,6 +531,10 @@ void Cpu::stop_the_world_aside() {
   m_machine.enter_guest(*this);
 }
 
+void Cpu::see_code_as_it_is() {
+  if (m_machine.client_writes().begin_moment()) catch_up();
+}
+
 void Cpu::machine_discards_code() {
   m_machine.leave_guest(*this);
   m_machine.discard_code();
@@ -546,8 +556,7 @@ Exit Cpu::run() {
   {
     GsBase gs(m_context);
     m_machine.enter_guest(*this);
-    m_machine.client_writes().verify();
-    mode_changed();  // the client may have changed the TSC
+    see_code_as_it_is();
     m_context->image_from_rflags();
     exit = Dispatcher(*this, *m_private).run();
     m_machine.leave_guest(*this);

@@ -10,8 +10,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <span>
 #include <string_view>
 
 #include "base/bits.h"
@@ -21,37 +19,15 @@
 #include "base/trace.h"
 #include "x86/translate/code_cache.h"
 
-// Newer than the headers of some distributions: Linux 6.4 and 6.7.
-#ifndef UFFD_FEATURE_WP_UNPOPULATED
-#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
-#endif
-#ifndef UFFD_FEATURE_WP_ASYNC
-#define UFFD_FEATURE_WP_ASYNC (1 << 15)
-#endif
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-
 namespace anykvm::x86 {
 namespace {
 
 // PageMeta::guard.
 constexpr u8 kProtected = 1;  // the watching thread hears of the next write
-constexpr u8 kListed = 2;     // in m_listed
+constexpr u8 kCompared = 2;   // in m_compared
 
-// PAGEMAP_SCAN (Documentation/admin-guide/mm/pagemap.rst).
-struct PageRegion {
-  u64 start, end, categories;
-};
-struct PagemapScan {
-  u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
-  u64 category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-constexpr unsigned long kPagemapScan = _IOWR('f', 16, PagemapScan);
-constexpr u64 kScanPageWritten = 2;  // PAGE_IS_WRITTEN
-constexpr u64 kScanPagePresent = 8;  // PAGE_IS_PRESENT
-// Pages apart that one call still covers: walking over them costs less than another call.
-constexpr u64 kScanGap = 64 * kPageSize;
+// So few pages are compared at once: a moment then costs less than finding the way into pages anew.
+constexpr std::size_t kFewPages = 8;
 
 // /proc/PID/pagemap: bit 61 of a page's word.
 constexpr u64 kPageIsFileOrShared = bit(61);
@@ -60,14 +36,11 @@ using Level = ClientWrites::Level;
 
 Level best_level_wanted() {
   const char* setting = secure_getenv("ANYKVM_CLIENT_WRITES");
-  const std::string_view level = setting ? setting : "";
-  if (level == "verify") return Level::kVerify;
-  if (level == "scan") return Level::kScan;
-  return Level::kWatch;
+  return std::string_view(setting ? setting : "") == "verify" ? Level::kVerify : Level::kWatch;
 }
 
-Fd open_userfaultfd(int flags, u64 features) {
-  Fd fd(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags)));
+Fd open_userfaultfd(u64 features) {
+  Fd fd(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
   uffdio_api api{};
   api.api = UFFD_API;
   api.features = features;
@@ -75,48 +48,30 @@ Fd open_userfaultfd(int flags, u64 features) {
   return out_of_the_way(std::move(fd));
 }
 
-const char* name_of(Level level) {
-  return level == Level::kWatch ? "watched" : level == Level::kScan ? "scanned" : "verified";
-}
+const char* name_of(Level level) { return level == Level::kWatch ? "watched" : "verified"; }
 
 }  // namespace
 
 std::unique_ptr<ClientWrites> ClientWrites::create(CodeCache& code) {
   std::unique_ptr<ClientWrites> writes(new ClientWrites(code));
-  const Level wanted = best_level_wanted();
-  writes->m_pagemap = out_of_the_way(Fd(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)));
-  if (wanted >= Level::kScan) writes->start_scanning();
-  if (wanted >= Level::kWatch) writes->start_watching();
+  if (best_level_wanted() == Level::kWatch) writes->start_watching();
   ANYKVM_TRACE(memory, "client's writes to code are {}", name_of(writes->level()));
   return writes;
 }
 
-Level ClientWrites::level() const {
-  if (m_watch_fd.valid()) return Level::kWatch;
-  return m_scan_fd.valid() ? Level::kScan : Level::kVerify;
-}
+Level ClientWrites::level() const { return m_watch_fd.valid() ? Level::kWatch : Level::kVerify; }
 
 // Faults of the kernel's own accesses (read(2) into guest memory) must reach us too, so it takes the right to
 // handle those: without it such calls of the client would fail.
 void ClientWrites::start_watching() {
-  Fd fault_fd = open_userfaultfd(0, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
-                                        UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE |
-                                        UFFD_FEATURE_EVENT_REMAP);
+  Fd fault_fd =
+      open_userfaultfd(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+                       UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_REMAP);
+  m_pagemap = out_of_the_way(Fd(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)));
   m_stop_fd = out_of_the_way(Fd(eventfd(0, EFD_CLOEXEC)));
   if (!fault_fd.valid() || !m_stop_fd.valid()) return;
   m_watch_fd = std::move(fault_fd);
   m_thread = start_helper_thread("anykvm-writes", [this] { watch_thread(); });
-}
-
-// The kernel resolves these faults itself, so nobody waits and no right is needed.
-void ClientWrites::start_scanning() {
-  if (!m_pagemap.valid()) return;
-  PagemapScan nothing{};
-  nothing.size = sizeof nothing;
-  if (ioctl(m_pagemap.get(), kPagemapScan, &nothing) != 0) return;
-  m_scan_fd = open_userfaultfd(UFFD_USER_MODE_ONLY, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_ASYNC |
-                                                        UFFD_FEATURE_WP_UNPOPULATED |
-                                                        UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
 }
 
 // Memory is given back while the thread still answers: a forked child may hold a copy of the descriptor, so
@@ -130,12 +85,12 @@ ClientWrites::~ClientWrites() {
 
 // --- Ranges ---
 
-bool ClientWrites::register_range(const Fd& fd, u8* host, u64 size) {
-  if (!fd.valid()) return false;
+bool ClientWrites::register_range(u8* host, u64 size) {
+  if (!m_watch_fd.valid()) return false;
   uffdio_register request{};
   request.range = {reinterpret_cast<u64>(host), size};
   request.mode = UFFDIO_REGISTER_MODE_WP;
-  return ioctl(fd.get(), UFFDIO_REGISTER, &request) == 0 &&
+  return ioctl(m_watch_fd.get(), UFFDIO_REGISTER, &request) == 0 &&
          (request.ioctls & (u64{1} << _UFFDIO_WRITEPROTECT));
 }
 
@@ -143,26 +98,19 @@ bool ClientWrites::register_range(const Fd& fd, u8* host, u64 size) {
 void ClientWrites::unregister_range(u8* host, u64 size) {
   uffdio_range range{reinterpret_cast<u64>(host), size};
   if (m_watch_fd.valid()) ioctl(m_watch_fd.get(), UFFDIO_UNREGISTER, &range);
-  if (m_scan_fd.valid()) ioctl(m_scan_fd.get(), UFFDIO_UNREGISTER, &range);
-}
-
-Level ClientWrites::register_best(u8* host, u64 size) {
-  if (register_range(m_watch_fd, host, size)) return Level::kWatch;
-  if (register_range(m_scan_fd, host, size)) return Level::kScan;
-  return Level::kVerify;
 }
 
 // m_mutex. False as well where there is nothing to protect, and while mappings change (EAGAIN).
-bool ClientWrites::protect(const Fd& fd, u8* page, bool on) {
+bool ClientWrites::protect(u8* page, bool on) {
   uffdio_writeprotect request{};
   request.range = {reinterpret_cast<u64>(page), kPageSize};
   request.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
-  return ioctl(fd.get(), UFFDIO_WRITEPROTECT, &request) == 0;
+  return ioctl(m_watch_fd.get(), UFFDIO_WRITEPROTECT, &request) == 0;
 }
 
 // m_mutex. Another mapping may have taken the place of the one that was registered.
-bool ClientWrites::protect_anew(const Fd& fd, const Range& range, u8* page) {
-  return protect(fd, page, true) || (register_range(fd, range.host, range.size) && protect(fd, page, true));
+bool ClientWrites::protect_anew(const Range& range, u8* page) {
+  return protect(page, true) || (register_range(range.host, range.size) && protect(page, true));
 }
 
 // m_mutex.
@@ -216,16 +164,17 @@ void ClientWrites::change_slots(const std::vector<MemorySlot>& gone, const std::
     auto same = std::find_if(before.begin(), before.end(), [&](const Range& old) {
       return old.host == slot.host && old.size == slot.size && old.level != Level::kVerify;
     });
-    add_range(slot, same != before.end() ? same->level : register_best(slot.host, slot.size));
+    const bool watched = same != before.end() || register_range(slot.host, slot.size);
+    add_range(slot, watched ? Level::kWatch : Level::kVerify);
   }
   for (const Range& range : before) release_gone(range);
-  std::erase_if(m_listed, [&](const Listed& item) {
-    const Range* range = range_of(item.page);
-    if (range && range->pages == item.pages) return false;
-    item.meta->guard.store(0);
+  std::erase_if(m_compared, [&](const auto& entry) {
+    const Range* range = range_of(entry.second.page);
+    if (range && range->pages == entry.second.pages) return false;
+    entry.first->guard.store(0);
     return true;
   });
-  m_listed_count = static_cast<unsigned>(m_listed.size());
+  count_compared();
 }
 
 // m_mutex.
@@ -258,34 +207,25 @@ void ClientWrites::claim(const MemorySlot& slot, Gpa address) {
   const bool there = guarded_copy(&byte, host, 1);
   const Range* range = range_of(address);
   const Level level = there && range ? range->level : Level::kVerify;
-  const bool shared = shared_with_others(host);
-  const bool watched = level == Level::kWatch && protect_anew(m_watch_fd, *range, host);
-  const bool scanned = level == Level::kScan && protect_anew(m_scan_fd, *range, host);
-  if (!watched || shared) list_page(slot, address, shared, scanned);
+  const bool watched = level == Level::kWatch && protect_anew(*range, host);
+  const bool shared = level == Level::kWatch && shared_with_others(host);
+  if (!watched || shared) compare_from_now_on(slot, address, shared);
   if (watched) meta.guard.fetch_or(kProtected);
 }
 
 // m_mutex.
-void ClientWrites::list_page(const MemorySlot& slot, Gpa address, bool shared, bool scanned) {
-  Listed item{slot.host + (address.page() - slot.base),
-              address.page(),
-              &slot.meta(address),
-              slot.pages,
-              shared,
-              scanned,
-              false,
-              0};
-  auto place = std::upper_bound(m_listed.begin(), m_listed.end(), item.host,
-                                [](const u8* host, const Listed& other) { return host < other.host; });
-  item.meta->guard.fetch_or(kListed);
-  m_listed.insert(place, std::move(item));
-  m_listed_count = static_cast<unsigned>(m_listed.size());
+void ClientWrites::compare_from_now_on(const MemorySlot& slot, Gpa address, bool shared) {
+  PageMeta& meta = slot.meta(address);
+  u8* host = slot.host + (address.page() - slot.base);
+  m_compared.insert_or_assign(&meta, Compared{host, address.page(), slot.pages, shared, 0});
+  meta.guard.fetch_or(kCompared);
+  count_compared();
 }
 
 // m_mutex.
-void ClientWrites::unlist_page(const PageMeta& meta) {
-  std::erase_if(m_listed, [&](const Listed& item) { return item.meta == &meta; });
-  m_listed_count = static_cast<unsigned>(m_listed.size());
+void ClientWrites::do_not_compare(PageMeta& meta) {
+  m_compared.erase(&meta);
+  count_compared();
 }
 
 // Code and data share the page: every such write would cost a fault, so from here on it is compared instead.
@@ -295,114 +235,96 @@ void ClientWrites::guest_writes_beside_code(const MemorySlot& slot, Gpa address)
   std::lock_guard lock(m_mutex);
   const u8 guard = meta.guard.load();
   if (!(guard & kProtected)) return;
-  if (!(guard & kListed)) list_page(slot, address, false, false);
-  meta.guard.store(kListed);
-  protect(m_watch_fd, slot.host + (address.page() - slot.base), false);
+  if (!(guard & kCompared)) compare_from_now_on(slot, address, false);
+  meta.guard.store(kCompared);
+  protect(slot.host + (address.page() - slot.base), false);
 }
 
+// Pages that are overwritten again and again (code that a guest generates or patches) are compared for a
+// while rather than protected anew each time.
 void ClientWrites::guest_overwrote_code(const MemorySlot& slot, Gpa address) {
   PageMeta& meta = slot.meta(address);
   std::lock_guard lock(m_mutex);
   const u8 guard = meta.guard.load();
   if (guard & kProtected) {
-    if (guard & kListed) unlist_page(meta);
-    meta.guard.store(0);
+    const bool again = overwritten_lately(meta);
+    if (again && !(guard & kCompared)) compare_from_now_on(slot, address, false);
+    if (!again && (guard & kCompared)) do_not_compare(meta);
+    meta.guard.store(again ? kCompared : 0);
   }
   meta.has_code.store(0);
-  if (guard & kProtected) protect(m_watch_fd, slot.host + (address.page() - slot.base), false);
+  if (guard & kProtected) protect(slot.host + (address.page() - slot.base), false);
+}
+
+// m_mutex. And notes it.
+bool ClientWrites::overwritten_lately(const PageMeta& meta) {
+  if (std::ranges::find(m_overwritten, &meta) != m_overwritten.end()) return true;
+  m_overwritten[m_next_overwritten++ % m_overwritten.size()] = &meta;
+  return false;
 }
 
 // --- Comparing ---
-
-// m_mutex. `item` may have changed, unless the kernel says that it is still protected.
-void ClientWrites::suspect(Listed& item) {
-  item.suspect = true;
-  protect(m_scan_fd, item.host, true);
-}
-
-// m_mutex. Some listed pages that are near each other.
-void ClientWrites::scan_run(std::span<Listed> items) {
-  std::array<PageRegion, 64> untouched;
-  PagemapScan request{};
-  request.size = sizeof request;
-  request.end = reinterpret_cast<u64>(items.back().host) + kPageSize;
-  request.vec = reinterpret_cast<u64>(untouched.data());
-  request.vec_len = untouched.size();
-  request.category_mask = request.return_mask = kScanPageWritten | kScanPagePresent;
-  request.category_inverted = kScanPageWritten;
-  auto item = items.begin();
-  auto suspect_until = [&](u64 address) {
-    for (; item != items.end() && reinterpret_cast<u64>(item->host) < address; ++item)
-      if (item->scanned) suspect(*item);
-  };
-  for (u64 at = reinterpret_cast<u64>(items.front().host); at < request.end; at = request.walk_end) {
-    request.start = at;
-    request.walk_end = 0;
-    const int found = ioctl(m_pagemap.get(), kPagemapScan, &request);
-    if (found < 0 || request.walk_end <= at) break;
-    for (const PageRegion& region : std::span(untouched).first(static_cast<std::size_t>(found))) {
-      suspect_until(region.start);
-      while (item != items.end() && reinterpret_cast<u64>(item->host) < region.end) ++item;
-    }
-  }
-  suspect_until(request.end);
-}
-
-// m_mutex. Asks the kernel which pages were written since they were protected.
-void ClientWrites::scan() {
-  for (std::size_t i = 0; i < m_listed.size();) {
-    const std::size_t first = i;
-    for (++i; i < m_listed.size() && m_listed[i].host <= m_listed[i - 1].host + kScanGap; ++i) {
-    }
-    const auto run = std::span(m_listed).subspan(first, i - first);
-    if (std::ranges::any_of(run, &Listed::scanned)) scan_run(run);
-  }
-}
-
-// m_mutex.
-bool ClientWrites::matches(const Listed& item) { return m_code.still_as(item.page, item.host); }
-
-// m_mutex. Guests patch most pages of their kernel's text a few times and then never again: after a while a
-// page is watched again. The caller compares once more, now that nobody can write unnoticed.
-bool ClientWrites::watch_again(Listed& item) {
-  constexpr unsigned kTrialAge = 64;
-  if (!m_watch_fd.valid() || item.scanned || (item.meta->guard.load() & kProtected)) return false;
-  if (++item.age < kTrialAge) return false;
-  item.age = 0;
-  const Range* range = range_of(item.page);
-  if (!range || range->level != Level::kWatch || !protect(m_watch_fd, item.host, true)) return false;
-  item.meta->guard.fetch_or(kProtected);
-  return true;
-}
 
 // munmap(2) and its like return as soon as their event is read, perhaps before the code is dropped.
 void ClientWrites::wait_for_watcher() {
   while (m_handling.load()) m_handling.wait(true);
 }
 
-void ClientWrites::verify() {
+// Where there are many such pages, a vCPU compares those that it comes to: between two moments it runs in few
+// of them.
+bool ClientWrites::begin_moment() {
   if (m_handling.load()) [[unlikely]]
     wait_for_watcher();
-  if (!m_listed_count.load(std::memory_order_acquire)) return;
+  const std::size_t count = m_compared_count.load(std::memory_order_acquire);
+  if (!count) return false;
+  if (count > kFewPages) return ++m_moment, true;
   std::lock_guard lock(m_mutex);
-  if (m_scan_fd.valid()) scan();
-  std::erase_if(m_listed, [&](Listed& item) {
-    if (item.scanned && !item.shared && !item.suspect) return false;
-    item.suspect = false;
-    const bool watched = watch_again(item);
-    if (matches(item)) {
-      if (!watched || item.shared) return false;
-      item.meta->guard.store(kProtected);
-      return true;
-    }
-    // In this order: see drop(Range&, u64).
-    const bool was_protected = item.meta->guard.exchange(0) & kProtected;
-    if (item.meta->has_code.exchange(0)) ANYKVM_COUNT(client_code_writes);
-    m_code.drop(item.page);
-    if (was_protected) protect(m_watch_fd, item.host, false);
-    return true;
-  });
-  m_listed_count = static_cast<unsigned>(m_listed.size());
+  for (auto item = m_compared.begin(); item != m_compared.end();)
+    item = compare(*item->first, item->second) ? std::next(item) : m_compared.erase(item);
+  count_compared();
+  return false;
+}
+
+void ClientWrites::entering(PageMeta& meta, Gpa page, u8* host) {
+  const u8 guard = meta.guard.load();
+  if (!(guard & kCompared)) return;
+  const bool may_be_watched = m_watch_fd.valid() && !(guard & kProtected);
+  if (!may_be_watched && m_code.still_as(page, host)) return;
+  std::lock_guard lock(m_mutex);
+  auto item = m_compared.find(&meta);
+  if (item == m_compared.end() || compare(meta, item->second)) return;
+  m_compared.erase(item);
+  count_compared();
+}
+
+// m_mutex. False: it need not be compared any more.
+bool ClientWrites::compare(PageMeta& meta, Compared& item) {
+  const bool watched = watch_again(meta, item);
+  if (!m_code.still_as(item.page, item.host)) return drop_changed(meta, item), false;
+  if (!watched || item.shared) return true;
+  meta.guard.store(kProtected);
+  return false;
+}
+
+// m_mutex. Guests patch most pages of their kernel's text a few times and then never again: after a while a
+// page is watched again. The caller compares once more, now that nobody can write unnoticed.
+bool ClientWrites::watch_again(PageMeta& meta, Compared& item) {
+  constexpr unsigned kTrialAge = 64;
+  if (!m_watch_fd.valid() || (meta.guard.load() & kProtected)) return false;
+  if (++item.age < kTrialAge) return false;
+  item.age = 0;
+  const Range* range = range_of(item.page);
+  if (!range || range->level != Level::kWatch || !protect(item.host, true)) return false;
+  meta.guard.fetch_or(kProtected);
+  return true;
+}
+
+// m_mutex. In this order: see drop(Range&, u64).
+void ClientWrites::drop_changed(PageMeta& meta, const Compared& item) {
+  const bool was_protected = meta.guard.exchange(0) & kProtected;
+  if (meta.has_code.exchange(0)) ANYKVM_COUNT(client_code_writes);
+  m_code.drop(item.page);
+  if (was_protected) protect(item.host, false);
 }
 
 // --- The watching thread ---
@@ -437,7 +359,7 @@ void ClientWrites::handle_message(const uffd_msg& message) {
 // guard is gone, or finds its claim lost when it translates, or its block is dropped here.
 void ClientWrites::drop(Range& range, u64 offset) {
   PageMeta& meta = (*range.pages)[offset / kPageSize];
-  if (meta.guard.exchange(0) & kListed) unlist_page(meta);
+  if (meta.guard.exchange(0) & kCompared) do_not_compare(meta);
   if (!meta.has_code.exchange(0)) return;
   ANYKVM_COUNT(client_code_writes);
   m_code.drop(range.base + (offset & ~(kPageSize - 1)));
@@ -447,7 +369,7 @@ void ClientWrites::drop(Range& range, u64 offset) {
 void ClientWrites::page_written(u8* page) {
   const u64 address = reinterpret_cast<u64>(page);
   for (Range* range : ranges_at(address, address + kPageSize)) drop(*range, address - range->begin());
-  if (protect(m_watch_fd, page, false)) return;
+  if (protect(page, false)) return;
   // Mappings are changing (EAGAIN), or this one is gone: the writer looks again, and we hear of it again.
   uffdio_range range{reinterpret_cast<u64>(page), kPageSize};
   ioctl(m_watch_fd.get(), UFFDIO_WAKE, &range);

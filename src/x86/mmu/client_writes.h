@@ -1,16 +1,17 @@
 #pragma once
 // Notices that the client, behind our back, changed guest memory from which code was translated (DESIGN D10,
 // docs/decisions/client-writes.md).
-// Owner: Machine. change_slots() with the world stopped; verify() and the notes of vCPUs inside Cpu::run().
-// Own lock; it is taken before CodeCache's.
+// Owner: Machine. change_slots() with the world stopped; begin_moment(), entering() and the notes of vCPUs
+// inside Cpu::run(). Own lock; it is taken before CodeCache's.
 
+#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <span>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "base/fd.h"
@@ -24,11 +25,10 @@ class CodeCache;
 
 class ClientWrites {
  public:
-  // Best last. What ANYKVM_CLIENT_WRITES=verify, scan or watch allows at most; each piece of memory gets the
-  // best that it can have.
+  // Best last. What ANYKVM_CLIENT_WRITES=verify or watch allows at most; each piece of memory gets the best
+  // that it can have.
   enum class Level : u8 {
-    kVerify,  // the bytes are compared at each verify()
-    kScan,    // the kernel notes which pages were written; their bytes are compared at each verify()
+    kVerify,  // the bytes are compared after each moment, before they run
     kWatch,   // writers wait until the page's code is gone
   };
 
@@ -45,8 +45,16 @@ class ClientWrites {
   // The guest is about to write to a page with code: beside the code, or the code is gone now.
   void guest_writes_beside_code(const MemorySlot& slot, Gpa address);
   void guest_overwrote_code(const MemorySlot& slot, Gpa address);
-  // Drops what is no longer as it was translated, of the pages that are not merely watched.
-  void verify();
+
+  // Moments: when a vCPU enters guest code, or takes an interrupt, it must see what was written before.
+  // True: what it has found so far is void, and pages are to be looked at before their code is entered
+  // (entering()). False: whatever had changed is gone.
+  bool begin_moment();
+  // Of the whole machine; it goes up with each begin_moment() that returns true.
+  u64 moment() const { return m_moment.load(std::memory_order_acquire); }
+  // A vCPU is about to enter code of the page for the first time since its moment. Drops the code if it is
+  // no longer as it was translated.
+  void entering(PageMeta& meta, Gpa page, u8* host);
 
  private:
   // A piece of guest memory, as a copy that the watching thread may read.
@@ -61,41 +69,37 @@ class ClientWrites {
   };
 
   // A page whose bytes are compared.
-  struct Listed {
+  struct Compared {
     u8* host;
     Gpa page;
-    PageMeta* meta;
-    std::shared_ptr<PageMetas> pages;  // keeps `meta`
+    std::shared_ptr<PageMetas> pages;  // keeps the key in m_compared
     bool shared;                       // may be written through other mappings or files
-    bool scanned;                      // the kernel says whether it was written
-    bool suspect;                      // it did
-    unsigned age;                      // verify() calls
+    unsigned age;                      // comparisons since it was watched last
   };
+  using ComparedPages = std::unordered_map<PageMeta*, Compared>;
 
   explicit ClientWrites(CodeCache& code) : m_code(code) {}
   void start_watching();
-  void start_scanning();
 
-  bool register_range(const Fd& fd, u8* host, u64 size);
+  bool register_range(u8* host, u64 size);
   void unregister_range(u8* host, u64 size);
-  Level register_best(u8* host, u64 size);
   void add_range(const MemorySlot& slot, Level level);
   std::optional<Range> take_range(Gpa base);
   void release_gone(const Range& range);
   // The ranges that share memory with [begin, end), by ascending host address.
   std::vector<Range*> ranges_at(u64 begin, u64 end);
-  bool protect(const Fd& fd, u8* page, bool on);
-  bool protect_anew(const Fd& fd, const Range& range, u8* page);
+  bool protect(u8* page, bool on);
+  bool protect_anew(const Range& range, u8* page);
   bool shared_with_others(const u8* page);
   Range* range_of(Gpa address);
 
-  void list_page(const MemorySlot& slot, Gpa address, bool shared, bool scanned);
-  void unlist_page(const PageMeta& meta);
-  void scan();
-  void suspect(Listed& item);
-  void scan_run(std::span<Listed> items);
-  bool matches(const Listed& item);
-  bool watch_again(Listed& item);
+  void compare_from_now_on(const MemorySlot& slot, Gpa address, bool shared);
+  void do_not_compare(PageMeta& meta);
+  bool compare(PageMeta& meta, Compared& item);
+  bool watch_again(PageMeta& meta, Compared& item);
+  void drop_changed(PageMeta& meta, const Compared& item);
+  bool overwritten_lately(const PageMeta& meta);
+  void count_compared() { m_compared_count = m_compared.size(); }
 
   void watch_thread();
   void wait_for_watcher();
@@ -105,15 +109,18 @@ class ClientWrites {
   void drop(Range& range, u64 offset);
 
   CodeCache& m_code;
-  Fd m_watch_fd, m_scan_fd;  // userfaultfds; invalid where the level is not to be had
+  Fd m_watch_fd;  // a userfaultfd; invalid where the level is not to be had
   Fd m_pagemap, m_stop_fd;
   std::thread m_thread;
   std::mutex m_mutex;
   std::map<u64, Range> m_ranges;         // m_mutex; by guest address
   std::multimap<u64, Range*> m_by_host;  // m_mutex; into m_ranges
   u64 m_longest = 0;                     // m_mutex; no range is larger
-  std::vector<Listed> m_listed;          // m_mutex; sorted by host address
-  std::atomic<unsigned> m_listed_count{0};
+  ComparedPages m_compared;              // m_mutex
+  std::atomic<std::size_t> m_compared_count{0};
+  std::array<const PageMeta*, 8> m_overwritten{};  // m_mutex; only compared: they may be gone
+  unsigned m_next_overwritten = 0;                 // m_mutex
+  std::atomic<u64> m_moment{0};
   std::atomic<bool> m_handling{false};  // the watching thread is between a message and its consequences
 };
 

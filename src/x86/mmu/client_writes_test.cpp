@@ -32,12 +32,6 @@ bool host_has(int flags, u64 feature) {
 
 TEST(ClientWritesLevel, verify_is_always_to_be_had) { EXPECT_EQ(level_with("verify"), Level::kVerify); }
 
-TEST(ClientWritesLevel, scan_is_taken_when_asked_for) {
-  constexpr u64 kAsync = 1 << 15;
-  if (!host_has(1, kAsync)) GTEST_SKIP() << "no asynchronous write-protection (Linux 6.7)";
-  EXPECT_EQ(level_with("scan"), Level::kScan);
-}
-
 TEST(ClientWritesLevel, watching_is_the_default) {
   if (!host_has(0, UFFD_FEATURE_WP_HUGETLBFS_SHMEM)) GTEST_SKIP() << "userfaultfd(2) is not allowed here";
   EXPECT_EQ(level_with(""), Level::kWatch);

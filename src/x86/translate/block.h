@@ -52,6 +52,7 @@ struct HelperSite {
   u64 next_rip = 0;
   bool ends_block = false;
   bool continues = false;  // with the block behind, if it is in the jump cache
+  bool serializes = false;
 };
 
 // A memory access by the slow path.

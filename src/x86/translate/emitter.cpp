@@ -522,7 +522,8 @@ const HelperSite* Emitter::new_helper_site(const Insn& insn, Op op, u16 flags) {
   const bool ends_block = flags & kOpEnd, alone = mode.step || mode.slow;
   const bool continues = ends_block && !alone && optimizations().chaining;
   if (mode.step && swallows_step_trap(op)) m_block.swallows_step_trap = true, m_block.into = op == op_into;
-  return m_records.make(HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, continues});
+  return m_records.make(
+      HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, continues, (flags & kOpSerializes) != 0});
 }
 
 void Emitter::call_helper_thunk(const HelperSite* site, u16 flags) {

@@ -125,11 +125,11 @@ Policy policy_of_mov(const Decoded& d) {
       case 0x20:
         return helper(op_mov_from_cr, kOpCpl0);
       case 0x22:
-        return helper(op_mov_to_cr, kOpCpl0 | kOpEnd);
+        return helper(op_mov_to_cr, kOpCpl0 | kOpEnd | kOpSerializes);
       case 0x21:
         return helper(op_mov_from_dr, kOpCpl0);
       case 0x23:
-        return helper(op_mov_to_dr, kOpCpl0 | kOpEnd);
+        return helper(op_mov_to_dr, kOpCpl0 | kOpEnd | kOpSerializes);
       default:
         return {};
     }

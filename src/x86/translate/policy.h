@@ -16,6 +16,7 @@ enum HelperFlags : u16 {
   kOpProtected = 16,
   kOpVector = 32,
   kOpKeepsVector = 64,
+  kOpSerializes = 128,
 };
 
 enum class Rule : u8 {
