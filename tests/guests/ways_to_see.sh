@@ -20,6 +20,16 @@ expect "a kernel block named after the symbol" map_has 'guest kernel first_symbo
 expect "a user block" map_has 'guest user 0x[0-9a-f]+'
 expect "a real-mode or 32-bit block" map_has 'guest kernel 0x[0-9a-f]+ \((16|32)-bit\)'
 
+# perf itself, where it is installed and may look.
+perf_says() { perf report -i "$dir/perf.data" --stdio --sort sym 2>/dev/null | grep -qE "$1"; }
+if type -P perf >/dev/null && perf record -q -e cpu-clock -o "$dir/perf.data" true 2>/dev/null; then
+  ANYKVM_PERF_MAP=$dir/System.map perf record -q -e cpu-clock -F 999 -o "$dir/perf.data" \
+    sh -c 'echo $$ >"$0"; exec "$@"' "$dir/pid" "${run[@]}" </dev/null >"$dir/console" 2>"$dir/messages"
+  expect "perf reports kernel blocks by their symbol" perf_says 'guest kernel first_symbol\+0x[0-9a-f]+'
+  expect "perf reports thunks" perf_says 'anykvm_thunk_'
+  rm -f "/tmp/perf-$(cat "$dir/pid").map"
+fi
+
 timeout -s KILL 60 gdb -batch -nx -ex 'set breakpoint pending on' -ex 'break anykvm_tlb_miss' -ex run -ex bt \
   --args "${run[@]}" </dev/null >"$dir/console" 2>"$dir/messages"
 grep -qE 'ptrace|Operation not permitted' "$dir/messages" && { echo "no debugger may run here"; exit 77; }

@@ -11,18 +11,20 @@
 namespace anykvm::x86 {
 
 Result<std::unique_ptr<CodeMemory>> CodeMemory::create(std::size_t size) {
-  int fd = memfd_create("anykvm-code", MFD_CLOEXEC);
-  if (fd < 0) return Error{errno, "no memory file for generated code"};
   std::unique_ptr<CodeMemory> memory(new CodeMemory);
   memory->m_size = size;
-  void* write = MAP_FAILED;
-  void* exec = MAP_FAILED;
-  if (ftruncate(fd, static_cast<off_t>(size)) == 0) {
-    write = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    exec = mmap(nullptr, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
-  }
+  // Not a memfd: perf takes those for files, and then does not look into its map of generated code
+  // (perf_map.h).
+  constexpr int kFlags = MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* write = mmap(nullptr, size, PROT_READ | PROT_WRITE, kFlags, -1, 0);
+  // An old size of 0 makes a second mapping of shared pages (mremap(2)).
+  void* exec = write == MAP_FAILED ? MAP_FAILED : mremap(write, 0, size, MREMAP_MAYMOVE);
   int code = errno;
-  close(fd);
+  if (exec != MAP_FAILED && mprotect(exec, size, PROT_READ | PROT_EXEC) != 0) {
+    code = errno;
+    munmap(exec, size);
+    exec = MAP_FAILED;
+  }
   if (write != MAP_FAILED) memory->m_write = static_cast<u8*>(write);
   if (exec != MAP_FAILED) memory->m_exec = static_cast<u8*>(exec);
   if (!memory->m_write || !memory->m_exec) return Error{code, "executable memory is not permitted here"};
