@@ -7,8 +7,8 @@
 namespace anykvm::isa {
 
 // Linux: arch/x86/include/asm/segment.h
-inline constexpr u16 kUserCs32 = 0x23, kUserDs = 0x2b, kUserCs64 = 0x33,
-                     kProcessorNode = 0x7b, kFirstLdt = 0x07;
+inline constexpr u16 kUserCs32 = 0x23, kUserDs = 0x2b, kUserCs64 = 0x33, kProcessorNode = 0x7b,
+                     kFirstLdt = 0x07;
 inline constexpr unsigned kGdtEntries = 16, kLdtEntries = 10;
 
 // As modify_ldt(2) takes them: always ring 3, always accessed.
