@@ -15,7 +15,7 @@ namespace anykvm::x86 {
 Cpu::Cpu(Machine& machine, Platform& platform)
     : m_machine(machine),
       m_platform(platform),
-      m_context(new (std::align_val_t{4096}) Context),
+      m_context(new Context),
       m_state(&m_context->state),
       m_counts(counters::take_cpu_counts()),
       m_private(std::make_unique<Private>()) {
@@ -31,8 +31,7 @@ Cpu::Cpu(Machine& machine, Platform& platform)
 Cpu::~Cpu() {
   m_machine.remove_cpu(this);
   counters::give_back(m_counts);
-  m_context->~Context();
-  ::operator delete (m_context, std::align_val_t{4096});
+  delete m_context;
 }
 
 void Cpu::reset(bool init) {

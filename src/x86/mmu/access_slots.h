@@ -69,8 +69,9 @@ struct SlotNotes {
   u32 split;  // where a group was found to begin that lies on two pages apart: low bits of the page's number
 };
 
-struct AccessSlots {
-  AccessSlot slots[kSlotCount] = {};
+// SAFETY: only ever made by `new`, by itself or in a Context, so what no initializer names is zero.
+struct AccessSlots : InZeroedMemory {
+  AccessSlot slots[kSlotCount];
   u32 journal_size = 0;
   u32 journal[kSlotCount];
 
@@ -97,8 +98,8 @@ struct AccessSlots {
   // better off with the TLB alone. `leads`: it stands for several.
   bool thrashes(u32 slot, bool leads, u64 now);
 
-  u8 misses[kSlotCount] = {};  // modulo 256
-  SlotNotes notes[kSlotCount] = {};
+  u8 misses[kSlotCount];  // modulo 256
+  SlotNotes notes[kSlotCount];
 
  private:
   template <class Predicate>

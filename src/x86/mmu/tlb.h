@@ -11,6 +11,7 @@
 // less on the way to the bytes.
 
 #include "base/types.h"
+#include "base/zeroed_memory.h"
 #include "x86/mmu/entry_set.h"
 
 namespace anykvm::x86 {
@@ -21,7 +22,8 @@ inline constexpr unsigned kTlbEntries = 4096;
 
 enum MmuIndex : u8 { kMmuSupervisor = 0, kMmuUser = 1, kMmuSupervisorAc = 2, kMmuIndexCount = 3 };
 
-struct TlbTable {
+// SAFETY: only ever made by `new`, by itself or in a Context, so what no initializer names is zero.
+struct TlbTable : InZeroedMemory {
   u64 read_tag[kTlbEntries];
   u64 write_tag[kTlbEntries];
   u64 host[kTlbEntries];         // host address of the page
@@ -29,13 +31,12 @@ struct TlbTable {
   EntrySet<kTlbEntries> global;  // filled, and kept by MOV to CR3 (SDM 3A 4.10.2.4)
   EntrySet<kTlbEntries> local;   // the others that are filled
 
-  TlbTable() {
-    for (unsigned i = 0; i < kTlbEntries; ++i) forget(i);
-  }
+  TlbTable() { forget(0); }
 
   static constexpr unsigned index_of(Gva address) { return (address.value >> 12) % kTlbEntries; }
-  // A page that can never be looked up at this index, so its tag never matches.
-  static constexpr u64 never(unsigned index) { return u64{index ^ 1} << 12; }
+  // A page that can never be looked up at this index, so its tag never matches. So zeros are forgotten
+  // entries but for one.
+  static constexpr u64 never(unsigned index) { return index == 0 ? kPageSize : 0; }
 
   void fill(Gva address, u8* host_page, bool write, bool is_global) {
     const unsigned index = index_of(address);

@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "base/counters.h"
+#include "base/zeroed_memory.h"
 #include "x86/fault.h"
 #include "x86/mmu/access_slots.h"
 #include "x86/mmu/tlb.h"
@@ -48,7 +49,8 @@ enum HeldBack : u8 {
   kHeldClient = 2,  // the client wants to know (request_interrupt_window)
 };
 
-struct Context {
+// SAFETY: only ever made by `new`, so what no initializer names is zero.
+struct Context : InZeroedMemory {
   CpuState state;
 
   LinkStamp stamp;
@@ -94,10 +96,11 @@ struct Context {
   AccessSlots access;
 
   Context() {
-    for (unsigned i = 0; i < kJumpCacheEntries; ++i) forget_jump(i);
+    forget_jump(0);
+    forget_jump(kFirstJumps);
   }
 
-  // The tag of an address of another index: of 2 or 0.
+  // The tag of an address of another index: of 2 or 0. So zeros are forgotten entries but for two.
   void forget_jump(unsigned index) { jumps[index].tag = index == 0 || index == kFirstJumps ? -2 : 0; }
   void forget_jump_to(u64 rip) {
     forget_jump(jump_cache_index(rip));
