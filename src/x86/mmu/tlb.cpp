@@ -33,9 +33,11 @@ void TlbTable::flush_page(Gva address) { forget(index_of(address)); }
 
 void TlbTable::forbid_writes(const u8* host_page) {
   u64 wanted = reinterpret_cast<u64>(host_page);
-  for (unsigned i = 0; i < kTlbEntries; ++i) {
+  const auto forbid = [&](unsigned i) {
     if (host[i] == wanted) write_tag[i] = never(i);
-  }
+  };
+  global.for_each(forbid);
+  local.for_each(forbid);
 }
 
 }  // namespace anykvm::x86
