@@ -156,5 +156,20 @@ TEST_F(Found, gathers_and_masked_moves_do_not_check_alignment) {
   agree32(with_flags(kAlignmentFlag, load), prepare);
 }
 
+TEST_F(Found, slow_accesses_in_a_loop_leave_no_vector_state_in_place) {
+  if (!__builtin_cpu_supports("avx512vl")) GTEST_SKIP() << "no AVX-512VL";
+  const std::vector<u8> loop = {
+      0xb9, 0x04, 0x00, 0x00, 0x00,              // MOV ECX, 4
+      0x0f, 0xfd, 0x63, 0x4b,                    // 1: PADDW MM4, [EBX + 4BH]
+      0x62, 0xf1, 0xfe, 0x0a, 0x7f, 0x66, 0x04,  // VMOVDQU64 [ESI + 40H] {K2}, XMM4
+      0xff, 0xc9,                                // DEC ECX
+      0x0f, 0x85, 0xed, 0xff, 0xff, 0xff,        // JNZ 1b
+  };
+  agree32(loop, [](UserState& s) {
+    point_at_data(s);
+    s.gpr[3] = kDataBase + 0x200;  // EBX
+  });
+}
+
 }  // namespace
 }  // namespace anykvm::isa

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 
 namespace anykvm::x86 {
 namespace {
@@ -445,14 +446,13 @@ bool is_legacy_prefix(u8 byte) {
 }
 bool is_rex(u8 byte) { return byte >> 4 == 4; }
 
-// Do 15 bytes that do not decode lack their end? CPUs look at that first, Zydis at prefixes that do not go
-// with the opcode. The length does not depend on those but for an immediate's by 66.
-bool too_long(const u8* bytes, unsigned size, unsigned code_bits, ZyanStatus status) {
+// Do bytes that do not decode lack their end? CPUs look at that first, Zydis at prefixes that do not go with
+// the opcode. The length does not depend on those but for an immediate's by 66.
+bool lack_their_end(const u8* bytes, unsigned size, unsigned code_bits, ZyanStatus status) {
   auto says_so = [](ZyanStatus s) {
     return s == ZYDIS_STATUS_NO_MORE_DATA || s == ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
   };
   if (says_so(status)) return true;
-  if (size < 15) return false;
   constexpr u8 kLock = 0xf0, kRepne = 0xf2, kRep = 0xf3, kOperandSize = 0x66, kHarmless = 0x3e;
   u8 plain[15];
   std::copy_n(bytes, size, plain);
@@ -460,7 +460,7 @@ bool too_long(const u8* bytes, unsigned size, unsigned code_bits, ZyanStatus sta
     auto in_the_way = [&](u8 byte) {
       return byte == kLock || byte == kRepne || byte == kRep || (byte == kOperandSize && !keeps_size);
     };
-    for (u8& byte : plain) {
+    for (u8& byte : std::span(plain, size)) {
       if (in_the_way(byte)) byte = kHarmless;
       if (!is_legacy_prefix(byte) && !(code_bits == 64 && is_rex(byte))) break;
     }
@@ -515,10 +515,10 @@ DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned
   unsigned limit = std::min(size, 15u);
   ZyanStatus status = ZydisDecoderDecodeFull(&decoder_for(code_bits), bytes, limit, &z, operands);
   if (!ZYAN_SUCCESS(status)) {
-    if (status == ZYDIS_STATUS_NO_MORE_DATA && size < 15) return DecodeStatus::kTruncated;
     bool locked = status == ZYDIS_STATUS_ILLEGAL_LOCK;
     if (locked && decode_locked_cr8(bytes, limit, code_bits, stack_bytes, rip, out)) return DecodeStatus::kOk;
-    return too_long(bytes, limit, code_bits, status) ? DecodeStatus::kTooLong : DecodeStatus::kInvalid;
+    if (!lack_their_end(bytes, limit, code_bits, status)) return DecodeStatus::kInvalid;
+    return size < 15 ? DecodeStatus::kTruncated : DecodeStatus::kTooLong;
   }
 
   if (is_exchange(z)) {

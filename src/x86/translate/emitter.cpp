@@ -35,7 +35,9 @@ void Emitter::begin_loop(bool uses_vector) {
     a.mov(lent, host::gpr_slot(loop.guest[i]));
     m_host_of[loop.guest[i]] = m_host_of[loop.lender[i]];
   }
-  if (uses_vector) {
+  // Outside 64-bit mode accesses may take the slow path within the loop, which leaves no vector state in
+  // place.
+  if (uses_vector && mode.code64()) {
     m_live_before = m_block.kills_flags ? 0 : static_cast<u32>(kFlagsArithmetic);
     ensure_vector();
     m_flags = FlagsAt::kHost;
