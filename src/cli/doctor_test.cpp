@@ -26,7 +26,7 @@ TEST(Doctor, a_blocking_finding_makes_the_host_unusable) {
 
 TEST(Doctor, host_is_examined_without_a_blank_name) {
   Report report = examine_host();
-  EXPECT_EQ(report.checks.size(), 11u);
+  EXPECT_EQ(report.checks.size(), 10u);
   EXPECT_FALSE(report.checks.front().name.empty());
 }
 

@@ -20,6 +20,14 @@ namespace anykvm::test {
 
 bool on_real_kvm();
 
+// AddressSanitizer's own allocator hangs in the child when another thread allocates during a fork, and ends
+// the process when there is no memory: what tests of these see would be the sanitizer.
+#ifdef __SANITIZE_ADDRESS__
+inline constexpr bool kAddressSanitizer = true;
+#else
+inline constexpr bool kAddressSanitizer = false;
+#endif
+
 int kvm_open();
 int kvm_ioctl(int fd, unsigned long request, unsigned long argument);
 void* kvm_mmap(std::size_t size, int fd);

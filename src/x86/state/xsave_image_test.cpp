@@ -92,7 +92,8 @@ Area filled(u8 value) {
   return area;
 }
 
-Area our_xsave(const CpuState& state, XsaveForm form, u64 mask, Area out) {
+Area our_xsave(const CpuState& state, XsaveForm form, u64 mask, const Area& before) {
+  Area out = before;
   u64 old_bits;
   std::memcpy(&old_bits, &out.bytes[512], 8);
   XsaveWrites writes;
