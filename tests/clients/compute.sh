@@ -1,7 +1,7 @@
 # A guest that computes (tests/guests/compute), and QEMU's monitor. Sourced after lib.sh.
 
 trap '' PIPE  # the monitor of a QEMU that has ended: what is expected of it fails, not the script
-rounds=${ROUNDS:-400} numbers=${NUMBERS:-2000000}
+rounds=${ROUNDS:-600} numbers=${NUMBERS:-2000000}
 guest_words=  # more for the guest's command line
 
 # make_compute_guest GUEST_DIR: sets kernel and initrd, the latter with another /init laid over it.

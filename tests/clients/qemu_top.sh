@@ -6,6 +6,7 @@ anykvm=$1 guest_dir=$2
 shift 2
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/compute.sh"
+rounds=100000  # it is ended in the middle
 need qemu-system-x86_64
 make_compute_guest "$guest_dir"
 
