@@ -183,6 +183,11 @@ void VirtualCpu::expire() {
   if (m_timer_deadline.load() <= now) {
     stop_timer();
     m_domain.send(m_timer_port, m_vcpu.id());
+    // A poll ends then even if the event went nowhere, since there was no shared info (as in KVM).
+    if (m_polled.load() != kNoPoll) {
+      end_poll();
+      m_vcpu.end_halt();
+    }
   }
   if (m_poll_deadline.load() <= now) {
     m_poll_deadline = kNever;
