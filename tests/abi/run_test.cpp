@@ -391,11 +391,20 @@ TEST(Run, seed_G2_mmio_ioeventfd_of_length_0_takes_any_size) {
   EXPECT_EQ(count, 2u);
 }
 
-TEST(Run, coalesced_write_lands_in_the_ring) {
-  Guest guest({0xb8, 0x00, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x20, 0x00, 0x5a, 0xf4});
+// mov ax,C000h; mov ds,ax; mov byte [20h],5Ah; hlt
+constexpr std::initializer_list<std::uint8_t> kWriteToTheZone = {0xb8, 0x00, 0xc0, 0x8e, 0xd8, 0xc6,
+                                                                 0x06, 0x20, 0x00, 0x5a, 0xf4};
+
+kvm_coalesced_mmio_zone page_at_c0000() {
   kvm_coalesced_mmio_zone zone{};
   zone.addr = 0xc0000;
   zone.size = 0x1000;
+  return zone;
+}
+
+TEST(Run, coalesced_write_lands_in_the_ring) {
+  Guest guest(kWriteToTheZone);
+  kvm_coalesced_mmio_zone zone = page_at_c0000();
   ASSERT_EQ(call(guest.vm, KVM_REGISTER_COALESCED_MMIO, &zone), 0);
   ASSERT_EQ(guest.run(), 0);
   EXPECT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_HLT));
@@ -408,10 +417,8 @@ TEST(Run, coalesced_write_lands_in_the_ring) {
 }
 
 TEST(Run, write_to_a_zone_that_is_no_longer_coalesced_exits) {
-  Guest guest({0xb8, 0x00, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x20, 0x00, 0x5a, 0xf4});
-  kvm_coalesced_mmio_zone zone{};
-  zone.addr = 0xc0000;
-  zone.size = 0x1000;
+  Guest guest(kWriteToTheZone);
+  kvm_coalesced_mmio_zone zone = page_at_c0000();
   ASSERT_EQ(call(guest.vm, KVM_REGISTER_COALESCED_MMIO, &zone), 0);
   ASSERT_EQ(call(guest.vm, KVM_UNREGISTER_COALESCED_MMIO, &zone), 0);
   ASSERT_EQ(guest.run(), 0);

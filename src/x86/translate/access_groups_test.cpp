@@ -498,17 +498,23 @@ class ExtentsInGuest : public testing::Test {
  protected:
   ExtentsInGuest() {
     for (unsigned page = 0; page < 8; ++page) guest.map(page, 0x400000 + page * kPageSize);
-    // Reads [rbx] eight pages far, twelve times over; then RAX = [rbx + rcx] as it was last.
-    guest.code({0x31, 0xd2,                    // xor edx, edx
-                0x31, 0xc9,                    // xor ecx, ecx
-                0x48, 0x8b, 0x04, 0x0b,        // mov rax, [rbx+rcx]
-                0x48, 0x01, 0xc2,              // add rdx, rax
-                0x81, 0xc1, 0x00, 0x10, 0, 0,  // add ecx, 4096
-                0x81, 0xf9, 0x00, 0x70, 0, 0,  // cmp ecx, 7 * 4096
-                0x72, 0xeb,                    // jb the load
-                0xff, 0xcf,                    // dec edi
-                0x75, 0xe5,                    // jnz from the first page on
-                0x0f, 0x05});                  // syscall: not permitted, so the guest stops here
+    code({});
+  }
+  // Reads [rbx] and on, seven pages in all, RDI times over, the sum in RDX; then a system call, then `rest`.
+  // The second instruction, 35 bytes before the rest, begins another reading.
+  void code(std::initializer_list<u8> rest) {
+    std::vector<u8> bytes = {0x31, 0xd2,                    // xor edx, edx
+                             0x31, 0xc9,                    // xor ecx, ecx
+                             0x48, 0x8b, 0x04, 0x0b,        // mov rax, [rbx+rcx]
+                             0x48, 0x01, 0xc2,              // add rdx, rax
+                             0x81, 0xc1, 0x00, 0x10, 0, 0,  // add ecx, 4096
+                             0x81, 0xf9, 0x00, 0x70, 0, 0,  // cmp ecx, 7 * 4096
+                             0x72, 0xeb,                    // jb the load
+                             0xff, 0xcf,                    // dec edi
+                             0x75, 0xe5,                    // jnz xor ecx, ecx
+                             0x0f, 0x05};  // syscall: where it is not permitted, the guest stops here
+    bytes.insert(bytes.end(), rest);
+    guest.code(bytes);
   }
   void read_all() {
     guest.state().gpr[kRbx] = PagedGuest::kWindow + 0xffc;  // each load goes across a page boundary
@@ -540,25 +546,13 @@ TEST_F(ExtentsInGuest, lose_a_page_that_the_kernel_invalidates) {
   s.efer |= kEferSce;
   s.msrs.lstar = kKernel;
   s.msrs.star = u64{0x23} << 48 | u64{8} << 32;
-  // As in the constructor, from the second instruction on, twelve times before the kernel and twelve after
-  // it.
-  guest.code({0x31, 0xd2,                    // xor edx, edx
-              0x31, 0xc9,                    // xor ecx, ecx
-              0x48, 0x8b, 0x04, 0x0b,        // mov rax, [rbx+rcx]
-              0x48, 0x01, 0xc2,              // add rdx, rax
-              0x81, 0xc1, 0x00, 0x10, 0, 0,  // add ecx, 4096
-              0x81, 0xf9, 0x00, 0x70, 0, 0,  // cmp ecx, 7 * 4096
-              0x72, 0xeb,                    // jb the load
-              0xff, 0xcf,                    // dec edi
-              0x75, 0xe5,                    // jnz xor ecx, ecx
-              0x0f, 0x05,                    // syscall
-              0xbf, 0x0c, 0,    0,    0,     // mov edi, 12
-              0xeb, 0xdc});                  // jmp xor ecx, ecx
-  guest.code({0x41, 0xff, 0xc8,              // dec r8d
-              0x78, 0x09,                    // js hlt
-              0x4c, 0x89, 0x0e,              // mov [rsi], r9
-              0x0f, 0x01, 0x3b,              // invlpg [rbx]
-              0x48, 0x0f, 0x07,              // sysretq
+  code({0xbf, 12, 0, 0, 0,       // mov edi, 12
+        0xeb, 0xdc});            // jmp to the second instruction
+  guest.code({0x41, 0xff, 0xc8,  // dec r8d
+              0x78, 0x09,        // js hlt
+              0x4c, 0x89, 0x0e,  // mov [rsi], r9
+              0x0f, 0x01, 0x3b,  // invlpg [rbx]
+              0x48, 0x0f, 0x07,  // sysretq
               0xf4},
              kKernel);
   for (u64 page = 1; page < 8; ++page) guest.write<u64>(0x400000 + page * kPageSize, page);

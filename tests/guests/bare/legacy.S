@@ -1,6 +1,7 @@
 // run_legacy(): down to 32-bit protected mode and back (legacy.h).
 
 #include "layout.h"
+#include "sequences.h"
 
 #define RUN_CR0 0
 #define RUN_CR3 4
@@ -33,21 +34,13 @@
 #define RUN_OUT_EBX 112
 #define RUN_OUT_CR0 116
 
-#define MSR_EFER 0xc0000080
-#define EFER_LME 0x100
-#define EFER_NXE 0x800
 #define FLAG_VM_WORD2 2  // RFLAGS.VM in the upper half
 
   .text
   .code64
   .global enter_legacy
 enter_legacy:  // void enter_legacy(LegacyRun*)
-  push %rbx
-  push %rbp
-  push %r12
-  push %r13
-  push %r14
-  push %r15
+  push_kept_registers
   mov %edi, legacy_run
   mov %rsp, saved_rsp
   mov %cr3, %rax
@@ -57,19 +50,10 @@ enter_legacy:  // void enter_legacy(LegacyRun*)
   mov %cr0, %rax
   mov %eax, saved_cr0
   sidt saved_idt
-  pushq $SEL_CODE32
-  pushq $1f
-  lretq
-  .code32
-1:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %es
-  mov %eax, %ss
+  to_compatibility_mode
+  load_segments SEL_DATA, ds, es, ss
   mov $legacy_stack_top, %esp
-  mov %cr0, %eax
-  and $0x7fffffff, %eax
-  mov %eax, %cr0
+  clear_paging
   mov legacy_run, %ebx
   mov $MSR_EFER, %ecx
   rdmsr
@@ -146,9 +130,7 @@ legacy_entries:
   // On the stack: vector, error, EIP, CS, EFLAGS, from an outer level ESP and SS.
 leave_legacy:
   pushal
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %es
+  load_segments SEL_DATA, ds, es
   mov legacy_run, %edi
   mov 28(%esp), %eax
   mov %eax, RUN_OUT_EAX(%edi)
@@ -189,13 +171,8 @@ leave_legacy:
   wrmsr
   mov saved_cr0, %eax
   mov %eax, %cr0
-  ljmp $SEL_CODE64, $4f
-  .code64
-4:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %es
-  mov %eax, %ss
+  to_64_bit_mode
+  load_segments SEL_DATA, ds, es, ss
   lidt saved_idt
   andb $~2, gdt + SEL_TSS + 5  // not busy
   mov $SEL_TSS, %eax
@@ -203,12 +180,7 @@ leave_legacy:
   mov saved_rsp, %rsp
   pushq $2
   popf
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbp
-  pop %rbx
+  pop_kept_registers
   ret
 
   .data

@@ -2,35 +2,20 @@
 // meanwhile. The upper halves of registers are undefined after 32-bit code.
 
 #include "layout.h"
-
-#define MSR_EFER 0xc0000080
-#define EFER_LME 0x100
+#include "sequences.h"
 
   .text
   .code64
   .global enter_real
 enter_real:  // void enter_real()
-  push %rbx
-  push %rbp
-  push %r12
-  push %r13
-  push %r14
-  push %r15
+  push_kept_registers
   mov %rsp, real_rsp
   mov %cr0, %rax
   mov %eax, real_cr0
   sidt real_idt
-  pushq $SEL_CODE32
-  pushq $1f
-  lretq
-  .code32
-1:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %ss
-  mov %cr0, %eax
-  and $0x7fffffff, %eax
-  mov %eax, %cr0
+  to_compatibility_mode
+  load_segments SEL_DATA, ds, ss
+  clear_paging
   mov $MSR_EFER, %ecx
   rdmsr
   and $~EFER_LME, %eax
@@ -42,23 +27,13 @@ enter_real:  // void enter_real()
   .code16
   .global real_begin, real_end
 real_begin:
-  mov $SEL_DATA16, %ax
-  mov %ax, %ds
-  mov %ax, %es
-  mov %ax, %fs
-  mov %ax, %gs
-  mov %ax, %ss
+  load_segments SEL_DATA16, ds, es, fs, gs, ss
   mov %cr0, %eax
   and $~1, %eax
   mov %eax, %cr0
   ljmp $0, $(REAL_ENTRY + 2f - real_begin)
 2:
-  xor %ax, %ax
-  mov %ax, %ds
-  mov %ax, %es
-  mov %ax, %fs
-  mov %ax, %gs
-  mov %ax, %ss
+  load_segments 0, ds, es, fs, gs, ss
   mov $REAL_STACK, %sp
   mov $REAL_CODE, %ax
   call *%ax
@@ -71,76 +46,39 @@ real_end:
 
   .code32
 real_back:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %es
-  mov %eax, %ss
+  load_segments SEL_DATA, ds, es, ss
   mov $MSR_EFER, %ecx
   rdmsr
   or $EFER_LME, %eax
   wrmsr
   mov real_cr0, %eax
   mov %eax, %cr0
-  ljmp $SEL_CODE64, $3f
-  .code64
-3:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %es
-  mov %eax, %ss
-  xor %eax, %eax
-  mov %eax, %fs
-  mov %eax, %gs
+  to_64_bit_mode
+  load_segments SEL_DATA, ds, es, ss
+  load_segments 0, fs, gs
   lidt real_idt
   mov real_rsp, %rsp
   pushq $2
   popf
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbp
-  pop %rbx
+  pop_kept_registers
   ret
 
   // void change_paging(u64 cr3, u64 cr4): CR4.LA57 can change outside long mode only.
   .global change_paging
 change_paging:
-  push %rbx
-  push %rbp
-  push %r12
-  push %r13
-  push %r14
-  push %r15
+  push_kept_registers
   mov %rsp, real_rsp
-  pushq $SEL_CODE32
-  pushq $4f
-  lretq
-  .code32
-4:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %ss
-  mov %cr0, %eax
-  and $0x7fffffff, %eax
-  mov %eax, %cr0
+  to_compatibility_mode
+  load_segments SEL_DATA, ds, ss
+  clear_paging
   mov %esi, %cr4
   mov %edi, %cr3
   or $0x80000000, %eax
   mov %eax, %cr0
-  ljmp $SEL_CODE64, $5f
-  .code64
-5:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %ss
+  to_64_bit_mode
+  load_segments SEL_DATA, ds, ss
   mov real_rsp, %rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbp
-  pop %rbx
+  pop_kept_registers
   ret
 
   .data

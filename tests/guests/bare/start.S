@@ -2,6 +2,7 @@
 // cpu_main(), and the ways into trap() and back out of a fault.
 
 #include "layout.h"
+#include "sequences.h"
 
   // XEN_ELFNOTE_PHYS32_ENTRY
   .section .note.pvh, "a"
@@ -19,17 +20,9 @@ entry64:
   mov $1, %ebp
   mov %esi, %ebx
   lgdt gdt_pointer
-  pushq $SEL_CODE32
-  pushq $1f
-  lretq
-  .code32
-1:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %ss
-  mov %cr0, %eax
-  and $0x7fffffff, %eax
-  mov %eax, %cr0
+  to_compatibility_mode
+  load_segments SEL_DATA, ds, ss
+  clear_paging
   jmp boot32
 
   // EBX: struct hvm_start_info. Protected mode without paging.
@@ -40,10 +33,7 @@ entry32:
   lgdt gdt_pointer
   ljmp $SEL_CODE32, $boot32
 boot32:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %es
-  mov %eax, %ss
+  load_segments SEL_DATA, ds, es, ss
   mov $cpu_stacks + CPU_STACK, %esp
   mov %ebp, boot_by_linux_protocol
   mov %ebx, boot_information
@@ -86,22 +76,15 @@ enter_long_mode:
   mov %eax, %cr4
   mov $boot_pml4, %eax
   mov %eax, %cr3
-  mov $0xc0000080, %ecx
+  mov $MSR_EFER, %ecx
   xor %edx, %edx
-  mov $0x901, %eax  // NXE, LME, SCE
+  mov $(EFER_NXE | EFER_LME | EFER_SCE), %eax
   wrmsr
   mov $0x80010033, %eax  // PG, WP, NE, ET, MP, PE
   mov %eax, %cr0
-  ljmp $SEL_CODE64, $5f
-  .code64
-5:
-  xor %eax, %eax
-  mov %eax, %fs
-  mov %eax, %gs
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %es
-  mov %eax, %ss
+  to_64_bit_mode
+  load_segments 0, fs, gs
+  load_segments SEL_DATA, ds, es, ss
   mov %esi, %esi
   jmp *%rsi
 
@@ -122,10 +105,7 @@ ap_gdt_pointer:
 ap_end:
   .code32
 ap_start32:
-  mov $SEL_DATA, %eax
-  mov %eax, %ds
-  mov %eax, %es
-  mov %eax, %ss
+  load_segments SEL_DATA, ds, es, ss
   mov $1, %edi
   lock xadd %edi, next_cpu
   cmp $MAX_CPUS, %edi
@@ -208,12 +188,7 @@ enter_trap:
   // after_trap with RSP as stored in *stack.
   .global call_until_trap, after_trap
 call_until_trap:
-  push %rbx
-  push %rbp
-  push %r12
-  push %r13
-  push %r14
-  push %r15
+  push_kept_registers
   sub $8, %rsp
   mov %rsp, (%rdx)
   mov %rdi, %rax
@@ -225,12 +200,7 @@ after_trap:
   mov $1, %eax
 7:
   add $8, %rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbp
-  pop %rbx
+  pop_kept_registers
   ret
 
   // void enter_user(u64 rip, u64 rsp, u64 cs, u64 argument): to ring 3 with the argument in RDI; a trap ends it.
