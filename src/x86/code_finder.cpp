@@ -29,17 +29,22 @@ Block* CodeFinder::find(const Mode& mode) {
   if (!linear.ok()) return stop_with(linear.error());
   FetchCache::Entry* page = nullptr;
   if (auto fetched = fetch_page(linear.value(), &page); !fetched.ok()) return stop_with(fetched.error());
-  m_global = page->global;
+  m_page = page;
   look_at(*page);
   CodeSource source{.gpa = page->page + linear.value().page_offset(), .rip = m_state.rip, .mode = mode};
   Block* known = find_at(source);
   if (known && (!known->straddles || continues_on(*known, linear.value()))) return known;
   source.bytes = page->host + linear.value().page_offset();
   source.size = static_cast<unsigned>(std::min(kPageSize - linear.value().page_offset(), room));
-  source.page = &m_cpu.machine().memory().find(source.gpa)->meta(source.gpa);
+  source.page = page->meta;
   Block* made = translate(source, linear.value(), room);
   if (made) m_private.found.at(source.gpa, source.rip) = made;
   return made;
+}
+
+JumpedTo CodeFinder::way_to(const Block& block) const {
+  const bool compared = block.straddles || !optimizations().moments || ClientWrites::compares(*m_page->meta);
+  return {block.rip + block.mode.cs_base, m_page->global, block.straddles, compared};
 }
 
 Block* CodeFinder::find_at(const CodeSource& source) {
@@ -62,8 +67,7 @@ bool CodeFinder::continues_on(const Block& block, Gva linear) {
 void CodeFinder::look_at(FetchCache::Entry& page) {
   if (page.moment == m_private.moment) return;
   page.moment = m_private.moment;
-  PageMeta& meta = m_cpu.machine().memory().find(page.page)->meta(page.page);
-  m_cpu.machine().client_writes().entering(meta, page.page, page.host);
+  m_cpu.machine().client_writes().entering(*page.meta, page.page, page.host);
 }
 
 Gva CodeFinder::next_page(Gva linear) const {
@@ -101,7 +105,8 @@ Guest<void> CodeFinder::fetch_page(Gva linear, FetchCache::Entry** out) {
     return m_cpu.stop_for_client(exit);
   }
   if (t.page_size > kPageSize) m_cpu.note_large_page(linear, t.page_size);
-  m_private.fetch.put(linear, {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base), t.global});
+  m_private.fetch.put(
+      linear, {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base), &slot->meta(t.gpa), t.global});
   return {};
 }
 
@@ -135,7 +140,7 @@ Block* CodeFinder::translate_straddling(CodeSource source, Gva linear, u64 room)
   source.second_gpa = second;
   source.second_bytes = page->host;
   source.second_size = static_cast<unsigned>(std::min<u64>(15, room - source.size));
-  source.second_page = &m_cpu.machine().memory().find(second)->meta(second);
+  source.second_page = page->meta;
   Untranslated why{};
   Block* block = m_code.translate_straddling(source, &why);
   if (block) return block;

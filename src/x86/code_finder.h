@@ -12,8 +12,8 @@ class CodeFinder {
 
   // The block at the state's RIP for `mode`. Null: Context::leave and ::stop say why not.
   Block* find(const Mode& mode);
-  // Was the page that find() fetched from global?
-  bool page_is_global() const { return m_global; }
+  // What the jump cache is to know of the block that find() gave.
+  JumpedTo way_to(const Block& block) const;
 
  private:
   Block* stop_with(const GuestStop& stop);
@@ -34,7 +34,7 @@ class CodeFinder {
   Context& m_context;
   CpuState& m_state;
   CodeCache& m_code;
-  bool m_global = false;
+  const FetchCache::Entry* m_page = nullptr;  // that find() fetched from
 };
 
 }  // namespace anykvm::x86

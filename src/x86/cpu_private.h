@@ -22,6 +22,7 @@ struct FetchCache {
     u64 tag = ~u64{0};  // linear page | MmuIndex
     Gpa page{};
     u8* host = nullptr;
+    PageMeta* meta = nullptr;
     bool global = false;
     u64 moment = 0;  // when it was looked at last (ClientWrites)
   };
@@ -128,7 +129,8 @@ struct Cpu::Private {
   ModeIds mode_ids;
   FetchCache fetch;
   FoundBlocks found;
-  u64 moment = 0;  // what was written to code before it is seen (ClientWrites)
+  // What was written to code before is seen, and which pages are compared is known (ClientWrites).
+  u64 moment = 0, compared_changes = 0;
   Narrowings narrowings;
   // Linear ranges, one in each half of the address space, that hold every large page in the TLB.
   struct Range {

@@ -63,7 +63,11 @@ bool Cpu::is_behind() const { return m_private->moment != m_machine.client_write
 // Links stay within a page, so pages are entered through the jump cache or by CodeFinder, which looks at them
 // first.
 void Cpu::catch_up() {
-  m_private->moment = m_machine.client_writes().moment();
+  const ClientWrites& writes = m_machine.client_writes();
+  m_private->moment = writes.moment();
+  const u64 changes = writes.changes();
+  if (m_private->compared_changes == changes) return m_context->flush_jumps_to_compared_pages();
+  m_private->compared_changes = changes;
   m_context->flush_jump_cache();
 }
 

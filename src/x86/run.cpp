@@ -500,15 +500,14 @@ class Dispatcher {
         m_private.mode.step && block->swallows_step_trap && (!block->into || m_state.rflags & kFlagOf);
     if (m_left != kNoRecord) m_code.link(m_left, block);
     m_left = kNoRecord;
-    remember(*block, m_finder.page_is_global());
+    remember(*block);
     return block->code;
   }
 
-  void remember(const Block& block, bool global) {
+  void remember(const Block& block) {
     if (block.mode.step || block.mode.slow || block.mode.narrow) return;
     const u64 stamp = m_context.stamp.word & ~u64{0xff};
-    m_context.add_jump(block.rip, stamp, reinterpret_cast<u64>(block.code), block.rip + block.mode.cs_base,
-                       global, block.straddles);
+    m_context.add_jump(block.rip, stamp, reinterpret_cast<u64>(block.code), m_finder.way_to(block));
   }
 
   Cpu& m_cpu;

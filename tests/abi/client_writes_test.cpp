@@ -237,6 +237,17 @@ TEST_P(ClientWrites, change_elsewhere_of_one_among_many_pages_is_seen) {
   EXPECT_EQ(next_output(), 5);
 }
 
+// The vCPU has found its way to the page while that was watched, and the guest then writes beside its code.
+TEST_P(ClientWrites, store_to_a_page_that_joins_many_after_it_was_entered_is_seen) {
+  LongWay way(guest, {0xea, 0x02, 0x10, 0x00, 0x00});  // jmp 0:1002H
+  // jmp 1002H; 1002H: mov al, 1; out 10H, al; mov [1800H], al; jmp 1000H:0
+  guest.set_code({0xeb, 0x00, 0xb0, 0x01, 0xe6, 0x10, 0xa2, 0x00, 0x18, 0xea, 0x00, 0x00, 0x00, 0x10});
+  EXPECT_EQ(next_output(), 1);
+  EXPECT_EQ(next_output(), 1);
+  guest.memory.data()[kImmediate + 2] = 2;
+  EXPECT_EQ(next_output(), 2);
+}
+
 // The vCPU stays in KVM_RUN; what a device writes shows when its interrupt comes.
 TEST_P(ClientWrites, change_elsewhere_shows_with_an_interrupt) {
   Guest busy({0xea, 0x00, 0x00, 0x00, 0x10}, Guest::Chips::kIrqchip);  // jmp 1000H:0

@@ -237,6 +237,7 @@ void ClientWrites::guest_writes_beside_code(const MemorySlot& slot, Gpa address)
   if (!(guard & kProtected)) return;
   if (!(guard & kCompared)) compare_from_now_on(slot, address, false);
   meta.guard.store(kCompared);
+  ++m_changes;
   protect(slot.host + (address.page() - slot.base), false);
 }
 
@@ -251,6 +252,7 @@ void ClientWrites::guest_overwrote_code(const MemorySlot& slot, Gpa address) {
     if (again && !(guard & kCompared)) compare_from_now_on(slot, address, false);
     if (!again && (guard & kCompared)) do_not_compare(meta);
     meta.guard.store(again ? kCompared : 0);
+    ++m_changes;
   }
   meta.has_code.store(0);
   if (guard & kProtected) protect(slot.host + (address.page() - slot.base), false);
@@ -284,6 +286,8 @@ bool ClientWrites::begin_moment() {
   count_compared();
   return false;
 }
+
+bool ClientWrites::compares(const PageMeta& meta) { return meta.guard.load() & kCompared; }
 
 void ClientWrites::entering(PageMeta& meta, Gpa page, u8* host) {
   const u8 guard = meta.guard.load();

@@ -52,6 +52,11 @@ class ClientWrites {
   bool begin_moment();
   // Of the whole machine; it goes up with each begin_moment() that returns true.
   u64 moment() const { return m_moment.load(std::memory_order_acquire); }
+  // Is the page, whose code the vCPU has entered, one of those?
+  static bool compares(const PageMeta& meta);
+  // Goes up when pages become such ones after their code was entered: what a vCPU had to know of a page
+  // before has changed.
+  u64 changes() const { return m_changes.load(std::memory_order_acquire); }
   // A vCPU is about to enter code of the page for the first time since its moment. Drops the code if it is
   // no longer as it was translated.
   void entering(PageMeta& meta, Gpa page, u8* host);
@@ -120,7 +125,7 @@ class ClientWrites {
   std::atomic<std::size_t> m_compared_count{0};
   std::array<const PageMeta*, 8> m_overwritten{};  // m_mutex; only compared: they may be gone
   unsigned m_next_overwritten = 0;                 // m_mutex
-  std::atomic<u64> m_moment{0};
+  std::atomic<u64> m_moment{0}, m_changes{0};
   std::atomic<bool> m_handling{false};  // the watching thread is between a message and its consequences
 };
 

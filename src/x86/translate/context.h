@@ -106,8 +106,8 @@ struct Context : InZeroedMemory {
     forget_jump(jump_cache_index(rip));
     forget_jump(second_jump_index(rip));
   }
-  // From `rip` in the mode of `stamp_word` to the block at linear address `start`.
-  void add_jump(u64 rip, u64 stamp_word, u64 target, u64 start, bool global, bool straddles) {
+  // From `rip` in the mode of `stamp_word`, to the host code at `target`.
+  void add_jump(u64 rip, u64 stamp_word, u64 target, const JumpedTo& to) {
     const unsigned index = jump_cache_index(rip);
     const i64 tag = static_cast<i64>(-(rip + stamp_word));
     const JumpEntry before = jumps[index];
@@ -118,10 +118,13 @@ struct Context : InZeroedMemory {
       jump_entries.copy(index, second);
     }
     jumps[index] = {tag, target};
-    jump_entries.add(index, start, global, straddles);
+    jump_entries.add(index, to);
   }
   void flush_jump_cache() {
     jump_entries.take_all([this](unsigned i) { forget_jump(i); });
+  }
+  void flush_jumps_to_compared_pages() {
+    jump_entries.take_compared([this](unsigned i) { forget_jump(i); });
   }
   // INVLPG
   void flush_jumps_to_page(Gva page) {

@@ -30,18 +30,25 @@ struct JumpEntry {
   u64 target;  // host code
 };
 
+// Where a jump leads.
+struct JumpedTo {
+  u64 start;               // linear address of the block
+  bool global;             // its page is
+  bool straddles = false;  // it continues on the next page
+  bool compared = false;   // its bytes are to be compared after each moment (ClientWrites)
+};
+
 class JumpEntries {
  public:
-  // Entry `index` leads to a block that begins at linear address `start`; `straddles`: it continues on the
-  // next page.
-  void add(unsigned index, u64 start, bool global, bool straddles) {
-    const bool kept = global && !straddles;
-    m_page[index] = page_number(start);
-    m_straddles[index] = straddles;
+  void add(unsigned index, const JumpedTo& to) {
+    const bool kept = to.global && !to.straddles;
+    m_page[index] = page_number(to.start);
+    m_straddles[index] = to.straddles;
     (kept ? m_global : m_local).add(index);
     (kept ? m_local : m_global).remove(index);
+    set_compared(index, to.compared);
     (kept ? m_global_pages : m_local_pages).add(m_page[index]);
-    if (straddles) m_local_pages.add(page_number(start + kPageSize));
+    if (to.straddles) m_local_pages.add(page_number(to.start + kPageSize));
   }
 
   // Entry `to` becomes what `from` is.
@@ -51,6 +58,7 @@ class JumpEntries {
     m_straddles[to] = m_straddles[from];
     (kept ? m_global : m_local).add(to);
     (kept ? m_local : m_global).remove(to);
+    set_compared(to, m_compared.has(from));
   }
 
   // Each calls `forget` with the entries that must go.
@@ -64,6 +72,10 @@ class JumpEntries {
   void take_local(Forget forget) {
     m_local.take_all(forget);
     m_local_pages.clear();
+  }
+  template <class Forget>
+  void take_compared(Forget forget) {
+    m_compared.take_all(forget);
   }
   template <class Forget>
   void take_page(Gva page, Forget forget) {
@@ -83,9 +95,18 @@ class JumpEntries {
   static constexpr unsigned kPageNumbers = 65536;
   static constexpr u16 page_number(u64 address) { return static_cast<u16>((address >> 12) % kPageNumbers); }
 
+  void set_compared(unsigned index, bool compared) {
+    if (compared) {
+      m_compared.add(index);
+    } else {
+      m_compared.remove(index);
+    }
+  }
+
   u16 m_page[kJumpCacheEntries] = {};
   bool m_straddles[kJumpCacheEntries] = {};
   EntrySet<kJumpCacheEntries> m_global, m_local;
+  EntrySet<kJumpCacheEntries> m_compared;  // some of either
   // Pages that entries may lie in, by number.
   EntrySet<kPageNumbers> m_global_pages, m_local_pages;
 };
