@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <initializer_list>
+
 #include "base/raw_syscall.h"
 
 namespace anykvm::preload {

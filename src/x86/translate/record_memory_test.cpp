@@ -6,7 +6,7 @@ namespace anykvm::x86 {
 namespace {
 
 TEST(RecordMemory, references_lead_back_to_their_records) {
-  auto memory = std::move(RecordMemory::create(1 << 20).value());
+  auto memory = RecordMemory::create(1 << 20).value();
   ASSERT_TRUE(memory->reserve(64));
   u16* small = memory->make(u16{7});
   u64* large = memory->make(u64{9});
@@ -17,7 +17,7 @@ TEST(RecordMemory, references_lead_back_to_their_records) {
 }
 
 TEST(RecordMemory, says_when_it_is_full) {
-  auto memory = std::move(RecordMemory::create(1 << 20).value());
+  auto memory = RecordMemory::create(1 << 20).value();
   EXPECT_FALSE(memory->reserve(1 << 20));
   ASSERT_TRUE(memory->reserve(512 << 10));
   for (unsigned i = 0; i < 64 << 10; ++i) memory->make(u64{i});
