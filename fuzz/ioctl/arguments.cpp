@@ -19,8 +19,6 @@ const Request kRequests[] = {
 #define ANYKVM_IOCTL(kind, request, handler, argument) {k##kind##Kind, request, #request},
 #include "abi/ioctls.def"
 #undef ANYKVM_IOCTL
-    {Kind::kVm, KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE"},
-    {Kind::kVcpu, KVM_SMI, "KVM_SMI"},
     {Kind::kVcpu, KVM_GET_NESTED_STATE, "KVM_GET_NESTED_STATE"},
     {Kind::kOther, 0xae00, "none"},
 };

@@ -131,8 +131,6 @@ Result<> check_events(Vm& vm, const kvm_vcpu_events& events) {
   const bool exception = events.exception.injected || events.exception.pending;
   if (exception && (events.exception.nr > 31 || events.exception.nr == x86::kVectorNmi))
     return Error{EINVAL, "not an exception vector"};
-  if ((events.flags & KVM_VCPUEVENT_VALID_SMM) && (events.smi.smm || events.smi.pending))
-    return Error{EINVAL, "there is no system-management mode"};
   return {};
 }
 
@@ -216,7 +214,7 @@ Result<> set_sregs2(Vcpu& vcpu, const kvm_sregs2& sregs) {
 kvm_vcpu_events get_vcpu_events(Vcpu& vcpu) {
   const x86::Events& from = vcpu.state().events;
   kvm_vcpu_events events{};
-  events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+  events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
   if (vcpu.vm().shows_exception_payloads()) {
     events.exception.injected = from.exception.injected;
     events.exception.pending = from.exception.pending;
@@ -240,6 +238,11 @@ kvm_vcpu_events get_vcpu_events(Vcpu& vcpu) {
   events.nmi.injected = from.nmi.injected;
   events.nmi.pending = from.nmi.pending;
   events.nmi.masked = from.nmi.masked;
+  const x86::Smm& smm = vcpu.state().smm;
+  events.smi.smm = smm.active;
+  events.smi.pending = vcpu.cpu().smi_waits();
+  events.smi.smm_inside_nmi = smm.active && smm.nmis_were_masked;
+  events.smi.latched_init = vcpu.init_latched();
   return events;
 }
 
@@ -263,6 +266,14 @@ Result<> set_vcpu_events(Vcpu& vcpu, const kvm_vcpu_events& events) {
   if (events.flags & KVM_VCPUEVENT_VALID_NMI_PENDING) to.nmi.pending = events.nmi.pending;
   to.nmi.masked = events.nmi.masked;
   if (events.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) to.triple_fault = events.triple_fault.pending;
+  if (events.flags & KVM_VCPUEVENT_VALID_SMM) {
+    x86::Smm& smm = vcpu.state().smm;
+    smm.active = events.smi.smm;
+    smm.nmis_were_masked = smm.active && events.smi.smm_inside_nmi;
+    vcpu.cpu().withdraw_smi();
+    smm.pending = events.smi.pending;
+    vcpu.set_init_latched(events.smi.latched_init);
+  }
   if (events.flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) vcpu.set_sipi_vector(events.sipi_vector);
   vcpu.cpu().state_replaced();
   return {};

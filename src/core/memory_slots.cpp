@@ -23,7 +23,7 @@ Result<> check(const kvm_userspace_memory_region& region) {
   if (!page_aligned(region.userspace_addr)) return Error{EINVAL, "host address is not page-aligned"};
   if (region.memory_size > kUserEnd || region.userspace_addr > kUserEnd - region.memory_size)
     return Error{EINVAL, "host range is not in user space"};
-  if (region.slot >= kMaxMemorySlots) return Error{EINVAL, "no such slot or address space"};
+  if (!is_slot_number(region.slot)) return Error{EINVAL, "no such slot or address space"};
   if (region.guest_phys_addr + region.memory_size < region.guest_phys_addr)
     return Error{EINVAL, "guest range wraps around"};
   if (region.memory_size / kPageSize > kMaxPages) return Error{EINVAL, "slot is too large"};
@@ -31,15 +31,22 @@ Result<> check(const kvm_userspace_memory_region& region) {
 }
 
 Result<> check_guest_range(const kvm_userspace_memory_region& region) {
-  if (region.guest_phys_addr + region.memory_size > kGuestPhysicalEnd)
+  const u64 space = region.slot >> 16 ? x86::kManagementSpace : 0;
+  if ((region.guest_phys_addr & ~space) + region.memory_size > kGuestPhysicalEnd)
     return Error{EINVAL, "guest range is beyond physical addresses"};
   return {};
 }
 
 }  // namespace
 
-Result<MemorySlots::Change> MemorySlots::set_region(const kvm_userspace_memory_region& region) {
-  TRY(check(region));
+Result<MemorySlots::Change> MemorySlots::set_region(const kvm_userspace_memory_region& request) {
+  TRY(check(request));
+  kvm_userspace_memory_region region = request;
+  if (request.slot >> 16) {
+    if (request.guest_phys_addr & x86::kManagementSpace) return Error{EINVAL, "beyond physical addresses"};
+    TRY(check_guest_range(request));
+    region.guest_phys_addr |= x86::kManagementSpace;
+  }
   if (region.memory_size == 0) return remove(region.slot);
   auto existing = m_slots.find(region.slot);
   return existing == m_slots.end() ? create(region) : modify(existing->second, region);

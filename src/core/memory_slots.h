@@ -13,8 +13,11 @@
 namespace anykvm::core {
 
 // The kernel has 32764; so many mappings watched one by one would exhaust the client's (vm.max_map_count).
-// There is one address space (no SMM).
 inline constexpr u32 kMaxMemorySlots = 4096;
+// The second is what CPUs in system-management mode see (x86::kManagementSpace); bits 31:16 of a slot's
+// number.
+inline constexpr u32 kAddressSpaces = 2;
+constexpr bool is_slot_number(u32 id) { return id >> 16 < kAddressSpaces && (id & 0xffff) < kMaxMemorySlots; }
 // Guest physical addresses end here (52 bits, the architecture's limit).
 inline constexpr u64 kGuestPhysicalEnd = u64{1} << 52;
 

@@ -41,7 +41,14 @@ TEST(MemorySlots, unknown_flags_and_slot_numbers_are_einval) {
   MemorySlots slots;
   EXPECT_EQ(slots.set_region(region(0, 0, kMiB, kHost, 4)).error().code, EINVAL);
   EXPECT_EQ(slots.set_region(region(kMaxMemorySlots, 0, kMiB)).error().code, EINVAL);
-  EXPECT_EQ(slots.set_region(region(1 << 16, 0, kMiB)).error().code, EINVAL);
+  EXPECT_EQ(slots.set_region(region(kAddressSpaces << 16, 0, kMiB)).error().code, EINVAL);
+}
+
+TEST(MemorySlots, address_spaces_do_not_overlap) {
+  MemorySlots slots;
+  EXPECT_EQ(slots.set_region(region(0, 0, kMiB)).value(), Change::kCreated);
+  EXPECT_EQ(slots.set_region(region(1 << 16, 0, kMiB)).value(), Change::kCreated);
+  EXPECT_EQ(slots.set_region(region(1 << 16 | 1, 0, kMiB)).error().code, EEXIST);
 }
 
 TEST(MemorySlots, ranges_that_wrap_or_leave_the_address_space_are_einval) {

@@ -351,6 +351,16 @@ void Vcpu::nmi() {
   m_waiter.wake();
 }
 
+void Vcpu::smi() {
+  m_cpu->queue_smi();
+  m_waiter.wake();
+}
+
+void Vcpu::set_init_latched(bool latched) {
+  m_init_latched = latched && state().smm.active;
+  if (latched && !m_init_latched && m_lapic) init();
+}
+
 void Vcpu::unhalt() {
   m_unhalted = true;
   m_waiter.wake();

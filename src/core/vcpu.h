@@ -61,6 +61,11 @@ class Vcpu final : private x86::Platform,
   Result<> inject_interrupt(u32 vector);
   // KVM_NMI. Any thread.
   void queue_nmi();
+  // KVM_SMI. Any thread.
+  void queue_smi() { smi(); }
+  // An INIT that came in system-management mode waits for its end (SDM 3C 32.7).
+  bool init_latched() const { return m_init_latched; }
+  void set_init_latched(bool latched);
 
   // KVM_TPR_ACCESS_REPORTING: KVM_EXIT_TPR_ACCESS after accesses to the TPR in the local APIC's page.
   void set_tpr_access_reporting(bool enabled) { m_reports_tpr = enabled; }
@@ -223,6 +228,7 @@ class Vcpu final : private x86::Platform,
   // --- irqchip::LapicHost: any thread, must not block ---
   void interrupt_posted() override;
   void nmi() override;
+  void smi() override;
   void unhalt() override;
   void init() override;
   void sipi(u8 vector) override;
@@ -273,6 +279,7 @@ class Vcpu final : private x86::Platform,
   SingleWaiter m_waiter;
   std::atomic<u8> m_requests{0};  // bits of Request
   std::atomic<u8> m_sipi_vector{0};
+  bool m_init_latched = false;
   u8 m_client_eoi = 0;                  // of kRequestClientEoi
   std::atomic<bool> m_unhalted{false};  // a kick that ends the next halt whatever RFLAGS.IF says
   std::atomic<bool> m_signalled{false};

@@ -117,6 +117,7 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
     handle_apic_requests();
     if (state().mp_state == x86::MpState::kHalted && runnable_after_halt()) {
       m_unhalted = false;
+      state().smm.from_halt = m_cpu->smi_waits() && !state().smm.active;
       m_xen.end_poll();
       m_stats.count(VcpuStat::halt_wakeup);
       state().mp_state = x86::MpState::kRunnable;
@@ -212,8 +213,16 @@ bool Vcpu::finish_instruction() {
 // --- INIT and SIPI (SDM 3A 8.4) ---
 
 void Vcpu::handle_apic_requests() {
-  const u8 requests = m_requests.load() ? m_requests.exchange(0) : 0;
+  u8 requests = m_requests.load() ? m_requests.exchange(0) : 0;
+  if (m_init_latched && !state().smm.active) {
+    m_init_latched = false;
+    requests |= kRequestInit;
+  }
   if (!requests || !m_lapic) return;
+  if (state().smm.active) {
+    m_init_latched = m_init_latched || (requests & kRequestInit);
+    requests &= static_cast<u8>(~(kRequestInit | kRequestSipi));
+  }
   if (requests & kRequestHypervTimers) m_cpu->visit_memory([this] { m_hyperv.run_timers(); });
   if (requests & kRequestXenTimers) m_cpu->visit_memory([this] { m_xen.expire(); });
   if (requests & kRequestInit) {
@@ -387,6 +396,7 @@ void Vcpu::tell_instruction() {
 
 void Vcpu::save_run_state() {
   kvm_run& run = m_shared.run();
+  if (state().smm.active) run.flags |= KVM_RUN_X86_SMM;
   run.if_flag = (state().rflags & x86::kFlagIf) != 0;
   run.cr8 = task_priority();
   run.apic_base = apic_base();

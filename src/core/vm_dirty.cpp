@@ -12,7 +12,7 @@ namespace anykvm::core {
 
 Result<const x86::MemorySlot*> Vm::logged_slot(u32 slot_id) const {
   if (m_dirty_ring_bytes.load()) return Error{ENXIO, "dirty pages are told by rings"};
-  if (slot_id >= kMaxMemorySlots) return Error{EINVAL, "no such slot or address space"};
+  if (!is_slot_number(slot_id)) return Error{EINVAL, "no such slot or address space"};
   const x86::MemorySlot* slot = m_slots.find(slot_id);
   if (!slot || !slot->dirty_bitmap) return Error{ENOENT, "the slot has no dirty log"};
   return slot;

@@ -37,6 +37,7 @@ Result<> Vm::check_backing(const kvm_userspace_memory_region& region, const Gues
 }
 
 Result<> Vm::set_user_memory_region(const kvm_userspace_memory_region& region, const GuestBacking& backing) {
+  if (has_private_memory() && region.slot >> 16) return Error{EINVAL, "such a VM has one address space"};
   std::lock_guard lock(m_slots_mutex);
   TRY(check_backing(region, backing));
   auto change = TRY(m_slots.set_region(region));

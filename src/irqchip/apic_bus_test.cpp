@@ -225,11 +225,12 @@ TEST_F(ApicBusTest, nmi_to_all_but_self) {
   EXPECT_EQ(vm.cpu(3).host.nmis, 1);
 }
 
-TEST_F(ApicBusTest, smi_reaches_nobody) {
+TEST_F(ApicBusTest, smi_reaches_its_destination_past_the_irr) {
   vm.cpu(0).write(kApicIcr2, 1u << 24);
   vm.cpu(0).write(kApicIcr, 0x4200);
   EXPECT_THAT(pending(), IsEmpty());
-  EXPECT_EQ(vm.cpu(1).host.nmis, 0);
+  EXPECT_EQ(vm.cpu(0).host.smis, 0);
+  EXPECT_EQ(vm.cpu(1).host.smis, 1);
 }
 
 TEST_F(ApicBusTest, x2apic_icr_sends_by_32_bit_destination) {

@@ -181,7 +181,9 @@ Lapic::Accepted Lapic::accept(DeliveryMode mode, u8 vector, bool level_triggered
     case DeliveryMode::kRemoteRead:
       m_host.unhalt();
       return Accepted::kYes;
-    case DeliveryMode::kSmi:     // no system management mode here
+    case DeliveryMode::kSmi:
+      m_host.smi();
+      return Accepted::kYes;
     case DeliveryMode::kExtInt:  // the PIC reaches CPUs through LINT0 only
       break;
   }

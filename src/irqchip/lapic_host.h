@@ -16,6 +16,7 @@ class LapicHost {
   // The state that it announces was stored, sequentially consistent, before the call.
   virtual void interrupt_posted() = 0;
   virtual void nmi() = 0;
+  virtual void smi() {}
   // A remote read, which no APIC has since the Pentium: KVM's message to a vCPU that halted in a paravirtual
   // lock.
   virtual void unhalt() {}

@@ -189,8 +189,9 @@ TEST_F(LapicTest, software_disable_masks_lvts_and_keeps_them_masked) {
   EXPECT_EQ(cpu.read(kApicLvtTimer), 0x41u | kLvtMasked);
 }
 
-TEST_F(LapicTest, smi_is_not_taken) {
-  EXPECT_EQ(cpu.lapic.accept(DeliveryMode::kSmi, 0, false, true), Lapic::Accepted::kNo);
+TEST_F(LapicTest, smi_goes_to_the_cpu) {
+  EXPECT_EQ(cpu.lapic.accept(DeliveryMode::kSmi, 0, false, true), Lapic::Accepted::kYes);
+  EXPECT_EQ(cpu.host.smis, 1);
 }
 
 TEST_F(LapicTest, hardware_disabled_passes_pic_and_loses_state) {

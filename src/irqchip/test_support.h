@@ -23,6 +23,7 @@ class FakeHost final : public LapicHost {
  public:
   void interrupt_posted() override { posted++; }
   void nmi() override { nmis++; }
+  void smi() override { smis++; }
   void init() override { inits++; }
   void sipi(u8 vector) override {
     sipis++;
@@ -31,7 +32,7 @@ class FakeHost final : public LapicHost {
   void client_ioapic_eoi(u8 vector) override { client_eois.push_back(vector); }
   void deadline_changed() override { deadline_changes++; }
 
-  std::atomic<int> posted{0}, nmis{0}, inits{0}, sipis{0}, sipi_vector{-1}, deadline_changes{0};
+  std::atomic<int> posted{0}, nmis{0}, smis{0}, inits{0}, sipis{0}, sipi_vector{-1}, deadline_changes{0};
   std::vector<int> client_eois;
 };
 

@@ -52,6 +52,15 @@ void Cpu::queue_nmi() {
 
 bool Cpu::nmi_queued() const { return m_private->queued_nmis.load() != 0; }
 
+void Cpu::queue_smi() {
+  m_private->queued_smi = true;
+  request(kAttentionEvent);
+}
+
+void Cpu::withdraw_smi() { m_private->queued_smi = m_state->smm.pending = false; }
+
+bool Cpu::smi_waits() const { return m_private->queued_smi.load() || m_state->smm.pending; }
+
 void Cpu::set_interrupt_window_request(bool wanted) {
   m_context->held_back &= ~kHeldClient;
   if (!wanted) return;

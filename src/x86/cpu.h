@@ -71,6 +71,11 @@ class Cpu {
   void queue_nmi();
   // Any thread. One of those is not delivered yet.
   bool nmi_queued() const;
+  // Any thread. Queues an SMI; one is kept.
+  void queue_smi();
+  void withdraw_smi();
+  // Any thread but for what the vCPU's own has taken from the queue.
+  bool smi_waits() const;
   // The client wants Reason::kInterruptWindow as soon as an external interrupt could be taken.
   void set_interrupt_window_request(bool wanted);
   // External interrupt `vector` from a client that has the interrupt controller (KVM_INTERRUPT).

@@ -1,6 +1,6 @@
 #pragma once
 // The parts of a Cpu that only its own implementation files see.
-// Owner: x86::Cpu. Only the vCPU's thread, but for `queued_nmis`.
+// Owner: x86::Cpu. Only the vCPU's thread, but for what is queued.
 
 #include <array>
 #include <atomic>
@@ -120,6 +120,7 @@ struct Cpu::Private {
   bool exit_after = false;      // `exit` is due once the current instruction is complete
   bool recheck_events = false;  // after the block that runs in an interrupt shadow
   std::atomic<u8> queued_nmis{0};
+  std::atomic<bool> queued_smi{false};
 
   GuestDebug guest_debug;
   u64 debug_hits = 0;  // bits of DR6 that the current instruction has earned

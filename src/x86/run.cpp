@@ -13,6 +13,7 @@
 #include "x86/cpu_private.h"
 #include "x86/mmu/client_writes.h"
 #include "x86/sys/events.h"
+#include "x86/sys/smm.h"
 #include "x86/sys/stack_frame.h"
 #include "x86/translate/host_signals.h"
 
@@ -187,6 +188,7 @@ class Dispatcher {
     if (injected) return deliver_from_events();
     const bool blocked = m_private.guest_debug.single_step && m_private.guest_debug.block_interrupts;
     if (events.shadow || blocked) return after_one_instruction();
+    if (m_cpu.smi_waits() && !m_state.smm.active) return enter_management_mode();
     collect_nmis(events);
     if (events.nmi.pending && !events.nmi.masked) {
       m_cpu.see_code_as_it_is();  // a device's MSI may be an NMI
@@ -195,6 +197,16 @@ class Dispatcher {
       return deliver_from_events();
     }
     return take_interrupt();
+  }
+
+  MaybeExit enter_management_mode() {
+    m_private.queued_smi = false;
+    enter_smm(m_cpu);
+    ANYKVM_TRACE(fault, "{}: SMI, SMBASE {:#x}", m_cpu.number(), m_state.smm.base);
+    m_context.image_from_rflags();
+    m_left = kNoRecord;
+    m_cpu.request(kAttentionEvent);
+    return {};
   }
 
   // While an NMI is served, one more is kept; else two are, of which the first is about to be taken (as in
@@ -422,9 +434,7 @@ class Dispatcher {
     const Block* block = left->block;
     const Site* site = &left->site;
     u64 rip = block->rip + site->guest_offset;
-    m_state.rip = block->mode.code_bits == 16   ? rip & 0xffff
-                  : block->mode.code_bits == 32 ? rip & 0xffffffff
-                                                : rip;
+    m_state.rip = block->mode.code64() ? rip : rip & 0xffffffff;
     if (fault && site->flags != FlagsAt::kHost) m_context.flags_image = m_context.signal_flags;
     if (site->flags != FlagsAt::kDead) m_context.rflags_from_image();
     for (unsigned i = 0; i < 2; ++i) {

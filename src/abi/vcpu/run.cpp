@@ -35,6 +35,11 @@ Result<long> nmi(core::Vcpu& vcpu, u64) {
   return 0;
 }
 
+Result<long> smi(core::Vcpu& vcpu, u64) {
+  vcpu.queue_smi();
+  return 0;
+}
+
 Result<long> get_mp_state(core::Vcpu& vcpu, kvm_mp_state& state) {
   state.mp_state = vcpu.mp_state();
   return 0;

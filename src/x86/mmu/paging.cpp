@@ -7,6 +7,10 @@
 
 namespace anykvm::x86 {
 
+Gpa as_seen(const CpuState& state, const PhysicalMemory& memory, Gpa address) {
+  return state.smm.active ? memory.in_management_space(address) : address;
+}
+
 namespace {
 
 // Paging-structure entries, SDM 3A tables 4-4 to 4-20:
@@ -142,6 +146,7 @@ class Walk {
 
   // False where the table is not in RAM, or no longer.
   bool read(Gpa address, Used& used) {
+    address = as_seen(m_state, m_memory, address);
     if (!m_slot || !m_slot->contains(address)) m_slot = m_memory.find(address);
     if (!m_slot) return false;
     used.slot = m_slot;
@@ -261,7 +266,7 @@ Guest<Translation> translate_with(const CpuState& state, const PhysicalMemory& m
       if (walk.unmapped()) return GuestStop::unmapped();
       continue;
     }
-    return Translation{.gpa = walk.gpa(),
+    return Translation{.gpa = as_seen(state, memory, walk.gpa()),
                        .page_size = walk.page_size(),
                        .writable = rights.allows(Access::kWrite) && walk.dirty(),
                        .user = walk.user(),
@@ -277,8 +282,8 @@ Gpa pdpte_address(u64 cr3, unsigned index) { return Gpa((cr3 & mask(31, 5)) + in
 u64 pdpte_reserved(unsigned address_bits) { return mask(2, 1) | mask(8, 5) | ~low_bits(address_bits); }
 
 // 0, which is not present, where the table is not in RAM.
-Guest<u64> read_pdpte(const PhysicalMemory& memory, u64 cr3, unsigned index) {
-  Gpa address = pdpte_address(cr3, index);
+Guest<u64> read_pdpte(const CpuState& state, const PhysicalMemory& memory, u64 cr3, unsigned index) {
+  Gpa address = as_seen(state, memory, pdpte_address(cr3, index));
   const MemorySlot* slot = memory.find(address);
   if (!slot) return u64{0};
   // SAFETY: 8-byte aligned within a slot of whole pages.
@@ -290,7 +295,7 @@ Guest<u64> read_pdpte(const PhysicalMemory& memory, u64 cr3, unsigned index) {
 Guest<u64> current_pdpte(const CpuState& state, const PhysicalMemory& memory, Gva address) {
   auto index = static_cast<unsigned>(bits(address.value, 31, 30));
   if (state.pdptes_valid) return state.pdptes[index];
-  return read_pdpte(memory, state.cr3, index);
+  return read_pdpte(state, memory, state.cr3, index);
 }
 
 Guest<Translation> translate_pae(const CpuState& state, const PhysicalMemory& memory, Gva address,
@@ -302,8 +307,8 @@ Guest<Translation> translate_pae(const CpuState& state, const PhysicalMemory& me
   return translate_with<Pae>(state, memory, address, access, privilege, address_bits, pdpte & kEntryAddress);
 }
 
-Translation translate_without_paging(Gva address) {
-  return Translation{.gpa = Gpa(address.value & low_bits(32)),
+Translation translate_without_paging(const CpuState& state, const PhysicalMemory& memory, Gva address) {
+  return Translation{.gpa = as_seen(state, memory, Gpa(address.value & low_bits(32))),
                      .page_size = kPageSize,
                      .writable = true,
                      .user = true,
@@ -345,14 +350,14 @@ DebugTranslation debug_pae(const CpuState& state, const PhysicalMemory& memory, 
     case PagingMode::k5Level:
       return translate_with<Long<5>>(state, memory, address, access, privilege, physical_address_bits, table);
   }
-  return translate_without_paging(address);
+  return translate_without_paging(state, memory, address);
 }
 
 Guest<void> load_pdptes(CpuState& state, const PhysicalMemory& memory, u64 cr3,
                         unsigned physical_address_bits) {
   std::array<u64, 4> loaded{};
   for (unsigned i = 0; i < loaded.size(); ++i) {
-    loaded[i] = TRY(read_pdpte(memory, cr3, i));
+    loaded[i] = TRY(read_pdpte(state, memory, cr3, i));
     bool reserved = loaded[i] & pdpte_reserved(physical_address_bits);
     if ((loaded[i] & kEntryPresent) && reserved) return GuestStop::gp(0);
   }

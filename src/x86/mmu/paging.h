@@ -15,6 +15,10 @@ enum class Access : u8 { kRead, kWrite, kFetch };
 // (descriptor tables, TSS), whatever the CPL is.
 enum class Privilege : u8 { kCurrent, kSystem };
 
+// Where the CPU finds what is at the physical address: system-management mode has an address space of its
+// own.
+Gpa as_seen(const CpuState& state, const PhysicalMemory& memory, Gpa address);
+
 // Which tables the walk goes through (SDM 3A 4.1.1).
 enum class PagingMode : u8 { kNone, k32Bit, kPae, k4Level, k5Level };
 
@@ -26,24 +30,27 @@ inline PagingMode paging_mode(const CpuState& state) {
 }
 
 struct Translation {
-  Gpa gpa{};               // of the byte asked for
-  u64 page_size = 0;       // 4 KiB, 2 MiB, 4 MiB or 1 GiB; with paging off 4 KiB
-  bool writable = false;   // a write by the same privilege would be permitted AND the D flag is already set
-  bool user = false;       // U/S is set at every level
+  Gpa gpa{};              // of the byte asked for
+  u64 page_size = 0;      // 4 KiB, 2 MiB, 4 MiB or 1 GiB; with paging off 4 KiB
+  bool writable = false;  // a write by the same privilege would be permitted AND the D flag is already set
+  bool user = false;      // U/S is set at every level
   bool global = false;
-  bool executable = false; // a fetch by the same privilege would be permitted
+  bool executable = false;  // a fetch by the same privilege would be permitted
 };
 
-// Walks the guest's tables for one access, sets A and D flags as the CPU would (atomically), and checks permissions:
-// P, R/W with CR0.WP, U/S, NX, SMEP, SMAP with EFLAGS.AC, protection keys, reserved bits (SEEDS X5), canonical form is
-// the caller's business. Returns #PF with the exact error code. Compiled without vector instructions (DESIGN D6).
+// Walks the guest's tables for one access, sets A and D flags as the CPU would (atomically), and checks
+// permissions: P, R/W with CR0.WP, U/S, NX, SMEP, SMAP with EFLAGS.AC, protection keys, reserved bits (SEEDS
+// X5), canonical form is the caller's business. Returns #PF with the exact error code. Compiled without
+// vector instructions (DESIGN D6).
 Guest<Translation> translate(const CpuState& state, const PhysicalMemory& memory, Gva address, Access access,
                              Privilege privilege, unsigned physical_address_bits);
 
-// Loads the PDPTE registers from the table at `cr3` (SDM 3A 4.4.1): on MOV to CR3 with PAE paging, and when MOV to CR0 or
-// CR4 changes CD, NW, PG, PAE, PGE, PSE or SMEP and PAE paging is on afterwards. #GP(0), and nothing loaded, where a
-// present one has a reserved bit set. Whoever sets CR3 without knowing the PDPTEs clears `state.pdptes_valid` instead.
-Guest<void> load_pdptes(CpuState& state, const PhysicalMemory& memory, u64 cr3, unsigned physical_address_bits);
+// Loads the PDPTE registers from the table at `cr3` (SDM 3A 4.4.1): on MOV to CR3 with PAE paging, and when
+// MOV to CR0 or CR4 changes CD, NW, PG, PAE, PGE, PSE or SMEP and PAE paging is on afterwards. #GP(0), and
+// nothing loaded, where a present one has a reserved bit set. Whoever sets CR3 without knowing the PDPTEs
+// clears `state.pdptes_valid` instead.
+Guest<void> load_pdptes(CpuState& state, const PhysicalMemory& memory, u64 cr3,
+                        unsigned physical_address_bits);
 
 // As KVM_TRANSLATE and debuggers need it: no permission checks, no A/D updates.
 struct DebugTranslation {

@@ -32,6 +32,16 @@ const MemorySlot* PhysicalMemory::find(Gpa address) const {
   return &slots[first - 1];
 }
 
+Gpa PhysicalMemory::in_management_space(Gpa address) const {
+  const Gpa moved = address + kManagementSpace;
+  const MemorySlot* usual = find(address);
+  const MemorySlot* own = find(moved);
+  if (!usual && !own) return address;
+  const bool same = usual && own && usual->read_only == own->read_only &&
+                    usual->host + (address - usual->base) == own->host + (moved - own->base);
+  return same ? address : moved;
+}
+
 u8* PhysicalMemory::host(Gpa address, u64 size) const {
   const MemorySlot* slot = find(address);
   if (!slot) return nullptr;

@@ -69,10 +69,18 @@ struct MemorySlot {
   }
 };
 
+// Memory as CPUs in system-management mode see it is an address space of its own (KVM API 4.35): its slots
+// lie at their guest addresses plus this, beyond all physical addresses.
+inline constexpr u64 kManagementSpace = u64{1} << 52;
+
 class PhysicalMemory {
  public:
   // The slot that holds `address`, or null: then the address is MMIO (SEEDS X9).
   const MemorySlot* find(Gpa address) const;
+
+  // Where a CPU in system-management mode finds what is at `address`: there itself, if both address spaces
+  // have the same memory (or none), so that code and its pages are known by one address.
+  Gpa in_management_space(Gpa address) const;
 
   // Host address of `size` bytes at `address`, or null if they are not all in one slot.
   u8* host(Gpa address, u64 size) const;

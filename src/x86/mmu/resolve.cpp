@@ -26,7 +26,7 @@ Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privil
       TRY(translate(cpu.state(), memory, address, access, privilege, cpu.model().physical_address_bits()));
   const MemorySlot* slot = memory.find(translation.gpa);
   if (!slot || (slot->read_only && access == Access::kWrite))
-    return PageAccess{translation.gpa, nullptr, nullptr};
+    return PageAccess{Gpa(translation.gpa.value & ~kManagementSpace), nullptr, nullptr};
   if (translation.page_size > kPageSize) cpu.note_large_page(address, translation.page_size);
   const PageAccess page{translation.gpa, slot->host + (translation.gpa - slot->base), slot,
                         translation.global};

@@ -8,6 +8,7 @@
 #include "x86/mmu/access.h"
 #include "x86/ops/ops.h"
 #include "x86/sys/msr.h"
+#include "x86/sys/smm.h"
 
 namespace anykvm::x86 {
 namespace {
@@ -238,7 +239,20 @@ Guest<void> op_hlt(Cpu& cpu, const Insn&) {
 Guest<void> op_monitor(Cpu&, const Insn&) { return GuestStop::ud(); }
 Guest<void> op_mwait(Cpu&, const Insn&) { return GuestStop::ud(); }
 
-// No guest is ever in system-management mode.
-Guest<void> op_rsm(Cpu&, const Insn&) { return GuestStop::ud(); }
+Guest<void> op_rsm(Cpu& cpu, const Insn&) {
+  CpuState& state = cpu.state();
+  if (!state.smm.active) return GuestStop::ud();
+  if (!leave_smm(cpu)) {
+    state.events.triple_fault = true;
+    return {};
+  }
+  // INIT, NMIs and interrupts that waited.
+  cpu.request(kAttentionEvent | kAttentionKick);
+  if (state.mp_state != MpState::kHalted) return {};
+  Exit exit;
+  exit.reason = Exit::Reason::kHalt;
+  cpu.exit_after_instruction(exit);
+  return {};
+}
 
 }  // namespace anykvm::x86

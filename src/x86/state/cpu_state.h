@@ -2,9 +2,9 @@
 // The architectural state of one guest CPU, in the form in which it is exact between instructions.
 // Owner: x86::Cpu. Only the vCPU's thread touches it, except while the vCPU is not inside KVM_RUN.
 //
-// Translated code reaches this structure through GS at fixed offsets. While translated code runs, most general
-// registers, the arithmetic flags and (if `Context::vector_live`) the vector state are in the host's registers
-// instead; whatever is called from translated code finds them here again.
+// Translated code reaches this structure through GS at fixed offsets. While translated code runs, most
+// general registers, the arithmetic flags and (if `Context::vector_live`) the vector state are in the host's
+// registers instead; whatever is called from translated code finds them here again.
 
 #include <array>
 
@@ -15,7 +15,24 @@
 namespace anykvm::x86 {
 
 // Register numbers as instructions encode them.
-enum Gpr : u8 { kRax, kRcx, kRdx, kRbx, kRsp, kRbp, kRsi, kRdi, kR8, kR9, kR10, kR11, kR12, kR13, kR14, kR15 };
+enum Gpr : u8 {
+  kRax,
+  kRcx,
+  kRdx,
+  kRbx,
+  kRsp,
+  kRbp,
+  kRsi,
+  kRdi,
+  kR8,
+  kR9,
+  kR10,
+  kR11,
+  kR12,
+  kR13,
+  kR14,
+  kR15
+};
 enum SegmentIndex : u8 { kEs, kCs, kSs, kDs, kFs, kGs, kSegmentCount };
 
 // A segment register with its hidden part (SDM 3A 3.4.3); the fields are those of struct kvm_segment.
@@ -54,10 +71,26 @@ struct Events {
   u8 shadow = 0;
   bool triple_fault = false;
 };
+// System-management mode (sys/smm.h).
+struct Smm {
+  bool active = false;
+  bool pending = false;           // an SMI waits
+  bool nmis_were_masked = false;  // when the mode was entered
+  bool from_halt = false;         // the SMI that waits ends a halt
+  u32 base = 0x30000;
+  u64 count = 0;  // MSR_SMI_COUNT
+};
+
 enum InterruptShadow : u8 { kShadowSti = 1, kShadowMovSs = 2 };  // as KVM_X86_SHADOW_INT_*, names by cause
 
 // What KVM_GET_MP_STATE reports; values are those of KVM_MP_STATE_*.
-enum class MpState : u32 { kRunnable = 0, kUninitialized = 1, kInitReceived = 2, kHalted = 3, kSipiReceived = 4 };
+enum class MpState : u32 {
+  kRunnable = 0,
+  kUninitialized = 1,
+  kInitReceived = 2,
+  kHalted = 3,
+  kSipiReceived = 4
+};
 
 // Room for the widest XSAVE image offered to guests (x87, SSE, AVX, AVX-512, PKRU), standard format.
 inline constexpr std::size_t kXsaveAreaSize = 4096;
@@ -81,20 +114,22 @@ struct CpuState {
   u64 cr2 = 0, cr3 = 0, cr4 = 0;
   u64 efer = 0;
   u64 xcr0 = 1;
-  // PAE paging's four PDPTE registers (SDM 3A 4.4.1), loaded by load_pdptes(). Not valid (the client set CR3 without
-  // them): the walk reads them from memory.
+  // PAE paging's four PDPTE registers (SDM 3A 4.4.1), loaded by load_pdptes(). Not valid (the client set CR3
+  // without them): the walk reads them from memory.
   std::array<u64, 4> pdptes{};
   bool pdptes_valid = false;
   u32 pkru = 0;
   std::array<u64, 4> dr{};
   u64 dr6 = kDr6Fixed1, dr7 = kDr7Fixed1;
 
-  // Guest TSC = ((host TSC * tsc_ratio) >> 32) + tsc_offset; the ratio is 1 << 32 when guest and host run alike.
+  // Guest TSC = ((host TSC * tsc_ratio) >> 32) + tsc_offset; the ratio is 1 << 32 when guest and host run
+  // alike.
   u64 tsc_ratio = kTscUnscaled;
   u64 tsc_offset = 0;
 
   MsrState msrs{};
   Events events{};
+  Smm smm{};
   MpState mp_state = MpState::kRunnable;
 
   // x87, SSE, AVX ... state as XSAVE's standard format lays it out (SDM 1 13.4). PKRU lives above, not here.

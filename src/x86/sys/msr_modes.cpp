@@ -36,4 +36,22 @@ bool set_apic(Cpu& cpu, u32 index, u64 value, MsrAccess) {
   return true;
 }
 
+std::optional<u64> get_smi_count(Cpu& cpu, u32, MsrAccess) { return cpu.state().smm.count; }
+bool set_smi_count(Cpu& cpu, u32, u64 value, MsrAccess access) {
+  if (access == MsrAccess::kGuest) return false;
+  cpu.state().smm.count = value;
+  return true;
+}
+
+// The guest moves it in the saved state (SDM 3C 32.11).
+std::optional<u64> get_smbase(Cpu& cpu, u32, MsrAccess access) {
+  if (access == MsrAccess::kGuest) return std::nullopt;
+  return cpu.state().smm.base;
+}
+bool set_smbase(Cpu& cpu, u32, u64 value, MsrAccess access) {
+  if (access == MsrAccess::kGuest) return false;
+  cpu.state().smm.base = static_cast<u32>(value);
+  return true;
+}
+
 }  // namespace anykvm::x86

@@ -66,7 +66,7 @@ void Emitter::begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_a
 
 u64 Emitter::next_rip() const {
   u64 next = m_rip + m_decoded->insn.length;
-  return mode.code64() ? next : mode.code_bits == 32 ? next & 0xffffffff : next & 0xffff;
+  return mode.code64() ? next : next & 0xffffffff;
 }
 
 u64 Emitter::wrap_rip(u64 value, unsigned operand_size) const {

@@ -27,9 +27,10 @@ struct Planned {
   GroupPlace place;
 };
 
+// In 16-bit code too EIP has 32 bits: segments may be larger than 64 KiB (system-management mode's are).
 u64 advance_rip(const Mode& mode, u64 rip, unsigned length) {
   u64 next = rip + length;
-  return mode.code64() ? next : mode.code_bits == 32 ? next & 0xffffffff : next & 0xffff;
+  return mode.code64() ? next : next & 0xffffffff;
 }
 
 bool ends_block(const Planned& p) {
