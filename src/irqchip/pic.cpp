@@ -232,8 +232,6 @@ void Pic::set_state(unsigned index, const kvm_pic_state& state) {
   kvm_pic_state& chip = m_chips[index];
   chip = state;
   chip.priority_add &= 7;
-  chip.elcr_mask = kElcrMasks[index];
-  chip.elcr &= chip.elcr_mask;
   update();
 }
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 namespace anykvm::irqchip {
 namespace {
 
@@ -126,6 +128,15 @@ TEST_F(PicTest, elcr_keeps_board_lines_edge_triggered) {
   pic.write(0x4d1, 0xff);
   EXPECT_EQ(pic.read(0x4d0), 0xf8);
   EXPECT_EQ(pic.read(0x4d1), 0xde);
+}
+
+TEST_F(PicTest, state_of_the_client_is_kept_as_it_is) {
+  kvm_pic_state state{};
+  state.irq_base = 10;
+  state.elcr = 0x21;
+  pic.set_state(0, state);
+  const kvm_pic_state kept = pic.state(0);
+  EXPECT_EQ(std::memcmp(&kept, &state, sizeof state), 0);
 }
 
 TEST_F(PicTest, auto_eoi_leaves_nothing_in_service) {

@@ -402,6 +402,14 @@ TEST(Translate, without_paging_is_the_identity) {
   EXPECT_EQ(translation.physical_address, 0x5678u);
 }
 
+TEST(Translate, all_ones_is_no_address) {
+  Guest guest;
+  kvm_translation translation{};
+  translation.linear_address = ~0ull;
+  ASSERT_EQ(call(guest.vcpu, KVM_TRANSLATE, &translation), 0);
+  EXPECT_EQ(translation.valid, 0);
+}
+
 TEST(SignalMask, wrong_length_is_einval_and_null_clears) {
   Guest guest;
   struct {
