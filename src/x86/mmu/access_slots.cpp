@@ -68,13 +68,23 @@ void AccessSlots::empty_if(Predicate predicate) {
   journal_size = kept;
 }
 
+// To look at thousands costs more than to fill again those of them that are still in use, a page or two of
+// code's.
+bool AccessSlots::flush_rather() {
+  if (journal_size <= kMostLookedAt) return false;
+  flush();
+  return true;
+}
+
 void AccessSlots::flush_page(Gva address) {
+  if (flush_rather()) return;
   empty_if(
       [page = address.page().value](const AccessSlot& slot) { return overlaps(slot, slot.first, page); });
 }
 
 // Read slots are emptied as well: they find their page in the TLB again.
 void AccessSlots::forbid_writes(const u8* host_page) {
+  if (flush_rather()) return;
   empty_if([page = reinterpret_cast<u64>(host_page)](const AccessSlot& slot) {
     return overlaps(slot, slot.first + slot.delta, page);
   });

@@ -102,6 +102,9 @@ struct AccessSlots : InZeroedMemory {
   SlotNotes notes[kSlotCount];
 
  private:
+  // A journal of so many slots is looked through for those of one page; a longer one is emptied.
+  static constexpr u32 kMostLookedAt = 64;
+  bool flush_rather();
   template <class Predicate>
   void empty_if(Predicate predicate);
 };

@@ -106,6 +106,17 @@ TEST_F(AccessSlotsTest, flush_page_finds_the_last_page_whatever_the_span) {
   }
 }
 
+TEST_F(AccessSlotsTest, flush_page_keeps_others_as_long_as_they_are_few) {
+  for (u32 slot = 0; slot < 50; ++slot) fill(slot, 0x1000 * (slot + 1), 1);
+  m_slots->flush_page(Gva(0x1000 * 50));
+  EXPECT_TRUE(hits(0, 0x1000));
+  for (u32 slot = 50; slot < 1000; ++slot) fill(slot, 0x1000 * (slot + 1), 1);
+  m_slots->flush_page(Gva(0x1000 * 900));
+  EXPECT_TRUE(empty(899));
+  EXPECT_TRUE(empty(0));
+  EXPECT_EQ(m_slots->journal_size, 0u);
+}
+
 TEST_F(AccessSlotsTest, forbid_writes_goes_by_the_host_page) {
   fill(1, 0x10000, 4);
   fill(2, 0x20000, 4);

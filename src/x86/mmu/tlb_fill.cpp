@@ -2,6 +2,7 @@
 // registers.
 #include <x86intrin.h>
 
+#include "base/guarded_memory.h"
 #include "base/optimizations.h"
 #include "x86/cpu_private.h"
 #include "x86/mmu/code_pages.h"
@@ -61,6 +62,20 @@ bool continues(Context& context, Gva address, const u8* host, bool write, MmuInd
   return second.ok() && second.value() == host + (next - address);
 }
 
+// An access that begins at `own` and ends on another page, apart from it, if it only reads: a copy of its
+// bytes, of the same alignment. Null: not so.
+u8* copy_across_pages(Context& context, Gva address, const u8* own, unsigned size, MmuIndex mmu) {
+  static_assert(sizeof context.bounce >= 2 * 64);
+  if (size > 64 || !context.state.code64() || !optimizations().crossings) return nullptr;
+  auto second = map_page(context, address.page() + kPageSize, false, false, mmu);
+  if (!second.ok() || !second.value()) return nullptr;
+  const auto in_first = static_cast<unsigned>(kPageSize - address.page_offset());
+  u8* const copy = context.bounce + (address.value & 63);
+  const bool copied =
+      guarded_copy(copy, own, in_first) && guarded_copy(copy + in_first, second.value(), size - in_first);
+  return copied ? copy : nullptr;
+}
+
 // Do the bytes of a group lie on two pages that are there, but apart?
 bool on_split_pages(const TlbTable& table, Gva first, unsigned size, bool write) {
   const u8* begin = table.find(first, 1, write);
@@ -94,8 +109,13 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
     return exact ? leave_fault(context, mapped.error()) : leave_for(context, Leave::kSlow);
   }
   u8* const own = mapped.value();
-  if (!own || (crosses && !continues(*context, address, own, own_write, mmu)))
-    return leave_for(context, Leave::kSlow);
+  if (!own) return leave_for(context, Leave::kSlow);
+  if (crosses && !continues(*context, address, own, own_write, mmu)) {
+    const bool only_reads = !write && !leads && !MissInfo::masked(info);
+    u8* const copy = only_reads ? copy_across_pages(*context, address, own, size, mmu) : nullptr;
+    if (copy) return copy;
+    return leave_for(context, leads && !own_write ? Leave::kNarrow : Leave::kSlow);
+  }
   u8* const host = own - MissInfo::own_at(info);
   if (!has_slot && !leads) return host;
   const TlbTable& table = context->tlb[mmu];

@@ -2,6 +2,7 @@
 // done at once.
 
 #include <array>
+#include <cstring>
 
 #include "base/guarded_memory.h"
 #include "x86/mmu/access.h"
@@ -82,13 +83,52 @@ void finish_comparison(Cpu& cpu, const Insn& insn, StringRun& run, u64 left, u64
   if (!goes_on(insn, left, right)) run.stop();
 }
 
-// Compares elements of `right` with those of `left` until the condition ends the run; returns how many were
-// compared. `left_step` is 0 where all are compared with one value (SCAS).
-Guest<u64> compare_chunk(const Insn& insn, const StringRun& run, const u8* left, i64 left_step, Chunk right,
-                         u64* last_left, u64* last_right) {
+// A copy of elements in a row, so that each is read from the guest's memory once.
+class Elements {
+ public:
+  static constexpr unsigned kMost = 32;
+
+  // `first` is the highest where the run goes backwards.
+  bool read(const StringRun& run, const u8* first, u64 elements) {
+    m_first = run.backward() ? (elements - 1) * run.size() : 0;
+    return guarded_copy(m_bytes.data(), first - m_first, elements * run.size());
+  }
+  u64 at(const StringRun& run, u64 i) const {
+    const u8* from = m_bytes.data() + m_first + static_cast<i64>(i) * run.step();
+    u64 value = 0;
+    switch (run.size()) {
+      case 1:
+        return *from;
+      case 2:
+        return std::memcpy(&value, from, 2), value;
+      case 4:
+        return std::memcpy(&value, from, 4), value;
+      default:
+        return std::memcpy(&value, from, 8), value;
+    }
+  }
+
+ private:
+  u64 m_first = 0;
+  std::array<u8, kMost * 8> m_bytes;
+};
+
+// Compares elements of `right` with those at `left`, or with the one value `*last_left` if that is null
+// (SCAS), until the condition ends the run; returns how many were compared.
+Guest<u64> compare_chunk(const Insn& insn, const StringRun& run, const u8* left, Chunk right, u64* last_left,
+                         u64* last_right) {
+  Elements lefts, rights;
   for (u64 i = 0; i < right.elements; ++i) {
-    *last_left = TRY(read_element(left + static_cast<i64>(i) * left_step, run.size()));
-    *last_right = TRY(read_element(right.host + static_cast<i64>(i) * run.step(), run.size()));
+    const u64 in_copy = i % Elements::kMost;
+    if (in_copy == 0) {
+      const u64 elements = std::min<u64>(right.elements - i, Elements::kMost);
+      const i64 offset = static_cast<i64>(i) * run.step();
+      const bool read = (!left || lefts.read(run, left + offset, elements)) &&
+                        rights.read(run, right.host + offset, elements);
+      if (!read) return GuestStop::unmapped();
+    }
+    if (left) *last_left = lefts.at(run, in_copy);
+    *last_right = rights.at(run, in_copy);
     if (!goes_on(insn, *last_left, *last_right)) return i + 1;
   }
   return right.elements;
@@ -161,8 +201,7 @@ Guest<void> op_scas(Cpu& cpu, const Insn& insn) {
     Chunk chunk = chunk_at(cpu, run, kEs, run.rdi(), left, Access::kRead);
     u64 last_left = wanted, last_right = 0, elements = 1;
     if (chunk.elements) {
-      const u8* value = reinterpret_cast<const u8*>(&wanted);
-      elements = TRY(compare_chunk(insn, run, value, 0, chunk, &last_left, &last_right));
+      elements = TRY(compare_chunk(insn, run, nullptr, chunk, &last_left, &last_right));
     } else {
       last_right = TRY(load_element(cpu, run, kEs, run.rdi()));
     }
@@ -182,7 +221,7 @@ Guest<void> op_cmps(Cpu& cpu, const Insn& insn) {
         first.elements ? chunk_at(cpu, run, kEs, run.rdi(), first.elements, Access::kRead) : Chunk{};
     u64 last_left = 0, last_right = 0, elements = 1;
     if (second.elements) {
-      elements = TRY(compare_chunk(insn, run, first.host, run.step(), second, &last_left, &last_right));
+      elements = TRY(compare_chunk(insn, run, first.host, second, &last_left, &last_right));
     } else {
       last_left = TRY(load_element(cpu, run, segment, run.rsi()));
       last_right = TRY(load_element(cpu, run, kEs, run.rdi()));

@@ -111,6 +111,9 @@ struct Block {
   // be.
   u16 branch_offset = 0;  // from `rip`
   i32 branch_moved_stack = 0;
+  // Of one that straddles: where links lead instead of to its code, with flags in the host's register and in
+  // the image. That goes on through the jump cache, which knows whether both pages are still the same.
+  u16 gate_host = 0, gate_image = 0;  // from `code`; 0: none
 
   u8* code_host() const { return code + host_entry; }
   // Where its own jump back goes on: the same as code_host(), with LoopRegisters and vector state at their

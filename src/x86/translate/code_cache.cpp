@@ -140,16 +140,23 @@ void CodeCache::link(RecordRef ref, Block* to) {
   std::lock_guard lock(m_mutex);
   Link* link = m_records->at<Link>(ref);
   const Block& from = *m_records->at<Block>(link->from);
-  if (!from.is_alive() || !to->is_alive() || to->straddles || link->to != kNoRecord) return;
+  if (!from.is_alive() || !to->is_alive() || link->to != kNoRecord) return;
   Mode wanted = from.mode;
   wanted.narrow = link->narrow;
   if (to->mode != wanted || to->gpa.page() != from.gpa.page()) return;
+  if (to->straddles) return link_to_gate(*link, *to);
   if (link->loops && to != &from) return;
   u8* const entry = link->flags_in_host ? to->code_host() : to->code;
   patch_rel32(at(link->displacement), link->loops ? to->code_loop() : entry);
   link->to = m_records->ref(to);
   link->next_incoming = to->incoming;
   to->incoming = ref;
+}
+
+// A gate is right for its RIP and mode for ever, so nobody has to take the link back.
+void CodeCache::link_to_gate(const Link& link, const Block& to) {
+  const u32 gate = link.flags_in_host ? to.gate_host : to.gate_image;
+  if (gate && !link.narrow) patch_rel32(at(link.displacement), to.code + gate);
 }
 
 u64 CodeCache::target_of(RecordRef ref) const {

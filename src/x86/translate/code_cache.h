@@ -116,6 +116,7 @@ class CodeCache {
   void drop_page(u64 page);
   void kill(Block* block);
   void unlink(Link* link);
+  void link_to_gate(const Link& link, const Block& to);
   Block* holding(const u8* pc);
   u8* at(u32 code_offset) const { return m_memory->at(code_offset); }
   void divert(u8* entry, const u8* thunk);

@@ -65,6 +65,7 @@ struct Context : InZeroedMemory {
   u64 value = 0;  // an operand that outlives a second memory access of its instruction
   u64 vector_spill[2] = {};
   u64 miss_spill[3] = {};
+  u64 string_spill[8] = {};
   u64 group_delta[AccessGroups::kMostGroups] = {};  // of groups without a slot: host address - linear address
   // Guest arithmetic flags while they are not in the host's: AH as LAHF gives it in bits 15:8, OF in bit 0.
   u64 flags_image = 0x0200;

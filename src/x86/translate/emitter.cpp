@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "base/optimizations.h"
+#include "x86/ops/string_common.h"
 #include "x86/translate/policy.h"
 
 namespace anykvm::x86 {
@@ -528,8 +529,25 @@ const HelperSite* Emitter::new_helper_site(const Insn& insn, Op op, u16 flags) {
       HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, continues, (flags & kOpSerializes) != 0});
 }
 
+// For REP MOVS and REP STOS; null for others.
+const u8* Emitter::string_thunk(const HelperSite& site) const {
+  const Insn& insn = site.insn;
+  const bool strings = site.op == op_movs || site.op == op_stos;
+  if (!strings || !(insn.rep || insn.repne) || !optimizations().strings) return nullptr;
+  const SegmentIndex segment = string_source_segment(insn);
+  const bool plain = mode.code64() && mode.direct_memory() && !mode.step && insn.address_size == 8 &&
+                     segment != kFs && segment != kGs;
+  if (!plain) return nullptr;
+  const int shift = std::countr_zero(insn.operand_size);
+  return site.op == op_movs ? m_thunks.move_string[shift] : m_thunks.store_string[shift];
+}
+
 void Emitter::call_helper_thunk(const HelperSite* site, u16 flags) {
   const u8* thunk = flags & kOpKeepsVector ? m_thunks.helper_keeping_vector : m_thunks.helper;
+  if (const u8* string = string_thunk(*site)) {
+    thunk = string;
+    a.mov(kScratch.r32(), static_cast<u32>(tlb_offset()));
+  }
   a.mov(kAddress, reinterpret_cast<u64>(site));
   a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
 }
@@ -646,12 +664,25 @@ void Emitter::jump_to(u64 target, bool next_straddles) {
     leave_to(target);
   } else {
     protect_flags(kFlagsArithmetic);
-    a.mov(kAddress, target);
-    const std::size_t entry = offsetof(Context, jumps) + sizeof(JumpEntry) * jump_cache_index(target);
-    jump_through_cache(host::gs(entry + offsetof(JumpEntry, tag)),
-                       host::gs(entry + offsetof(JumpEntry, target)), m_cache_miss);
+    jump_by_cache(target);
   }
   m_flags = before;
+}
+
+// Flags are in the image.
+void Emitter::jump_by_cache(u64 target) {
+  a.mov(kAddress, target);
+  const std::size_t entry = offsetof(Context, jumps) + sizeof(JumpEntry) * jump_cache_index(target);
+  jump_through_cache(host::gs(entry + offsetof(JumpEntry, tag)),
+                     host::gs(entry + offsetof(JumpEntry, target)), m_cache_miss);
+}
+
+// See Block::gate_host.
+void Emitter::emit_gate() {
+  m_block.gate_host = static_cast<u16>(offset());
+  host::save_flags(a);
+  m_block.gate_image = static_cast<u16>(offset());
+  jump_by_cache(m_block.rip);
 }
 
 void Emitter::embed_instruction(const u8* bytes, unsigned length) {
@@ -819,6 +850,7 @@ Block* Emitter::finish(u32 start) {
     a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.load_vector)));
     a.jmp(load.resume);
   }
+  if (m_block.straddles && jumps_on()) emit_gate();
   Block* block = m_records.make(m_block);
   for (Exit& exit : m_exits) {
     if (exit.links) {

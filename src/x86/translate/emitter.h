@@ -185,6 +185,7 @@ class Emitter {
   void emit_miss(const Miss& miss);
   void emit_aside(const Aside& aside);
   const HelperSite* new_helper_site(const Insn& insn, Op op, u16 flags);
+  const u8* string_thunk(const HelperSite& site) const;
   void call_helper_thunk(const HelperSite* site, u16 flags);
   const u8* leave_thunk(FlagsAt flags) const;
   void leave_to(u64 target);
@@ -194,6 +195,8 @@ class Emitter {
   void leave_loop();
   void emit_jump_out(Exit& exit);
   bool jumps_on() const;
+  void jump_by_cache(u64 target);
+  void emit_gate();
   void jump_through_cache(const asmjit::x86::Mem& tag, const asmjit::x86::Mem& destination,
                           asmjit::Label& miss);
   void emit_cache_miss(asmjit::Label miss, RecordRef left_by);

@@ -209,7 +209,8 @@ Policy policy_of(const Decoded& d) {
     case ZYDIS_MNEMONIC_BTR:
     case ZYDIS_MNEMONIC_BTC:
       // With a register bit offset the address depends on the offset.
-      if (insn.has_memory && insn.opcode != 0xba) return helper(op_bit_string);
+      if (insn.has_memory && insn.opcode != 0xba)
+        return {Policy::Kind::kHelper, Rule::kbit_string, op_bit_string, 0};
       break;
     case ZYDIS_MNEMONIC_NOP:
       // PREFETCHW's opcode with a register: a NOP or undefined, as the host has it (AMD's CPUs: #UD).
@@ -249,6 +250,8 @@ bool inline_in(const Mode& mode, Rule rule) {
       return mode.cpl == 0;  // elsewhere IOPL and VME decide
     case Rule::kpushf:
       return mode.protected_;  // virtual-8086 mode has VME
+    case Rule::kbit_string:
+      return mode.code64();
     default:
       return true;
   }

@@ -33,6 +33,7 @@ enum class Rule : u8 {
   klea,
   knop,
   kmoffs,
+  kbit_string,
   kcli,
   ksti,
   kpushf,

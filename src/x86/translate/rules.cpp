@@ -32,6 +32,8 @@ void emit_rule(Emitter& e, const Decoded& d, const Policy& policy) {
       return emit_nop(e, d);
     case Rule::kmoffs:
       return emit_moffs(e, d);
+    case Rule::kbit_string:
+      return emit_bit_string(e, d);
     case Rule::kcli:
       return emit_cli(e);
     case Rule::ksti:

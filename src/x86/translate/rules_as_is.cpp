@@ -135,7 +135,44 @@ Operand open_memory(Emitter& e, const Decoded& d) {
   return Operand::kAtAddress;
 }
 
+// R11 = how far from the operand's address the word of memory lies that a register's bit offset selects.
+// Clobbers flags.
+void load_bit_string_offset(Emitter& e, const Insn& insn) {
+  e.load_gpr(kScratch, insn.reg);
+  if (insn.operand_size == 4) e.a.movsxd(kScratch, kScratch.r32());
+  if (insn.operand_size == 2) e.a.movsx(kScratch, kScratch.r16());
+  e.a.sar(kScratch, 3);
+  e.a.and_(kScratch, -static_cast<i32>(insn.operand_size));
+}
+
 }  // namespace
+
+// BT, BTS, BTR and BTC of memory by a register: the instruction itself adds the offset to its address again.
+void emit_bit_string(Emitter& e, const Decoded& d) {
+  const Insn& insn = d.insn;
+  e.protect_flags();
+  e.effective_offset(insn);
+  load_bit_string_offset(e, insn);
+  if (insn.address_size == 4) {
+    e.a.add(kAddress.r32(), kScratch.r32());
+  } else {
+    e.a.add(kAddress, kScratch);
+  }
+  e.open_access(insn.memory.segment, insn.operand_size, true, d.memory_write);
+  load_bit_string_offset(e, insn);
+  e.a.sub(kAddress, kScratch);
+  e.flags_to_host();
+  OperandRegisters registers(e, d, kAddress);
+  HostFields fields;
+  fields.memory_base = static_cast<u8>(kAddress.id());
+  fields.reg = registers.map(insn.reg, false);
+  u8 bytes[28];
+  const unsigned length = reencode(d, fields, bytes);
+  e.record_fault_site();
+  e.embed_instruction(bytes, length);
+  e.flags_written();
+  if (d.memory_write) e.close_access();
+}
 
 void emit_as_is(Emitter& e, const Decoded& d) {
   bool memory = d.insn.has_memory && d.insn.memory.size != 0;

@@ -84,6 +84,7 @@ std::vector<GeneratedFunction> generated_functions(const Thunks& thunks, const u
       {"anykvm_thunk_tlb_miss", thunks.tlb_miss, kCalledByBlock},
       {"anykvm_thunk_helper", thunks.helper, kCalledByBlock},
       {"anykvm_thunk_helper_keeping_vector", thunks.helper_keeping_vector, kCalledByBlock},
+      {"anykvm_thunk_strings", thunks.move_string[0], kCalledByBlock},
       {"anykvm_thunk_slow_access", thunks.slow_access, kCalledByBlock},
       {"anykvm_thunk_slow_commit", thunks.slow_commit, kCalledByBlock},
       {"anykvm_thunk_load_vector", thunks.load_vector, kCalledByBlock},

@@ -5,6 +5,7 @@
 
 #include "x86/translate/code_memory.h"
 #include "x86/translate/host.h"
+#include "x86/translate/string_thunks.h"
 
 namespace anykvm::x86 {
 namespace {
@@ -327,6 +328,12 @@ Thunks make_thunks(CodeMemory& memory) {
     t.slot_miss[write] = assemble(memory, [&](Assembler& a) { make_slot_miss(a, write, t.tlb_miss); });
   t.helper = assemble(memory, [](Assembler& a) { make_helper(a, false); });
   t.helper_keeping_vector = assemble(memory, [](Assembler& a) { make_helper(a, true); });
+  for (unsigned shift = 0; shift < 4; ++shift) {
+    t.move_string[shift] =
+        assemble(memory, [&](Assembler& a) { make_string_thunk(a, true, shift, t.helper); });
+    t.store_string[shift] =
+        assemble(memory, [&](Assembler& a) { make_string_thunk(a, false, shift, t.helper); });
+  }
   t.slow_access =
       assemble(memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&anykvm_slow_access)); });
   t.slow_commit =

@@ -36,7 +36,8 @@ struct Thunks {
   const u8* slot_miss[2] = {};   // for reads and for writes: the same, by the TLB if that has the page, or
                                  // kSplitPages
   const u8* helper = nullptr;    // R10 = HelperSite*
-  const u8* helper_keeping_vector = nullptr;  // the same for rows with kOpKeepsVector
+  const u8* helper_keeping_vector = nullptr;             // the same for rows with kOpKeepsVector
+  const u8 *move_string[4] = {}, *store_string[4] = {};  // string_thunks.h, by the element's size
   const u8* slow_access = nullptr;  // R10 address, R11 = SlowSite*; returns R10 = host address of the copy
   const u8* slow_commit = nullptr;  // R11 = SlowSite*
   const u8* load_vector = nullptr;  // preserves flags as well

@@ -188,5 +188,79 @@ TEST(Translator, integer_conversions_need_no_sse) {
   EXPECT_EQ(guest.state().gpr[kRdx], ~u64{0});
 }
 
+// The pages from kData on, of 4 KiB and in reverse order in the guest's memory.
+void reverse_data_pages(Guest64& guest) {
+  constexpr u64 kTable = 0x8000, kLast = Guest64::kData + 511 * kPageSize;
+  for (u64 i = 0; i < 512; ++i) guest.write<u64>(kTable + 8 * i, (kLast - i * kPageSize) | 7);
+  guest.write<u64>(Guest64::kTables + 0x2000 + 8 * (Guest64::kData >> 21), kTable | 7);
+}
+
+TEST(Translator, reads_across_pages_that_lie_apart_need_no_slow_form) {
+  Guest64 guest;
+  reverse_data_pages(guest);
+  constexpr u64 kFirst = Guest64::kData + 511 * kPageSize, kSecond = kFirst - kPageSize;
+  guest.write<u32>(kFirst + 0xffd, 0x03020100);
+  guest.write<u64>(kSecond, 0x0a09080706050403);
+  guest.code({0x48, 0x8b, 0x83, 0xfd, 0x0f, 0,    0,        // mov rax, [rbx+0xffd]
+              0x48, 0x8b, 0x8c, 0x13, 0xfd, 0x0f, 0,    0,  // mov rcx, [rbx+rdx+0xffd]
+              0xf3, 0x0f, 0x6f, 0x83, 0xf5, 0x0f, 0,    0,  // movdqu xmm0, [rbx+0xff5]
+              0x66, 0x48, 0x0f, 0x3a, 0x16, 0xc6, 0x01,     // pextrq rsi, xmm0, 1
+              0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  guest.state().gpr[kRdx] = 0;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 0x0706050403020100u);
+  EXPECT_EQ(guest.state().gpr[kRcx], 0x0706050403020100u);
+  EXPECT_EQ(guest.state().gpr[kRsi], 0x0706050403020100u);
+  EXPECT_EQ(guest.cpu->counts().slow_accesses, 0u);
+}
+
+TEST(Translator, the_second_page_of_a_read_is_the_one_that_faults) {
+  Guest64 guest;
+  guest.write<u64>(Guest64::kTables + 0x2000 + 8 * ((Guest64::kData >> 21) + 1), 0);
+  guest.code({0x48, 0x8b, 0x03, 0xf4});  // mov rax, [rbx]
+  guest.state().gpr[kRbx] = Guest64::kData + 0x1ffffe;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);  // no interrupt table
+  EXPECT_EQ(guest.state().cr2, Guest64::kData + 0x200000);
+}
+
+// A loop around an instruction on two pages, to which a jump leads with CF set.
+TEST(Translator, jumps_to_an_instruction_on_two_pages_do_without_the_dispatcher) {
+  Guest64 guest;
+  guest.code({0xf9, 0xeb, 0x0b}, Guest64::kCode + 0xff0);  // stc; jmp 0xffe
+  guest.code({0x15, 0x00, 0x00, 0x00, 0x00,                // 0xffe: adc eax, 0
+              0xff, 0xc9,                                  // dec ecx
+              0x75, 0xe9,                                  // jnz 0xff0
+              0xf4},
+             Guest64::kCode + 0xffe);
+  guest.state().gpr[kRax] = 0;
+  guest.state().gpr[kRcx] = 10000;
+  EXPECT_EQ(guest.run(Guest64::kCode + 0xff0).reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 10000u);
+  EXPECT_LT(guest.cpu->counts().lookups, 100u);
+}
+
+// The second page changes while links lead to the first.
+TEST(Translator, an_instruction_on_two_pages_is_the_one_that_is_there_now) {
+  Guest64 guest;
+  reverse_data_pages(guest);
+  constexpr u64 kFirst = Guest64::kData + 511 * kPageSize, kSecond = kFirst - kPageSize,
+                kOther = kSecond - kPageSize;
+  guest.code({0xff, 0xc9, 0x74, 0x0a}, kFirst + 0xff0);                   // dec ecx; jz 0xffe
+  guest.code({0xeb, 0x08}, kFirst + 0xff4);                               // jmp 0xffe
+  guest.code({0x05, 0x01}, kFirst + 0xffe);                               // add eax, 0x...01
+  guest.code({0x00, 0x00, 0x00, 0x85, 0xc9, 0x75, 0xe7, 0xf4}, kSecond);  // ...; test ecx, ecx; jnz 0xff0
+  guest.code({0x01, 0x00, 0x00, 0x85, 0xc9, 0x75, 0xe7, 0xf4}, kOther);   // the same with 0x101
+  guest.state().gpr[kRax] = 0;
+  guest.state().gpr[kRcx] = 1000;
+  EXPECT_EQ(guest.run(Guest64::kData + 0xff0).reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 1000u);
+  guest.write<u64>(0x8008, kOther | 7);
+  guest.state().gpr[kRax] = 0;
+  guest.state().gpr[kRcx] = 1000;
+  EXPECT_EQ(guest.run(Guest64::kData + 0xff0).reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.state().gpr[kRax], 0x101u * 1000);
+}
+
 }  // namespace
 }  // namespace anykvm::x86
