@@ -87,6 +87,9 @@ std::string disassemble(const std::vector<u8>& bytes, u64 rip, unsigned code_bit
   return text;
 }
 
+// A case may read the code of earlier ones, so what earlier tests left has to go: the guest is a new one.
+Differential::Differential() { std::memset(m_native.code(kCodeBase), 0, kCodeSize); }
+
 u64 Differential::place() {
   if (m_next + kMaxCaseBytes > kCodeBase + kCodeSize) {
     m_next = kCodeBase;

@@ -22,6 +22,7 @@ struct Case {
 
 class Differential {
  public:
+  Differential();
   // Where the next case's code goes; each gets fresh addresses, as most programs do.
   u64 place();
   // Empty if translator and host CPU agree, otherwise a report.
