@@ -399,6 +399,10 @@ class Dispatcher {
         m_code.do_without_slot(reinterpret_cast<const u8*>(m_context.leave_pc));
         restore_site(false);
         return {};
+      case Leave::kCrosses:
+        m_code.do_with_crossing(reinterpret_cast<const u8*>(m_context.leave_pc));
+        restore_site(false);
+        return {};
       case Leave::kNarrow:
         if (m_private.narrowings.too_many(m_context.leave_pc, __rdtsc()))
           m_code.do_without_group(reinterpret_cast<const u8*>(m_context.leave_pc));

@@ -38,6 +38,9 @@ class SlotNumbers {
   // Instructions whose access is not to lead a group (translate/access_groups.h).
   void leave_alone(Gpa instruction) { m_alone.insert(instruction.value); }
   bool leaves_alone(Gpa instruction) const { return m_alone.contains(instruction.value); }
+  // Instructions that were found to write across two pages that are apart.
+  void note_crossing(Gpa instruction) { m_crossing.insert(instruction.value); }
+  bool crosses(Gpa instruction) const { return m_crossing.contains(instruction.value); }
 
   // Slots are handed to kinds in pieces of so many. Those of one block's accesses never meet.
   static constexpr u32 kPiece = 128;
@@ -53,7 +56,7 @@ class SlotNumbers {
   };
   std::vector<Kind> m_kinds;
   u32 m_untaken = 0;
-  std::unordered_set<u64> m_avoided, m_alone;
+  std::unordered_set<u64> m_avoided, m_alone, m_crossing;
 };
 
 struct AccessSlot {

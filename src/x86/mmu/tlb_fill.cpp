@@ -62,18 +62,35 @@ bool continues(Context& context, Gva address, const u8* host, bool write, MmuInd
   return second.ok() && second.value() == host + (next - address);
 }
 
-// An access that begins at `own` and ends on another page, apart from it, if it only reads: a copy of its
-// bytes, of the same alignment. Null: not so.
-u8* copy_across_pages(Context& context, Gva address, const u8* own, unsigned size, MmuIndex mmu) {
-  static_assert(sizeof context.bounce >= 2 * 64);
-  if (size > 64 || !context.state.code64() || !optimizations().crossings) return nullptr;
-  auto second = map_page(context, address.page() + kPageSize, false, false, mmu);
-  if (!second.ok() || !second.value()) return nullptr;
+constexpr unsigned kLargestCopy = 64;
+
+// An access that begins at `own` and goes on on a page that is apart from it. On a copy of its bytes, of the
+// same alignment, if it only reads, or if the block has code that brings the copy back.
+u8* access_across_pages(Context& context, Gva address, u8* own, u64 info) {
+  const unsigned size = MissInfo::size(info);
+  const bool write = MissInfo::write(info);
+  if (!context.state.code64() || !optimizations().crossings) return leave_for(&context, Leave::kSlow);
+  if (MissInfo::leads(info)) return leave_for(&context, Leave::kNarrow);
+  if (size > kLargestCopy || (write && !MissInfo::may_cross(info))) return leave_for(&context, Leave::kSlow);
+  auto second = map_page(context, address.page() + kPageSize, write, false, MissInfo::mmu(info));
+  if (!second.ok() || !second.value()) return leave_for(&context, Leave::kSlow);
+  if (write && !MissInfo::knows_crossing(info)) return leave_for(&context, Leave::kCrosses);
+  static_assert(sizeof context.bounce >= 2 * kLargestCopy);
   const auto in_first = static_cast<unsigned>(kPageSize - address.page_offset());
-  u8* const copy = context.bounce + (address.value & 63);
+  const auto at = static_cast<u8>(address.value & 63);
+  u8* const copy = context.bounce + at;
   const bool copied =
       guarded_copy(copy, own, in_first) && guarded_copy(copy + in_first, second.value(), size - in_first);
-  return copied ? copy : nullptr;
+  if (!copied) return leave_for(&context, Leave::kSlow);
+  if (write) {
+    context.crossing = 1;
+    context.crossing_at = at;
+    context.crossing_size = static_cast<u8>(size);
+    context.crossing_in_first = static_cast<u8>(in_first);
+    context.crossing_to[0] = own;
+    context.crossing_to[1] = second.value();
+  }
+  return copy;
 }
 
 // Do the bytes of a group lie on two pages that are there, but apart?
@@ -110,12 +127,8 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
   }
   u8* const own = mapped.value();
   if (!own) return leave_for(context, Leave::kSlow);
-  if (crosses && !continues(*context, address, own, own_write, mmu)) {
-    const bool only_reads = !write && !leads && !MissInfo::masked(info);
-    u8* const copy = only_reads ? copy_across_pages(*context, address, own, size, mmu) : nullptr;
-    if (copy) return copy;
-    return leave_for(context, leads && !own_write ? Leave::kNarrow : Leave::kSlow);
-  }
+  if (crosses && !continues(*context, address, own, own_write, mmu))
+    return access_across_pages(*context, address, own, info);
   u8* const host = own - MissInfo::own_at(info);
   if (!has_slot && !leads) return host;
   const TlbTable& table = context->tlb[mmu];
@@ -132,6 +145,15 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
   if (!split) return leave_for(context, Leave::kNarrow);
   context->access.note_split(MissInfo::slot(info), Gva(linear));
   return reinterpret_cast<u8*>(kSplitPages);
+}
+
+// Memory that the client takes away just now is gone with what was written to it.
+extern "C" void anykvm_commit_crossing(Context* context) {
+  const u8* copy = context->bounce + context->crossing_at;
+  const unsigned first = context->crossing_in_first;
+  context->crossing = 0;
+  guarded_copy(context->crossing_to[0], copy, first);
+  guarded_copy(context->crossing_to[1], copy + first, context->crossing_size - first);
 }
 
 }  // namespace anykvm::x86

@@ -257,6 +257,11 @@ void CodeCache::do_without_slot(const u8* pc) {
   make_anew(pc, &SlotNumbers::avoid);
 }
 
+void CodeCache::do_with_crossing(const u8* pc) {
+  std::lock_guard lock(m_mutex);
+  make_anew(pc, &SlotNumbers::note_crossing);
+}
+
 void CodeCache::do_without_group(const u8* pc) {
   std::lock_guard lock(m_mutex);
   make_anew(pc, &SlotNumbers::leave_alone);

@@ -72,6 +72,7 @@ class CodeCache {
   // The access that called a thunk and returns to `pc` is better off without a slot: its block will be made
   // anew.
   void do_without_slot(const u8* pc);
+  void do_with_crossing(const u8* pc);
 
   // The access that called a thunk and returns to `pc` is better off without leading a group.
   void do_without_group(const u8* pc);

@@ -26,6 +26,7 @@ enum class Leave : u64 {
   kSignal = 3,      // a host signal in translated code; Context::signal_*
   kThrash = 4,      // the slot of this instruction's access misses all the time
   kNarrow = 5,      // the bytes of this instruction's group of accesses are not in one piece
+  kCrosses = 7,     // this instruction writes across two pages, and can be made to do so on a copy
   kHelperStop = 6,  // as kStop, and RIP and flags are those before the instruction already
 };
 
@@ -85,7 +86,11 @@ struct Context : InZeroedMemory {
   // Slow accesses work on a copy; the low six address bits are kept, so that alignment checks stay true.
   alignas(64) u8 bounce[256 + 64] = {};
   u64 bounce_address = 0;  // linear
-  u64 bounce_before = 0;   // what a LOCKed instruction read across two pages
+  // A write across two pages that is under way on a copy at bounce + crossing_at: where the bytes belong.
+  u8 crossing = 0;  // there is one
+  u8 crossing_at = 0, crossing_size = 0, crossing_in_first = 0;
+  u8* crossing_to[2] = {};
+  u64 bounce_before = 0;  // what a LOCKed instruction read across two pages
   std::array<u64, 16>
       slow_gpr{};  // registers and flags before the slow instruction, should its write have to wait
   u64 slow_flags = 0;

@@ -508,6 +508,8 @@ bool is_exchange(const ZydisDecodedInstruction& z) {
 
 }  // namespace
 
+bool is_locked(const Decoded& d) { return d.insn.lock || d.insn.mnemonic == ZYDIS_MNEMONIC_XCHG; }
+
 DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned stack_bytes, u64 rip,
                     Decoded* out) {
   ZydisDecodedInstruction z;

@@ -51,6 +51,9 @@ struct Decoded {
   u32 flags_written = 0;  // written perhaps
 };
 
+// Does it access memory atomically? XCHG needs no prefix (SDM 3A 8.1.2.2).
+bool is_locked(const Decoded& d);
+
 // kTooLong: more than 15 bytes, which is #GP whatever they are (SDM 2A 2.3.11).
 enum class DecodeStatus : u8 { kOk, kTruncated, kInvalid, kTooLong };
 

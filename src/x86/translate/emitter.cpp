@@ -196,13 +196,6 @@ void Emitter::add_segment_base(SegmentIndex segment) {
   a.lea(kAddress, ptr(kAddress, kScratch));
 }
 
-namespace {
-
-// XCHG needs no prefix (SDM 3A 8.1.2.2).
-bool is_locked(const Decoded& d) { return d.insn.lock || d.insn.mnemonic == ZYDIS_MNEMONIC_XCHG; }
-
-}  // namespace
-
 SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first,
                                  bool last) {
   SlowSite& site = *m_records.make(SlowSite{});
@@ -428,6 +421,28 @@ void Emitter::look_into_tlb(Miss& miss) {
   } else {
     a.add(kAddress, host);
   }
+}
+
+void Emitter::begin_crossing() {
+  m_crossing = false;
+  if (m_misses.empty()) return;
+  Miss& miss = m_misses.back();
+  const auto guest_offset = static_cast<u16>(m_rip - m_block.rip);
+  if (miss.guest_offset != guest_offset || MissInfo::leads(miss.info) || MissInfo::masked(miss.info)) return;
+  miss.info |= MissInfo::kMayCross;
+  if (!m_slots.crosses(m_block.gpa + guest_offset)) return;
+  m_crossing = true;
+  miss.info |= MissInfo::kKnowsCrossing;
+  miss.rest_begin = offset();
+}
+
+void Emitter::end_crossing() {
+  if (!m_crossing) return;
+  m_crossing = false;
+  Miss& miss = m_misses.back();
+  miss.rest_end = offset();
+  miss.after = a.newLabel();
+  a.bind(miss.after);
 }
 
 void Emitter::close_access(bool last) {
@@ -831,7 +846,27 @@ void Emitter::emit_miss(const Miss& miss) {
   } else if (miss.indexed) {
     a.mov(kScratch.r32(), 0);
   }
+  if (MissInfo::knows_crossing(miss.info)) emit_crossing(miss);
   a.jmp(miss.resume);
+}
+
+// The same code again, and the copy that it wrote to goes where it belongs.
+void Emitter::emit_crossing(const Miss& miss) {
+  a.cmp(ANYKVM_GS(crossing), 0);
+  a.je(miss.resume);
+  const u32 moved = offset() - miss.rest_begin;
+  const u8* code = a.bufferData();
+  const std::vector<u8> rest(code + miss.rest_begin, code + miss.rest_end);
+  a.embed(rest.data(), rest.size());
+  const std::size_t sites = m_sites.size();
+  for (std::size_t i = 0; i < sites; ++i) {
+    Site site = m_sites[i];
+    if (site.offset < miss.rest_begin || site.offset >= miss.rest_end) continue;
+    site.offset += moved;
+    m_sites.push_back(site);
+  }
+  a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.commit_crossing)));
+  a.jmp(miss.after);
 }
 
 void Emitter::emit_aside(const Aside& aside) {

@@ -69,6 +69,10 @@ class Emitter {
   // R11; R10 is free. False, and nothing done, where that is not possible.
   bool open_by_delta(u8 base, i64 displacement, SegmentIndex segment, unsigned size, bool write);
   void close_access(bool last = true);  // after a write
+  // Right behind the opening of an access that writes, all of its bytes and not atomically; what follows up
+  // to end_crossing() can be emitted twice.
+  void begin_crossing();
+  void end_crossing();
   // An access to the stack, at RSP + `displacement`: the operand for it, and a register that is free
   // meanwhile.
   struct StackAccess {
@@ -125,6 +129,9 @@ class Emitter {
     bool indexed = false;  // the host address is R10 + R11
     u16 guest_offset = 0;
     FlagsAt flags = FlagsAt::kHost;
+    // Of one that knows_crossing(): the rest of the instruction's code, which runs on the copy as well.
+    u32 rest_begin = 0, rest_end = 0;
+    asmjit::Label after{};
   };
   struct Aside {
     asmjit::Label entry, resume;
@@ -183,6 +190,7 @@ class Emitter {
   void emit_link_exit(Exit& exit, Block* block, u32 start);
   void emit_far_exit(const FarExit& exit);
   void emit_miss(const Miss& miss);
+  void emit_crossing(const Miss& miss);
   void emit_aside(const Aside& aside);
   const HelperSite* new_helper_site(const Insn& insn, Op op, u16 flags);
   const u8* string_thunk(const HelperSite& site) const;
@@ -221,6 +229,7 @@ class Emitter {
   bool m_vector_live = false;
   bool m_ended = false;
   bool m_wrote_slowly = false;  // the current instruction
+  bool m_crossing = false;      // it has code for a write across pages
   SlowSite* m_open_slow = nullptr;
   asmjit::Label m_cache_miss, m_indirect_miss;
   std::vector<Miss> m_misses;

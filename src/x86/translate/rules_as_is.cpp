@@ -179,6 +179,8 @@ void emit_as_is(Emitter& e, const Decoded& d) {
   if (d.vector != VectorClass::kNone) e.ensure_vector();
   const Operand operand = memory ? open_memory(e, d) : Operand::kAtAddress;
   const bool by_delta = operand == Operand::kByDelta;
+  const bool may_cross = memory && d.memory_write && !d.masked_memory && !is_locked(d);
+  if (may_cross) e.begin_crossing();
   if (d.vector != VectorClass::kNone) e.ensure_vector();  // a slow access has saved it
   if (reads_host_flags(d)) e.flags_to_host(by_delta ? kAddress : kScratch);
 
@@ -205,6 +207,7 @@ void emit_as_is(Emitter& e, const Decoded& d) {
   e.embed_instruction(bytes, length);
   if (d.flags_written) e.flags_written();
   registers.write_back();
+  if (may_cross) e.end_crossing();
   if (memory && d.memory_write) e.close_access();
 }
 

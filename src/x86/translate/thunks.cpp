@@ -265,6 +265,26 @@ void make_helper(Assembler& a, bool keeps_vector) {
   leave_from_call(a);
 }
 
+// Flags may be in the host's register.
+void make_commit_crossing(Assembler& a) {
+  const Mem flags = host::gs(offsetof(Context, string_spill), 2);
+  a.mov(ANYKVM_GS(spill), rax);
+  a.lahf();
+  a.seto(al);
+  a.mov(flags, ax);
+  a.mov(rax, ANYKVM_GS(spill));
+  save_caller_saved(a);
+  a.mov(rdi, ANYKVM_GS(self));
+  a.sub(rsp, 8);
+  a.call(asmjit::Imm(reinterpret_cast<u64>(&anykvm_commit_crossing)));
+  a.add(rsp, 8);
+  a.movzx(eax, flags);
+  a.add(al, 0x7f);
+  a.sahf();
+  load_caller_saved(a);
+  a.ret();
+}
+
 void make_load_vector(Assembler& a) {
   a.mov(host::gs(offsetof(Context, vector_spill)), rax);
   a.mov(host::gs(offsetof(Context, vector_spill) + 8), rdx);
@@ -338,6 +358,7 @@ Thunks make_thunks(CodeMemory& memory) {
       assemble(memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&anykvm_slow_access)); });
   t.slow_commit =
       assemble(memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&slow_commit_from_thunk)); });
+  t.commit_crossing = assemble(memory, make_commit_crossing);
   t.load_vector = assemble(memory, make_load_vector);
   return t;
 }

@@ -37,6 +37,7 @@ struct Thunks {
                                  // kSplitPages
   const u8* helper = nullptr;    // R10 = HelperSite*
   const u8* helper_keeping_vector = nullptr;             // the same for rows with kOpKeepsVector
+  const u8* commit_crossing = nullptr;                   // preserves flags as well
   const u8 *move_string[4] = {}, *store_string[4] = {};  // string_thunks.h, by the element's size
   const u8* slow_access = nullptr;  // R10 address, R11 = SlowSite*; returns R10 = host address of the copy
   const u8* slow_commit = nullptr;  // R11 = SlowSite*
@@ -46,12 +47,13 @@ struct Thunks {
 // What a fast access tells the handler of its misses, in one register.
 //   bits 15:0 4096 - size   bit 16 write   bit 17 masked (a fault may be that of an inactive element)
 //   bit 18 has a slot   bit 19 leads a group   bits 25:24 MmuIndex   bits 46:32 slot
+//   bit 22 writes, on a copy if there is code for it   bit 23 there is
 //   of a leader, whose size and address are those of the group, and which writes if one of them does:
 //   bit 20 its own access is a read   bit 21 takes kSplitPages for an answer
 //   bits 54:47 where its own access begins   bits 61:55 size of that
 struct MissInfo {
   static constexpr unsigned kSlotShift = 32, kOwnShift = 47, kOwnSizeShift = 55;
-  static constexpr u32 kKnowsSplitPages = 1u << 21;
+  static constexpr u32 kKnowsSplitPages = 1u << 21, kMayCross = 1u << 22, kKnowsCrossing = 1u << 23;
   static_assert(kSlotCount <= 1u << (kOwnShift - kSlotShift));
 
   static constexpr u64 make(unsigned size, bool write, MmuIndex mmu, bool masked) {
@@ -69,6 +71,8 @@ struct MissInfo {
   static constexpr bool leads(u64 info) { return info >> 19 & 1; }
   static constexpr bool own_write(u64 info) { return write(info) && !(info >> 20 & 1); }
   static constexpr bool knows_split_pages(u64 info) { return info & kKnowsSplitPages; }
+  static constexpr bool may_cross(u64 info) { return info & kMayCross; }
+  static constexpr bool knows_crossing(u64 info) { return info & kKnowsCrossing; }
   static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 24 & 3); }
   static constexpr u32 slot(u64 info) { return static_cast<u32>(info >> kSlotShift) & (kSlotCount - 1); }
   static constexpr unsigned own_at(u64 info) { return leads(info) ? info >> kOwnShift & 0xff : 0; }
@@ -89,6 +93,8 @@ inline constexpr u64 kHelperStays = 1;   // the block goes on
 extern "C" {
 // Compiled without vector instructions (the guest's may be live). Null: Context::leave says why.
 u8* anykvm_tlb_miss(Context* context, u64 address, u64 info);
+// What was written to the copy goes where it belongs.
+void anykvm_commit_crossing(Context* context);
 // kHelperLeaves, kHelperStays, or the host code of the next block to run.
 u64 anykvm_run_helper(Context* context, const HelperSite* site);
 u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site);

@@ -215,6 +215,43 @@ TEST(Translator, reads_across_pages_that_lie_apart_need_no_slow_form) {
   EXPECT_EQ(guest.cpu->counts().slow_accesses, 0u);
 }
 
+// A loop of writes across two pages that lie apart: on a copy from the second round on, flags and all.
+TEST(Translator, writes_across_pages_that_lie_apart_need_no_slow_form_for_long) {
+  Guest64 guest;
+  reverse_data_pages(guest);
+  constexpr u64 kFirst = Guest64::kData + 511 * kPageSize, kSecond = kFirst - kPageSize;
+  guest.code({0x48, 0x89, 0xc8,                                // mov rax, rcx
+              0xf9,                                            // stc
+              0x48, 0x89, 0x83, 0xfd, 0x0f, 0,    0,           // mov [rbx+0xffd], rax
+              0x48, 0x83, 0x94, 0x13, 0xfb, 0x1f, 0, 0, 0x01,  // adc qword [rbx+rdx+0x1ffb], 1
+              0xf3, 0x0f, 0x7f, 0x83, 0xf1, 0x2f, 0, 0,        // movdqu [rbx+0x2ff1], xmm0
+              0xff, 0xc9,                                      // dec ecx
+              0x75, 0xe0,                                      // jnz
+              0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  guest.state().gpr[kRdx] = 0;
+  guest.state().gpr[kRcx] = 1000;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(guest.read<u32>(kFirst + 0xffd) & 0xffffff, 1u);
+  EXPECT_EQ(guest.read<u8>(kSecond), 0);
+  EXPECT_EQ(guest.read<u32>(kSecond + 0xffb), 2000u);  // CF was set each time
+  EXPECT_LT(guest.cpu->counts().slow_accesses, 20u);
+}
+
+// Its copy has the address's alignment.
+TEST(Translator, aligned_vector_writes_across_pages_fault) {
+  Guest64 guest;
+  reverse_data_pages(guest);
+  guest.code({0x0f, 0x11, 0x83, 0xf8, 0x0f, 0, 0,  // movups [rbx+0xff8], xmm0
+              0x83, 0xe9, 0x01,                    // sub ecx, 1
+              0x75, 0xf4,                          // jnz
+              0x0f, 0x29, 0x83, 0xf8, 0x0f, 0, 0,  // movaps [rbx+0xff8], xmm0
+              0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  guest.state().gpr[kRcx] = 10;
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);  // #GP, no interrupt table
+}
+
 TEST(Translator, the_second_page_of_a_read_is_the_one_that_faults) {
   Guest64 guest;
   guest.write<u64>(Guest64::kTables + 0x2000 + 8 * ((Guest64::kData >> 21) + 1), 0);
