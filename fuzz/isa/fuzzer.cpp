@@ -142,11 +142,11 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   // Which operand MOVS looks at first, if neither may be accessed.
   bool moves = d.category == ZYDIS_CATEGORY_STRINGOP && (d.insn.opcode & 0xfe) == 0xa4;
   if (moves && same_place) return native.vector == kPageFault || guest.vector == kPageFault;
-  // Which part of a large operand is looked at first.
+  // Which part of a large operand is looked at first, and whether to read or to write.
   constexpr u64 kLargest = 4096;
   bool both = same_place && native.vector == kPageFault && guest.vector == kPageFault;
   if (far_call_cannot_push(d, native, guest)) return true;
-  return both && loads_state(d) && native.cr2 - guest.cr2 < kLargest;
+  return both && (loads_state(d) || stores_state(d)) && native.cr2 - guest.cr2 < kLargest;
 }
 
 // A single-step trap right behind an instruction that leaves flags undefined.
@@ -240,7 +240,7 @@ Fuzzer::MaybeMismatch Fuzzer::check_form(const Stream& stream, unsigned at, Tran
     Outcome guest = m_guest.run(job.start, job.memory, job.code_bits, translation);
     g_running = nullptr;
     test.ignored_flags = shows_undefined_flags(stream, job.outcome) ? kArithmetic : 0;
-    std::string lines = unexpected_differences(test, job.outcome, guest, translation);
+    std::string lines = unexpected_differences(test, job.outcome, guest);
     if (stream.modifies_itself && std::memcmp(m_guest.code(stream.rip), job.code_after.data(), job.code_size))
       lines += "  * the code\n";
     if (lines.empty()) continue;

@@ -440,7 +440,6 @@ class Dispatcher {
     u64 rip = block->rip + site->guest_offset;
     m_state.rip = block->mode.code64() ? rip : rip & 0xffffffff;
     if (fault && site->flags != FlagsAt::kHost) m_context.flags_image = m_context.signal_flags;
-    if (site->flags != FlagsAt::kDead) m_context.rflags_from_image();
     for (unsigned i = 0; i < 2; ++i) {
       if (site->borrowed[i] != kNoRegister) m_state.gpr[site->borrowed[i]] = m_context.borrowed[i];
     }
@@ -449,7 +448,15 @@ class Dispatcher {
       m_state.gpr[loop.guest[i]] = m_state.gpr[loop.lender[i]];
       m_state.gpr[loop.lender[i]] = m_context.lent[i];
     }
-    m_context.image_from_rflags();
+    const bool later_round = site->flags == FlagsAt::kRound && is_later_round(*block);
+    if (site->flags == FlagsAt::kRecovered || later_round)
+      m_context.flags_image = left->recovery->image(m_context);
+    m_context.rflags_from_image();
+  }
+
+  bool is_later_round(const Block& block) const {
+    return block.round_register == kNoRegister ? m_context.later_round
+                                               : m_state.gpr[block.round_register] != m_context.first_round;
   }
 
   Exit exit_of(const GuestStop& stop) const {

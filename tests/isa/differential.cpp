@@ -11,7 +11,6 @@ namespace anykvm::isa {
 namespace {
 
 constexpr u8 kHlt = 0xf4;
-constexpr u64 kArithmeticFlags = 0x8d5;
 
 u64 from_environment(const char* name, u64 usual) {
   const char* text = std::getenv(name);
@@ -121,22 +120,19 @@ std::string Differential::check(const Case& test) {
   return {};
 }
 
-std::string unexpected_differences(const Case& test, const Outcome& native, const Outcome& guest,
-                                   Translation translation) {
+std::string unexpected_differences(const Case& test, const Outcome& native, const Outcome& guest) {
   Comparison comparison;
   comparison.code_bits = test.code_bits;
   comparison.flags &= ~test.ignored_flags;
   comparison.flags &= ~undefined_flags(test);
-  // Flags that a later instruction of the block overwrites are not kept exact at a fault (docs/quirks.md).
   bool in_the_middle = native.state.rip != test.start.rip + test.bytes.size();
-  if (in_the_middle && translation == Translation::kBlocks) comparison.flags &= ~kArithmeticFlags;
   if (in_the_middle) loosen_for_fault(test, native.state.rip, &comparison);
   return differences(native, guest, comparison);
 }
 
 std::string Differential::compare(const Case& test, const Outcome& native, Translation translation) {
   Outcome guest = m_guest.run(test.start, test.memory, test.code_bits, translation);
-  std::string lines = unexpected_differences(test, native, guest, translation);
+  std::string lines = unexpected_differences(test, native, guest);
   if (lines.empty()) return {};
   return fmt::format("seed {}, {}\n{}start:\n{}ended natively by vector {} at {:x}\n{}{}", test.seed,
                      name_of(translation), disassemble(test.bytes, test.start.rip, test.code_bits),

@@ -45,8 +45,7 @@ class Differential {
 
 // One line for each difference between the two ends of `test`, but for what is known to differ
 // (docs/quirks.md).
-std::string unexpected_differences(const Case& test, const Outcome& native, const Outcome& guest,
-                                   Translation translation);
+std::string unexpected_differences(const Case& test, const Outcome& native, const Outcome& guest);
 std::string disassemble(const std::vector<u8>& bytes, u64 rip, unsigned code_bits);
 
 // The seed of a test's random numbers: ANYKVM_ISA_SEED if set, else `usual`. ANYKVM_ISA_FACTOR multiplies its

@@ -34,6 +34,8 @@ i64 stack_step(const Insn& insn, Rule rule) {
   }
 }
 
+}  // namespace
+
 // ADD, SUB, INC, DEC and LEA of a whole register and a constant.
 bool adds_constant(const Decoded& d, u8* gpr, i64* constant) {
   const Insn& insn = d.insn;
@@ -65,8 +67,6 @@ bool adds_constant(const Decoded& d, u8* gpr, i64* constant) {
   }
   return insn.opcode == 0x81 || insn.opcode == 0x83;
 }
-
-}  // namespace
 
 // What goes by Emitter::open_by_delta.
 bool AccessGroups::access_of(const Decoded& d, const Policy& policy, Access* out) {

@@ -24,6 +24,9 @@ struct GroupPlace {
   bool follows() const { return group != kNone && !leads; }
 };
 
+// Does the instruction do nothing to registers but add a constant to a whole one?
+bool adds_constant(const Decoded& d, u8* gpr, i64* constant);
+
 class AccessGroups {
  public:
   static constexpr u8 kMostGroups = 16;  // in a block

@@ -10,6 +10,8 @@ namespace {
 constexpr unsigned kOffsetAt = 14, kGuestOffsetAt = 4, kFaultAt = 3, kFlagsAt = 1;
 constexpr u32 kMore = 1;
 
+bool is_recovered(FlagsAt flags) { return flags == FlagsAt::kRecovered || flags == FlagsAt::kRound; }
+
 }  // namespace
 
 std::vector<u32> pack(std::vector<Site> sites) {
@@ -23,6 +25,7 @@ std::vector<u32> pack(std::vector<Site> sites) {
                     u32{site.fault} << kFaultAt | static_cast<u32>(site.flags) << kFlagsAt |
                     (more ? kMore : 0));
     if (more) words.push_back(u32{site.borrowed[0]} | u32{site.borrowed[1]} << 8);
+    if (is_recovered(site.flags)) words.push_back(site.recovery);
   }
   return words;
 }
@@ -32,12 +35,15 @@ bool find(std::span<const u32> words, u32 offset, bool fault, Site* out) {
     const u32 word = words[i];
     const bool wanted = word >> kOffsetAt == offset && (word >> kFaultAt & 1) == fault;
     const u32 more = word & kMore ? words[++i] : u32{kNoRegister} << 8 | kNoRegister;
+    const auto flags = static_cast<FlagsAt>(word >> kFlagsAt & 3);
+    const RecordRef recovery = is_recovered(flags) ? words[++i] : kNoRecord;
     if (!wanted) continue;
     *out = {offset,
             static_cast<u16>(word >> kGuestOffsetAt & low_bits(kOffsetAt - kGuestOffsetAt)),
             fault,
-            static_cast<FlagsAt>(word >> kFlagsAt & 3),
-            {static_cast<u8>(more), static_cast<u8>(more >> 8)}};
+            flags,
+            {static_cast<u8>(more), static_cast<u8>(more >> 8)},
+            recovery};
     return true;
   }
   return false;

@@ -17,7 +17,12 @@
 namespace anykvm::x86 {
 
 // Where the guest's arithmetic flags are at a site.
-enum class FlagsAt : u8 { kHost, kImage, kDead };
+enum class FlagsAt : u8 {
+  kHost,
+  kImage,      // Context::flags_image
+  kRecovered,  // nowhere, but Site::recovery makes them from the registers
+  kRound,      // the former in the first round of a loop, the latter afterwards (FlagPlan::round_recipe)
+};
 
 // A place in the host code from which control can leave in the middle of a guest instruction: behind a call
 // to a thunk, or an instruction that can raise a host signal.
@@ -27,6 +32,7 @@ struct Site {
   bool fault = false;    // a signal at `offset`; otherwise a call that returns to `offset`
   FlagsAt flags = FlagsAt::kHost;
   u8 borrowed[2] = {kNoRegister, kNoRegister};  // host registers whose guest value is in Context::borrowed
+  RecordRef recovery = kNoRecord;               // FlagRecovery
 
   bool operator==(const Site&) const = default;
 };
@@ -94,13 +100,14 @@ struct Block {
   u16 loop_entry = 0;                   // code_loop() - code
   RecordRef next_in_index = kNoRecord;  // Block; BlockIndex's
   // Executable address. Whoever enters here has the guest's flags in Context::flags_image, at code_host() in
-  // the host's. A block that overwrites the flags before it reads them ignores both.
+  // the host's. A block that overwrites the flags before anybody can look at them ignores both.
   u8* code = nullptr;
   Gpa gpa2{};  // if it straddles
   u32 host_bytes = 0;
   u16 guest_bytes = 0;
   LoopRegisters loop_registers;
-  bool kills_flags : 1 = false;         // overwrites the arithmetic flags before it reads them
+  u8 round_register = kNoRegister;      // FlagPlan's
+  bool ignores_flags : 1 = false;       // those that it begins with: nobody can look at them
   bool straddles : 1 = false;           // its only instruction continues on another page, at gpa2
   bool swallows_step_trap : 1 = false;  // its only instruction clears TF on its way (SDM 3B 18.3.1.4)
   bool into : 1 = false;                // that is INTO, which does so only if OF is set
@@ -133,6 +140,7 @@ struct Block {
 // Sites as they are kept, one word for most:
 //   bits 31:14 offset   bits 13:4 guest_offset   bit 3 fault   bits 2:1 flags
 //   bit 0      the next word holds what is borrowed
+// and behind that the recovery, if there is one.
 namespace site_words {
 std::vector<u32> pack(std::vector<Site> sites);
 bool find(std::span<const u32> words, u32 offset, bool fault, Site* out);

@@ -12,10 +12,10 @@ Site found(const std::vector<u32>& words, u32 offset, bool fault) {
 }
 
 TEST(SiteWords, give_back_what_was_packed_in_any_order) {
-  const Site last{(256u << 10) - 1, 945, false, FlagsAt::kDead, {kNoRegister, kNoRegister}};
+  const Site last{(256u << 10) - 1, 945, false, FlagsAt::kRound, {kNoRegister, kNoRegister}, 77};
   const Site first{0, 0, true, FlagsAt::kImage, {kNoRegister, kNoRegister}};
   const auto words = site_words::pack({last, first});
-  EXPECT_EQ(words.size(), 2u);
+  EXPECT_EQ(words.size(), 3u);
   EXPECT_EQ(found(words, first.offset, true), first);
   EXPECT_EQ(found(words, last.offset, false), last);
 }

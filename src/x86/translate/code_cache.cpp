@@ -249,7 +249,7 @@ std::optional<CodeCache::LeftAt> CodeCache::left_at(const u8* pc, bool fault) {
   Site site;
   if (!block || !site_words::find(block->sites(), static_cast<u32>(pc - block->code), fault, &site))
     return {};
-  return LeftAt{block, site};
+  return LeftAt{block, site, m_records->at<FlagRecovery>(site.recovery)};
 }
 
 void CodeCache::do_without_slot(const u8* pc) {

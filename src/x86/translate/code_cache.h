@@ -89,6 +89,7 @@ class CodeCache {
   struct LeftAt {
     const Block* block;
     Site site;
+    const FlagRecovery* recovery;  // Site::recovery
   };
   std::optional<LeftAt> left_at(const u8* pc, bool fault);
   // The address range of all host code.

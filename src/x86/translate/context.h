@@ -12,6 +12,7 @@
 #include "x86/state/cpu_state.h"
 #include "x86/translate/access_groups.h"
 #include "x86/translate/block.h"
+#include "x86/translate/flag_recovery.h"
 #include "x86/translate/jump_entries.h"
 
 namespace anykvm::x86 {
@@ -70,9 +71,12 @@ struct Context : InZeroedMemory {
   u64 group_delta[AccessGroups::kMostGroups] = {};  // of groups without a slot: host address - linear address
   // Guest arithmetic flags while they are not in the host's: AH as LAHF gives it in bits 15:8, OF in bit 0.
   u64 flags_image = 0x0200;
-  u64 vector_dead = 1;  // 0: the guest's vector state is in the host's registers, state.xsave is stale
-  u64 xsave_mask = 0;   // components that are switched
-  u8 held_back = 0;     // bits of HeldBack
+  u64 kept[FlagRecovery::kMostKept] = {};
+  u64 first_round = 0;       // Block::round_register's value in the first round of a loop
+  bool later_round = false;  // FlagsAt::kRound, where no register says so
+  u64 vector_dead = 1;       // 0: the guest's vector state is in the host's registers, state.xsave is stale
+  u64 xsave_mask = 0;        // components that are switched
+  u8 held_back = 0;          // bits of HeldBack
   // Not just host TSC + offset: scaled, forbidden (CR4.TSD) or no such instruction.
   bool rdtsc_by_helper = false, rdtscp_by_helper = false;
   u32 host_mxcsr = 0x1f80;

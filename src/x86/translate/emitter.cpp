@@ -16,14 +16,16 @@ using host::kGuestRsp;
 using host::kScratch;
 
 Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, RecordMemory& records,
-                 const Block& facts, const KillsFlags& kills_flags)
+                 const Block& facts, const FlagPlan& flags, const IgnoresFlags& ignores_flags)
     : a(assembler),
       mode(facts.mode),
       m_thunks(thunks),
       m_slots(slots),
       m_records(records),
       m_block(facts),
-      m_kills_flags(kills_flags) {
+      m_flag_plan(flags),
+      m_ignores_flags(ignores_flags) {
+  if (flags.entry() == EntryFlags::kImage) m_flags = FlagsAt::kImage;
   for (u8 gpr = 0; gpr < 16; ++gpr) m_host_of[gpr] = host::register_of(gpr);
 }
 
@@ -39,11 +41,20 @@ void Emitter::begin_loop(bool uses_vector) {
   // Outside 64-bit mode accesses may take the slow path within the loop, which leaves no vector state in
   // place.
   if (uses_vector && mode.code64()) {
-    m_live_before = m_block.kills_flags ? 0 : static_cast<u32>(kFlagsArithmetic);
+    const FlagsAt before = m_flags;
+    m_use.live_before = m_block.ignores_flags ? 0 : static_cast<u32>(kFlagsArithmetic);
     ensure_vector();
-    m_flags = FlagsAt::kHost;
+    m_flags = before;
   }
+  if (m_flag_plan.round_recipe() != kNoRecipe) begin_first_round();
   m_block.loop_entry = static_cast<u16>(offset());
+}
+
+void Emitter::begin_first_round() {
+  m_block.round_register = m_flag_plan.round_register();
+  if (m_block.round_register == kNoRegister) return void(a.mov(ANYKVM_GS(later_round), 0));
+  load_gpr(kScratch, m_block.round_register);
+  a.mov(ANYKVM_GS(first_round), kScratch);
 }
 
 // Moves only.
@@ -56,13 +67,17 @@ void Emitter::leave_loop() {
   }
 }
 
-void Emitter::begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after,
+void Emitter::begin(unsigned number, const Decoded& decoded, u64 rip, const FlagUse& flags,
                     const GroupPlace& place) {
   m_decoded = &decoded;
   m_place = place;
   m_rip = rip;
-  m_live_before = live_before;
-  m_live_after = live_after;
+  m_use = flags;
+  m_flag_plan.each_kept(number, [this](const FlagPlan::Keep& keep) {
+    if (!resident(keep.gpr)) forget_delta();
+    if (!resident(keep.gpr)) load_gpr(kScratch, keep.gpr);
+    a.mov(host::gs(offsetof(Context, kept) + 8u * keep.slot), resident(keep.gpr) ? reg(keep.gpr) : kScratch);
+  });
 }
 
 u64 Emitter::next_rip() const {
@@ -137,7 +152,10 @@ void Emitter::store_gpr(u8 gpr, const Gp& from, unsigned size) {
 
 void Emitter::protect_flags(u32 live) {
   if (m_flags != FlagsAt::kHost || !live) {
-    if (!live && m_flags == FlagsAt::kHost) m_flags = FlagsAt::kDead;
+    if (!live && m_flags == FlagsAt::kHost) {
+      m_flags = FlagsAt::kRecovered;
+      m_flags_lost = kFlagsArithmetic;
+    }
     return;
   }
   host::save_flags_by_scratch(a);
@@ -146,14 +164,23 @@ void Emitter::protect_flags(u32 live) {
 }
 
 void Emitter::flags_to_host(const Gp& spare) {
-  if (m_flags == FlagsAt::kImage) {
-    host::restore_flags_by(a, spare);
-    if (spare == kScratch) forget_delta();
-  }
+  if (m_flags != FlagsAt::kImage) return;
+  host::restore_flags_by(a, spare);
+  if (spare == kScratch) forget_delta();
   m_flags = FlagsAt::kHost;
 }
 
-FlagsAt Emitter::flags_at(u32 live) const { return live ? m_flags : FlagsAt::kDead; }
+void Emitter::flags_written(u32 killed) {
+  m_flags_lost &= ~killed;
+  m_flags = FlagsAt::kHost;
+}
+
+Emitter::FlagsNow Emitter::flags_now(u8 recipe) const {
+  if (recipe == kRecipeRound) return {FlagsAt::kRound, m_flag_plan.round_recipe()};
+  if (m_flags != FlagsAt::kRecovered && !m_flags_lost) return {m_flags};
+  if (recipe == kRecipeImage) return {FlagsAt::kImage};
+  return {FlagsAt::kRecovered, recipe};
+}
 
 // --- Memory ---
 
@@ -264,7 +291,10 @@ void Emitter::slow_access(SlowSite* site) {
   a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.slow_access)));
   record_call_site();
   m_vector_live = false;
-  if (site->write) m_open_slow = site;
+  if (site->write) {
+    m_open_slow = site;
+    m_open_slow_flags = flags_before();
+  }
 }
 
 // Kernels look at another object each time.
@@ -279,7 +309,7 @@ Emitter::Miss Emitter::new_miss(unsigned size, bool write, bool masked) {
   miss.resume = a.newLabel();
   miss.info = MissInfo::make(size, write, mode.mmu, masked);
   miss.guest_offset = static_cast<u16>(m_rip - m_block.rip);
-  miss.flags = flags_at(m_live_before);
+  miss.flags = flags_before();
   return miss;
 }
 
@@ -448,11 +478,12 @@ void Emitter::end_crossing() {
 void Emitter::close_access(bool last) {
   if (!m_open_slow) return;
   forget_delta();
-  protect_flags(m_live_after);
+  protect_flags(m_use.live_after);
   m_open_slow->last = last;
   a.mov(kScratch, reinterpret_cast<u64>(m_open_slow));
   a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.slow_commit)));
-  record_site(false, FlagsAt::kImage, nullptr);
+  // Where it leaves, registers and image are those before the instruction again.
+  record_site(false, m_open_slow_flags, nullptr);
   m_vector_live = false;
   m_open_slow = nullptr;
   m_wrote_slowly = true;
@@ -501,7 +532,7 @@ void Emitter::set_rsp(const Gp& from) {
 void Emitter::ensure_vector() {
   if (m_vector_live) return;
   m_vector_live = true;
-  const bool flags_in_use = m_flags == FlagsAt::kHost && m_live_before;
+  const bool flags_in_use = m_flags == FlagsAt::kHost && m_use.live_before;
   if (flags_in_use) return ensure_vector_without_flags();
   protect_flags();
   m_vector_loads.push_back({a.newLabel(), a.newLabel()});
@@ -571,8 +602,9 @@ void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
   protect_flags(kFlagsArithmetic);
   forget_delta();
   call_helper_thunk(new_helper_site(insn, op, flags), flags);
-  record_site(false, FlagsAt::kImage, nullptr);
+  record_site(false, {FlagsAt::kImage}, nullptr);
   m_flags = FlagsAt::kImage;
+  m_flags_lost = 0;
   if (!(flags & kOpKeepsVector)) m_vector_live = false;
   if (flags & kOpEnd) m_ended = true;
 }
@@ -590,8 +622,14 @@ bool Emitter::linkable(u64 target) const {
 }
 
 Emitter::Exit& Emitter::new_exit(u64 target, bool in_loop) {
-  return m_exits.emplace_back(
-      Exit{.label = a.newLabel(), .target = target, .flags = m_flags, .in_loop = in_loop, .links = true});
+  return add_exit(
+      {.label = a.newLabel(), .target = target, .flags = flags_after(), .in_loop = in_loop, .links = true});
+}
+
+// What settle() needs is made now: the records of finish() must stay together.
+Emitter::Exit& Emitter::add_exit(const Exit& exit) {
+  recovery(exit.flags.recipe);
+  return m_exits.emplace_back(exit);
 }
 
 // Before the instruction of `miss`, to a block that makes each access by itself.
@@ -605,8 +643,8 @@ asmjit::Label Emitter::new_narrow_exit(const Miss& miss) {
 
 // To attend to something: nothing is to be linked there.
 Emitter::Exit& Emitter::new_stop(u64 target, bool in_loop) {
-  return m_exits.emplace_back(
-      Exit{.label = a.newLabel(), .target = target, .flags = m_flags, .in_loop = in_loop, .links = false});
+  return add_exit(
+      {.label = a.newLabel(), .target = target, .flags = flags_after(), .in_loop = in_loop, .links = false});
 }
 
 // A rel32 is patched while other vCPUs may run it, so it must not straddle an aligned eight bytes.
@@ -644,10 +682,20 @@ void Emitter::poll(u64 target) {
   a.mov(rcx, kScratch);
 }
 
-void Emitter::jump_back(u64 target, bool flags_dead) {
+// Brings flags to where the beginning of the loop expects them.
+void Emitter::begin_next_round() {
+  if (m_flag_plan.entry() == EntryFlags::kHost) flags_to_host();
+  if (m_flag_plan.entry() != EntryFlags::kImage) return;
+  if (m_flag_plan.round_recipe() == kNoRecipe) return protect_flags(kFlagsArithmetic);
+  if (m_block.round_register == kNoRegister) a.mov(ANYKVM_GS(later_round), 1);
+  protect_flags(0);
+}
+
+void Emitter::jump_back(u64 target) {
   const bool in_loop = m_loops && target == m_block.rip;
-  if (in_loop && !m_block.kills_flags) flags_to_host();
-  const bool free_flags = flags_dead || m_flags != FlagsAt::kHost;
+  if (in_loop) begin_next_round();
+  if (m_use.after != kNoRecipe && m_ignores_flags(target)) protect_flags(0);
+  const bool free_flags = m_flags != FlagsAt::kHost;
   if (!free_flags) poll(target);
   Exit& exit = new_exit(target, in_loop);
   if (!free_flags) return jump_by_link(exit);
@@ -671,7 +719,7 @@ void Emitter::jump_to(u64 target, bool next_straddles) {
   if (m_loops && target != m_block.rip) leave_loop();
   if (linkable(target) && !next_straddles) {
     if (target <= m_rip) {
-      jump_back(target, m_kills_flags(target));
+      jump_back(target);
     } else {
       jump_by_link(new_exit(target));
     }
@@ -768,24 +816,70 @@ void Emitter::jump_through_cache(const Mem& tag, const Mem& destination, asmjit:
 
 // --- Sites ---
 
-void Emitter::record_site(bool fault, FlagsAt flags, const u8* borrowed) {
+void Emitter::record_site(bool fault, FlagsNow flags, const u8* borrowed) {
   Site site;
   site.offset = offset();
   site.guest_offset = static_cast<u16>(m_rip - m_block.rip);
   site.fault = fault;
-  site.flags = flags;
+  site.flags = flags.at;
   if (borrowed) site.borrowed[0] = borrowed[0], site.borrowed[1] = borrowed[1];
+  add_site(site, flags.recipe);
+}
+
+void Emitter::add_site(Site site, u8 recipe) {
+  if (const FlagRecovery* made = recovery(recipe)) site.recovery = m_records.ref(made);
   m_sites.push_back(site);
 }
 
-void Emitter::record_fault_site(const u8* borrowed) { record_site(true, flags_at(m_live_before), borrowed); }
-void Emitter::record_call_site() { record_site(false, flags_at(m_live_before), nullptr); }
+void Emitter::record_fault_site(const u8* borrowed) { record_site(true, flags_before(), borrowed); }
+void Emitter::record_call_site() { record_site(false, flags_before(), nullptr); }
+
+// --- Flags that were let go ---
+
+const FlagRecovery* Emitter::recovery(u8 recipe) {
+  if (recipe == kNoRecipe) return nullptr;
+  const FlagRecovery*& made = m_recoveries[recipe];
+  if (made) return made;
+  FlagRecovery what = m_flag_plan[recipe].what;
+  what.before = recovery(m_flag_plan[recipe].before);
+  return made = m_records.make(what);
+}
+
+// Flags for whoever leaves the block, without registers lent. Clobbers R10 and R11.
+void Emitter::settle(FlagsNow* flags) {
+  if (flags->at != FlagsAt::kRecovered && flags->at != FlagsAt::kRound) return;
+  asmjit::Label done = a.newLabel();
+  if (flags->at == FlagsAt::kRound) {
+    if (m_block.round_register == kNoRegister) {
+      a.cmp(ANYKVM_GS(later_round), 0);
+    } else {
+      load_unlent(m_block.round_register);
+      a.cmp(kScratch, ANYKVM_GS(first_round));
+    }
+    a.je(done);
+  }
+  a.mov(kScratch, reinterpret_cast<u64>(recovery(flags->recipe)));
+  a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.recover_flags)));
+  a.bind(done);
+  *flags = {FlagsAt::kImage};
+}
+
+// R11 = a guest register, which is where it is when no loop has lent it.
+void Emitter::load_unlent(u8 gpr) {
+  const u8 number = host::register_of(gpr);
+  if (number == kNoRegister) {
+    a.mov(kScratch, host::gpr_slot(gpr));
+  } else {
+    a.mov(kScratch, gpq(number));
+  }
+}
 
 // --- Out-of-line parts ---
 
 void Emitter::emit_jump_out(Exit& exit) {
   a.bind(exit.jump);
   leave_loop();
+  settle(&exit.flags);
   jump_by_link(exit);
 }
 
@@ -797,22 +891,24 @@ void Emitter::emit_link_exit(Exit& exit, Block* block, u32 start) {
                                          .displacement = start + exit.displacement,
                                          .unlinked = start + offset(),
                                          .target = static_cast<i16>(exit.target - m_block.rip),
-                                         .flags_in_host = exit.flags == FlagsAt::kHost,
+                                         .flags_in_host = exit.flags.at != FlagsAt::kImage,
                                          .loops = exit.in_loop && exit.target == m_block.rip,
                                          .narrow = exit.narrow});
   ++block->link_count;
   if (exit.in_loop) leave_loop();
+  settle(&exit.flags);
   a.mov(kScratch.r32(), m_records.ref(link));
-  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags))));
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags.at))));
 }
 
-void Emitter::emit_exit(const Exit& exit) {
+void Emitter::emit_exit(Exit& exit) {
   a.bind(exit.label);
   if (exit.in_loop) leave_loop();
+  settle(&exit.flags);
   a.mov(kAddress, exit.target);
   a.mov(ANYKVM_GS(state.rip), kAddress);
   a.mov(kScratch.r32(), 0);
-  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags))));
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags.at))));
 }
 
 void Emitter::emit_far_exit(const FarExit& exit) {
@@ -834,7 +930,8 @@ void Emitter::emit_miss(const Miss& miss) {
   }
   a.mov(miss.info >> 32 ? Gp(kScratch) : Gp(kScratch.r32()), miss.info);
   a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
-  m_sites.push_back({offset(), miss.guest_offset, false, miss.flags, {kNoRegister, kNoRegister}});
+  add_site({offset(), miss.guest_offset, false, miss.flags.at, {kNoRegister, kNoRegister}},
+           miss.flags.recipe);
   if (slot && MissInfo::knows_split_pages(miss.info)) {
     a.cmp(kAddress, kSplitPages);
     a.je(new_narrow_exit(miss));
@@ -872,7 +969,7 @@ void Emitter::emit_crossing(const Miss& miss) {
 void Emitter::emit_aside(const Aside& aside) {
   a.bind(aside.entry);
   call_helper_thunk(aside.site, aside.flags);
-  m_sites.push_back({offset(), aside.guest_offset, false, FlagsAt::kImage, {kNoRegister, kNoRegister}});
+  add_site({offset(), aside.guest_offset, false, FlagsAt::kImage, {kNoRegister, kNoRegister}}, kNoRecipe);
   if (aside.resume.isValid()) a.jmp(aside.resume);
 }
 

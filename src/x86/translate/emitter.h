@@ -10,28 +10,29 @@
 #include "x86/translate/access_groups.h"
 #include "x86/translate/block.h"
 #include "x86/translate/decode.h"
+#include "x86/translate/flag_plan.h"
 #include "x86/translate/host.h"
 #include "x86/translate/thunks.h"
 
 namespace anykvm::x86 {
 
-// Does the code at this RIP, on the block's page, overwrite the arithmetic flags before it reads them?
-using KillsFlags = std::function<bool(u64 rip)>;
+// Does the code at this RIP, on the block's page, overwrite the arithmetic flags before anybody can look at
+// them?
+using IgnoresFlags = std::function<bool(u64 rip)>;
 
 class Emitter {
  public:
   // `facts`: of the block to be made.
   Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, RecordMemory& records,
-          const Block& facts, const KillsFlags& kills_flags);
+          const Block& facts, const FlagPlan& flags, const IgnoresFlags& ignores_flags);
 
   asmjit::x86::Assembler& a;
   const Mode mode;
 
   // For a block that jumps back to its beginning: what goes before Block::code_loop.
   void begin_loop(bool uses_vector);
-  // Starts guest instruction `decoded` at `rip`. `live_before` and `live_after` are the RFLAGS bits that
-  // later code may still read (DESIGN D5).
-  void begin(const Decoded& decoded, u64 rip, u32 live_before, u32 live_after, const GroupPlace& place);
+  // Starts guest instruction `decoded` at `rip`, the block's `number`th from 0.
+  void begin(unsigned number, const Decoded& decoded, u64 rip, const FlagUse& flags, const GroupPlace& place);
   // Ends it: one that wrote by the slow path may have rewritten the next.
   void end_instruction();
   u64 rip() const { return m_rip; }
@@ -50,12 +51,11 @@ class Emitter {
   void store_gpr(u8 gpr, const asmjit::x86::Gp& from, unsigned size);
 
   // --- Flags ---
-  void protect_flags() { protect_flags(m_live_before); }
+  void protect_flags() { protect_flags(m_use.live_before); }
   void protect_flags(u32 live);  // host flags are about to be clobbered
   // An instruction reads host flags, or code leaves the block. Clobbers `spare`.
   void flags_to_host(const asmjit::x86::Gp& spare = host::kScratch);
-  void flags_written() { m_flags = FlagsAt::kHost; }
-  FlagsAt flags_at(u32 live) const;
+  void flags_written(u32 killed);  // those that it writes whatever its operands are
 
   // --- Memory. The address is in R10 before, and the host address of the bytes after open_access(). R11 is
   // clobbered. ---
@@ -120,6 +120,11 @@ class Emitter {
   Block* finish(u32 start);
 
  private:
+  // Where flags are, and the recipe for them where they are recovered.
+  struct FlagsNow {
+    FlagsAt at = FlagsAt::kHost;
+    u8 recipe = kNoRecipe;
+  };
   struct Miss {
     asmjit::Label entry, resume;
     std::size_t tag = 0;    // in the Context, of the TLB entry at R11, if there is no slot
@@ -128,7 +133,7 @@ class Emitter {
     i32 displacement = 0;
     bool indexed = false;  // the host address is R10 + R11
     u16 guest_offset = 0;
-    FlagsAt flags = FlagsAt::kHost;
+    FlagsNow flags;
     // Of one that knows_crossing(): the rest of the instruction's code, which runs on the copy as well.
     u32 rest_begin = 0, rest_end = 0;
     asmjit::Label after{};
@@ -141,7 +146,7 @@ class Emitter {
   struct Exit {
     asmjit::Label label;
     u64 target;
-    FlagsAt flags;
+    FlagsNow flags;
     bool in_loop;         // LoopRegisters are at their places there
     bool links;           // by the jump whose rel32 is at `displacement`
     bool narrow = false;  // to a block in which each access checks for itself
@@ -163,7 +168,14 @@ class Emitter {
 
   asmjit::x86::Mem address_of(const Insn& insn);
   u32 offset() const { return static_cast<u32>(a.offset()); }
-  void record_site(bool fault, FlagsAt flags, const u8* borrowed);
+  void record_site(bool fault, FlagsNow flags, const u8* borrowed);
+  void add_site(Site site, u8 recipe);
+  FlagsNow flags_now(u8 recipe) const;
+  FlagsNow flags_before() const { return flags_now(m_use.before); }
+  FlagsNow flags_after() const { return flags_now(m_use.after); }
+  const FlagRecovery* recovery(u8 recipe);
+  void load_unlent(u8 gpr);
+  void settle(FlagsNow* flags);
   void ensure_vector_without_flags();
   void slow_access(SlowSite* site);
   void fast_access(unsigned size, bool write, bool masked, bool indexed = false);
@@ -185,8 +197,9 @@ class Emitter {
   bool linkable(u64 target) const;
   Exit& new_exit(u64 target, bool in_loop = false);
   Exit& new_stop(u64 target, bool in_loop);
+  Exit& add_exit(const Exit& exit);
   asmjit::Label new_narrow_exit(const Miss& miss);
-  void emit_exit(const Exit& exit);
+  void emit_exit(Exit& exit);
   void emit_link_exit(Exit& exit, Block* block, u32 start);
   void emit_far_exit(const FarExit& exit);
   void emit_miss(const Miss& miss);
@@ -198,7 +211,9 @@ class Emitter {
   const u8* leave_thunk(FlagsAt flags) const;
   void leave_to(u64 target);
   void poll(u64 target);
-  void jump_back(u64 target, bool flags_dead);
+  void jump_back(u64 target);
+  void begin_first_round();
+  void begin_next_round();
   void jump_by_link(Exit& exit);
   void leave_loop();
   void emit_jump_out(Exit& exit);
@@ -214,7 +229,8 @@ class Emitter {
   SlotNumbers& m_slots;
   RecordMemory& m_records;
   Block m_block;
-  const KillsFlags& m_kills_flags;
+  const FlagPlan& m_flag_plan;
+  const IgnoresFlags& m_ignores_flags;
   std::array<u8, 16> m_host_of{};
   bool m_loops = false;      // the block has a code_loop
   u32 m_instruction_at = 0;  // the guest's last one
@@ -224,13 +240,15 @@ class Emitter {
   GroupPlace m_place;
   std::array<std::size_t, AccessGroups::kMostGroups> m_group_delta{};  // where it is in the Context
   u8 m_delta_of = GroupPlace::kNone;                                   // the group whose difference is in R11
-  u32 m_live_before = 0, m_live_after = 0;
+  FlagUse m_use;
   FlagsAt m_flags = FlagsAt::kHost;
+  u32 m_flags_lost = 0;  // those that are not where m_flags says
   bool m_vector_live = false;
   bool m_ended = false;
   bool m_wrote_slowly = false;  // the current instruction
   bool m_crossing = false;      // it has code for a write across pages
   SlowSite* m_open_slow = nullptr;
+  FlagsNow m_open_slow_flags;
   asmjit::Label m_cache_miss, m_indirect_miss;
   std::vector<Miss> m_misses;
   std::vector<Aside> m_asides;
@@ -238,6 +256,7 @@ class Emitter {
   std::vector<FarExit> m_far_exits;
   std::vector<VectorLoad> m_vector_loads;
   std::vector<Site> m_sites;
+  std::array<const FlagRecovery*, FlagPlan::kMostRecipes> m_recoveries{};
 };
 
 }  // namespace anykvm::x86

@@ -170,7 +170,7 @@ void emit_bit_string(Emitter& e, const Decoded& d) {
   const unsigned length = reencode(d, fields, bytes);
   e.record_fault_site();
   e.embed_instruction(bytes, length);
-  e.flags_written();
+  e.flags_written(d.flags_killed);
   if (d.memory_write) e.close_access();
 }
 
@@ -205,7 +205,7 @@ void emit_as_is(Emitter& e, const Decoded& d) {
   unsigned length = reencode(d, fields, bytes);
   e.record_fault_site(registers.borrowed());
   e.embed_instruction(bytes, length);
-  if (d.flags_written) e.flags_written();
+  if (d.flags_written) e.flags_written(d.flags_killed);
   registers.write_back();
   if (may_cross) e.end_crossing();
   if (memory && d.memory_write) e.close_access();

@@ -285,6 +285,15 @@ void make_commit_crossing(Assembler& a) {
   a.ret();
 }
 
+void make_recover_flags(Assembler& a) {
+  save_caller_saved(a);
+  save_callee_saved(a);
+  call_cpp(a, reinterpret_cast<void*>(&anykvm_recover_flags));
+  load_caller_saved(a);
+  load_callee_saved(a);
+  a.ret();
+}
+
 void make_load_vector(Assembler& a) {
   a.mov(host::gs(offsetof(Context, vector_spill)), rax);
   a.mov(host::gs(offsetof(Context, vector_spill) + 8), rdx);
@@ -359,6 +368,7 @@ Thunks make_thunks(CodeMemory& memory) {
   t.slow_commit =
       assemble(memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&slow_commit_from_thunk)); });
   t.commit_crossing = assemble(memory, make_commit_crossing);
+  t.recover_flags = assemble(memory, make_recover_flags);
   t.load_vector = assemble(memory, make_load_vector);
   return t;
 }

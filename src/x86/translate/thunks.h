@@ -39,6 +39,8 @@ struct Thunks {
   const u8* helper_keeping_vector = nullptr;             // the same for rows with kOpKeepsVector
   const u8* commit_crossing = nullptr;                   // preserves flags as well
   const u8 *move_string[4] = {}, *store_string[4] = {};  // string_thunks.h, by the element's size
+  // R11 = FlagRecovery*: Context::flags_image from the registers. Clobbers R10 and R11.
+  const u8* recover_flags = nullptr;
   const u8* slow_access = nullptr;  // R10 address, R11 = SlowSite*; returns R10 = host address of the copy
   const u8* slow_commit = nullptr;  // R11 = SlowSite*
   const u8* load_vector = nullptr;  // preserves flags as well
@@ -99,6 +101,8 @@ void anykvm_commit_crossing(Context* context);
 u64 anykvm_run_helper(Context* context, const HelperSite* site);
 u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site);
 u64 anykvm_slow_commit(Context* context, const SlowSite* site);  // zero: leave
+// Compiled without vector instructions, too.
+void anykvm_recover_flags(Context* context, u64, const FlagRecovery* recovery);
 }
 
 class CodeMemory;

@@ -14,7 +14,7 @@
 namespace anykvm::x86 {
 namespace {
 
-constexpr unsigned kMaxInstructions = 64;
+constexpr unsigned kMaxInstructions = FlagPlan::kMost;
 // So many conditional branches forwards leave a block on its way; the next ends it.
 constexpr unsigned kMaxWaysOut = 4;
 
@@ -23,7 +23,7 @@ struct Planned {
   Policy policy;
   bool open = true;  // no fault before it starts
   u64 rip = 0;
-  u32 live_before = kFlagsArithmetic, live_after = kFlagsArithmetic;
+  FlagUse flags;
   GroupPlace place;
 };
 
@@ -118,16 +118,17 @@ class Run {
       rip = advance_rip(m_block.mode, rip, p.decoded.insn.length);
       if ((ends_block(p) && !falls_through(p, rip)) || rip < p.rip) break;
     }
+    if (!m_count) return false;
     keep_shadow();
-    find_live_flags();
+    plan_flags();
     find_groups();
-    return m_count != 0;
+    return true;
   }
 
   void emit(Emitter& e) const {
     for (unsigned i = 0; i < m_count; ++i) {
       const Planned& p = m_run[i];
-      e.begin(p.decoded, p.rip, p.live_before, p.live_after, p.place);
+      e.begin(i, p.decoded, p.rip, p.flags, p.place);
       emit_one(e, p);
       e.end_instruction();
     }
@@ -178,17 +179,17 @@ class Run {
            p.rip + p.decoded.insn.length + p.decoded.insn.immediate == m_block.rip;
   }
   // Of the flags: a proof about the guest's code on this page, so it holds as long as the block does.
-  bool kills_flags_at(u64 rip) const {
+  bool ignores_flags_at(u64 rip) const {
     for (unsigned i = 0; i < m_count; ++i) {
-      if (m_run[i].rip == rip) return !m_run[i].live_before;
+      if (m_run[i].rip == rip) return m_flags.ignored_before(i);
     }
     const Block* known = m_known(rip);
-    return known && !known->straddles && known->kills_flags;
+    return known && !known->straddles && known->ignores_flags;
   }
 
   unsigned used() const { return m_used; }
   unsigned instructions() const { return m_count; }
-  bool kills_flags() const { return !m_run[0].live_before; }
+  const FlagPlan& flags() const { return m_flags; }
 
  private:
   // No C++ sees the guest's registers meanwhile, and no rule names host registers that may be lent.
@@ -241,19 +242,10 @@ class Run {
       m_run[m_count - 1].policy.kind = Policy::Kind::kHelper;
   }
 
-  // Backwards: flags are live before an instruction if it reads them, or if they are live after and it does
-  // not overwrite them. Helpers see all of RFLAGS; ways out of a block and its end hand them on.
-  void find_live_flags() {
-    u32 live = kFlagsArithmetic;
-    for (unsigned i = m_count; i-- > 0;) {
-      Planned& p = m_run[i];
-      p.live_after = live;
-      bool all = p.policy.kind == Policy::Kind::kHelper || p.policy.kind == Policy::Kind::kUndefined ||
-                 p.policy.rule == Rule::kpushf || p.policy.rule == Rule::kjcc || !optimizations().flags;
-      live =
-          all ? static_cast<u32>(kFlagsArithmetic) : (live & ~p.decoded.flags_killed) | p.decoded.flags_read;
-      p.live_before = live;
-    }
+  void plan_flags() {
+    for (unsigned i = 0; i < m_count; ++i) m_flags.add(m_run[i].decoded, m_run[i].policy, &m_run[i].flags);
+    const Mode& mode = m_block.mode;
+    m_flags.finish(!mode.code64() || !mode.direct_memory(), loops());
   }
 
   void find_groups() {
@@ -296,6 +288,7 @@ class Run {
   bool m_next_straddles = false;
   unsigned m_count = 0;
   std::array<Planned, kMaxInstructions> m_run;
+  FlagPlan m_flags;
 };
 
 // An entry begins with one instruction of five bytes or more, eight-byte aligned, that a dead block replaces
@@ -327,16 +320,26 @@ unsigned best_shift(u64 at, const std::vector<Emitter::Pair>& pairs) {
 }
 
 // Returns the offset of the entry with flags in the host; the other is at 0.
-std::size_t emit_entries(asmjit::x86::Assembler& a, const Block& block) {
-  if (block.kills_flags) {
-    emit_patchable_nop8(a);
-  } else {
-    emit_patchable_nop(a);
-    host::restore_flags_by(a, host::kScratch);
-    a.align(asmjit::AlignMode::kCode, 8);
+std::size_t emit_entries(asmjit::x86::Assembler& a, EntryFlags wanted) {
+  asmjit::Label begin = a.newLabel();
+  switch (wanted) {
+    case EntryFlags::kIgnored:
+      emit_patchable_nop8(a);
+      break;
+    case EntryFlags::kHost:
+      emit_patchable_nop(a);
+      host::restore_flags_by(a, host::kScratch);
+      a.align(asmjit::AlignMode::kCode, 8);
+      break;
+    case EntryFlags::kImage:
+      a.long_().jmp(begin);
+      a.align(asmjit::AlignMode::kCode, 8);
+      break;
   }
   std::size_t host_entry = a.offset();
   emit_patchable_nop(a);
+  if (wanted == EntryFlags::kImage) host::save_flags_by_scratch(a);
+  a.bind(begin);
   return host_entry;
 }
 
@@ -351,16 +354,16 @@ class Emission {
     m_place.records.rewind(m_records);
     Block made = m_facts;
     made.code = m_place.code.next() + lead;
-    made.kills_flags = m_run.kills_flags();
+    made.ignores_flags = m_run.flags().entry() == EntryFlags::kIgnored;
     const auto base = reinterpret_cast<u64>(made.code);
     asmjit::CodeHolder code;
     code.init(asmjit::Environment::host(), base);
     asmjit::x86::Assembler a(&code);
-    made.host_entry = static_cast<u8>(emit_entries(a, made));
+    made.host_entry = static_cast<u8>(emit_entries(a, m_run.flags().entry()));
     const bool loops = m_run.loops();
     if (loops) made.loop_registers = m_run.loop_registers();
-    const KillsFlags kills_flags = [this](u64 rip) { return m_run.kills_flags_at(rip); };
-    Emitter emitter(a, m_place.thunks, m_place.slots, m_place.records, made, kills_flags);
+    const IgnoresFlags ignores_flags = [this](u64 rip) { return m_run.ignores_flags_at(rip); };
+    Emitter emitter(a, m_place.thunks, m_place.slots, m_place.records, made, m_run.flags(), ignores_flags);
     if (loops) emitter.begin_loop(m_run.uses_vector());
     m_run.emit(emitter);
     Block* block = emitter.finish(m_place.code.offset_of(made.code));
