@@ -612,6 +612,7 @@ void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
 asmjit::Label Emitter::helper_aside(const Insn& insn, Op op, u16 flags, asmjit::Label resume) {
   const HelperSite* site = new_helper_site(insn, op, flags);
   m_asides.push_back({a.newLabel(), resume, site, flags, static_cast<u16>(m_rip - m_block.rip)});
+  if (resume.isValid() && !(flags & kOpKeepsVector)) m_vector_live = false;
   return m_asides.back().entry;
 }
 

@@ -4,6 +4,8 @@
 
 #include <array>
 
+#include "x86/ops/string_common.h"
+
 namespace anykvm::x86 {
 namespace {
 
@@ -174,6 +176,18 @@ bool is_far(const Insn& insn) {
 
 bool string_form(const Decoded& d) { return d.category == ZYDIS_CATEGORY_STRINGOP; }
 
+// MOVS, STOS, LODS, SCAS, CMPS of one element, and XLAT, whose implied addresses are whole registers.
+bool has_plain_implied_operands(const Insn& insn) {
+  const SegmentIndex segment = string_source_segment(insn);
+  return !insn.rep && !insn.repne && insn.code_bits == 64 && insn.address_size == 8 && segment != kFs &&
+         segment != kGs;
+}
+
+Policy implied_operands(const Insn& insn, Op function) {
+  const Rule rule = has_plain_implied_operands(insn) ? Rule::kstring : Rule::kNone;
+  return {Policy::Kind::kHelper, rule, function, 0};
+}
+
 }  // namespace
 
 Policy policy_of(const Decoded& d) {
@@ -183,10 +197,10 @@ Policy policy_of(const Decoded& d) {
     case ZYDIS_MNEMONIC_MOV:
       return policy_of_mov(d);
     case ZYDIS_MNEMONIC_MOVSD:
-      if (string_form(d)) return helper(op_movs);
+      if (string_form(d)) return implied_operands(insn, op_movs);
       break;
     case ZYDIS_MNEMONIC_CMPSD:
-      if (string_form(d)) return helper(op_cmps);
+      if (string_form(d)) return implied_operands(insn, op_cmps);
       break;
     case ZYDIS_MNEMONIC_PUSH:
       if (is_segment_push_or_pop(insn)) return helper(op_push_segment);
@@ -229,6 +243,7 @@ Policy policy_of(const Decoded& d) {
       break;
   }
   const Policy& row = table[insn.mnemonic];
+  if (string_form(d) || insn.mnemonic == ZYDIS_MNEMONIC_XLAT) return implied_operands(insn, row.helper);
   if (row.kind != Policy::Kind::kAsIs) return row;
   if (d.vsib) return helper(op_gather_scatter, kOpVector);
   // Those with a VEX prefix are Knights Corner's.
@@ -252,6 +267,8 @@ bool inline_in(const Mode& mode, Rule rule) {
       return mode.protected_;  // virtual-8086 mode has VME
     case Rule::kbit_string:
       return mode.code64();
+    case Rule::kstring:
+      return mode.code64() && mode.direct_memory() && !mode.step;
     default:
       return true;
   }

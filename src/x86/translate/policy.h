@@ -34,6 +34,7 @@ enum class Rule : u8 {
   knop,
   kmoffs,
   kbit_string,
+  kstring,
   kcli,
   ksti,
   kpushf,
