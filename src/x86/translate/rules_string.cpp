@@ -59,7 +59,7 @@ class ImpliedOperands {
     } else {
       e.a.cmp(reads_source ? other : accumulator, memory);
     }
-    if (!writes && function != op_lods) e.flags_written();
+    if (!writes && function != op_lods) e.flags_written(kFlagsArithmetic);
     if (reads_source) e.a.lea(rsi, ptr(rsi, static_cast<i32>(m_size)));
     if (function != op_lods) e.a.lea(rdi, ptr(rdi, static_cast<i32>(m_size)));
   }
@@ -81,9 +81,9 @@ void emit_xlat(Emitter& e, const Insn& insn) {
 }  // namespace
 
 void emit_string(Emitter& e, const Decoded& d, const Policy& policy) {
+  e.protect_flags(kFlagsArithmetic);
   if (policy.helper == op_xlat) return emit_xlat(e, d.insn);
   const asmjit::Label done = e.a.newLabel();
-  e.protect_flags(kFlagsArithmetic);
   const asmjit::Label downwards = e.helper_aside(d.insn, policy.helper, policy.flags, done);
   e.a.test(host::gs(offsetof(CpuState, rflags) + 1, 1), kFlagDf >> 8);
   e.a.jnz(downwards);
