@@ -10,6 +10,7 @@ AVERAGES = [
     ("integer loops", ["integer"]),
     ("vector loops", ["vector"]),
     ("all loops", ["integer", "vector", "float"]),
+    ("small programs", ["program"]),
     ("kernel work", ["kernel"]),
 ]
 

@@ -15,7 +15,7 @@ import engines as engine_module
 import report
 
 SMP_COUNTS = [2, 4]
-GROUPS = ["integer", "vector", "float", "kernel", "smp", "boot"]
+GROUPS = ["integer", "vector", "float", "program", "kernel", "smp", "boot"]
 
 
 def parse_arguments():

@@ -9,7 +9,7 @@
 
 struct workload {
   const char* name;
-  const char* group;   /* integer, vector, float, kernel, smp: what bench/report.py averages over */
+  const char* group;   /* integer, vector, float, program, kernel, smp: what bench/report.py averages over */
   uint64_t operations; /* in one run(), for times per operation */
   uint64_t (*run)(void);
   void (*prepare)(void);  /* once, not timed; may be NULL */
@@ -18,8 +18,8 @@ struct workload {
 
 /* Each ends with a row without a name. */
 extern const struct workload arithmetic_workloads[], memory_workloads[], control_workloads[],
-    vector_workloads[], kernel_workloads[], process_workloads[], wake_workloads[], file_workloads[],
-    smp_workloads[];
+    vector_workloads[], program_workloads[], kernel_workloads[], process_workloads[], wake_workloads[],
+    file_workloads[], smp_workloads[];
 
 /* Ends the program with a message: a benchmark that could not do its work has no time. */
 _Noreturn void fail(const char* what);

@@ -23,8 +23,8 @@
 #include "bench.h"
 
 static const struct workload* const themes[] = {
-    arithmetic_workloads, memory_workloads, control_workloads, vector_workloads, kernel_workloads,
-    process_workloads,    wake_workloads,   file_workloads,    smp_workloads,
+    arithmetic_workloads, memory_workloads,  control_workloads, vector_workloads, program_workloads,
+    kernel_workloads,     process_workloads, wake_workloads,    file_workloads,   smp_workloads,
 };
 
 /* Short runs are repeated for so many ns: one of them will be undisturbed. */
