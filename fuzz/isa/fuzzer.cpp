@@ -111,14 +111,16 @@ bool names_vmread(const Stream& stream) {
 }
 
 // A far CALL that cannot push both its items: the first may be there already; and from 64-bit code to 32-bit
-// code AMD's CPUs push as the latter would.
+// code AMD's CPUs push as the latter would, with the base and limit of SS.
 bool far_call_cannot_push(const x86::Decoded& d, const Outcome& native, const Outcome& guest) {
   constexpr u8 kStackFault = 12, kPageFault = 14, kFarCall = 3, kDirectFarCall = 0x9a;
   bool direct = d.insn.opcode == kDirectFarCall;
   bool far_call = d.insn.mnemonic == ZYDIS_MNEMONIC_CALL && (direct || d.insn.reg == kFarCall);
   auto faults = [](u8 vector) { return vector == kPageFault || vector == kStackFault; };
   bool both = faults(native.vector) && faults(guest.vector);
-  return far_call && both && native.state.rip == guest.state.rip;
+  bool left_64_bit_code =
+      native.vector == kStackFault && native.state.selectors[1] != guest.state.selectors[1];
+  return far_call && ((both && native.state.rip == guest.state.rip) || left_64_bit_code);
 }
 
 // What is known to differ among CPUs, and from them (docs/quirks.md).
@@ -146,7 +148,8 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   constexpr u64 kLargest = 4096;
   bool both = same_place && native.vector == kPageFault && guest.vector == kPageFault;
   if (far_call_cannot_push(d, native, guest)) return true;
-  return both && (loads_state(d) || stores_state(d)) && native.cr2 - guest.cr2 < kLargest;
+  bool of_one_image = native.cr2 - guest.cr2 < kLargest || guest.cr2 - native.cr2 < kLargest;
+  return both && (loads_state(d) || stores_state(d)) && of_one_image;
 }
 
 // A single-step trap right behind an instruction that leaves flags undefined.
