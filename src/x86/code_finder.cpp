@@ -38,18 +38,20 @@ Block* CodeFinder::find(const Mode& mode) {
   source.size = static_cast<unsigned>(std::min(kPageSize - linear.value().page_offset(), room));
   source.page = page->meta;
   Block* made = translate(source, linear.value(), room);
-  if (made) m_private.found.at(source.gpa, source.rip) = made;
+  if (made) m_private.found.at(source) = made;
   return made;
 }
 
 JumpedTo CodeFinder::way_to(const Block& block) const {
   const bool compared = block.straddles || !optimizations().moments || ClientWrites::compares(*m_page->meta);
-  return {block.rip + block.mode.cs_base, m_page->global, block.straddles, compared};
+  return {m_state.rip + block.mode.cs_base, m_page->global, block.straddles, compared};
 }
 
 Block* CodeFinder::find_at(const CodeSource& source) {
-  Block*& lately = m_private.found.at(source.gpa, source.rip);
-  if (lately && optimizations().found && lately->is(source.gpa, source.rip, source.mode)) return lately;
+  Block*& lately = m_private.found.at(source);
+  if (lately && optimizations().found && lately->is_alive() &&
+      lately->is(source.gpa, source.rip, source.mode))
+    return lately;
   Block* known = m_code.find(source.gpa, source.rip, source.mode);
   if (known) lately = known;
   return known;

@@ -82,9 +82,9 @@ struct FoundBlocks {
   static constexpr unsigned kEntries = 16384;
   std::array<Block*, kEntries> blocks{};
 
-  // Processes have the same code of a library at addresses of their own.
-  Block*& at(Gpa gpa, u64 rip) {
-    return blocks[(gpa.value ^ gpa.value >> 12 ^ (rip >> 12) * 0x9e37) % kEntries];
+  Block*& at(const CodeSource& source) {
+    const u64 place = source.mode.may_roam() ? 0 : (source.rip >> 12) * 0x9e37;
+    return blocks[(source.gpa.value ^ source.gpa.value >> 12 ^ place) % kEntries];
   }
   void forget() { blocks.fill(nullptr); }
 };

@@ -13,14 +13,16 @@ class HelperCall {
         m_state(context.state),
         m_cpu(*context.cpu),
         m_private(*context.cpu->m_private),
-        m_site(site) {}
+        m_site(site),
+        m_moved(site.roams ? context.code_pages[site.code_page] - Block::kNowhere : 0) {}
 
   u64 run() {
     m_context.rflags_from_image();
-    m_state.rip = m_site.next_rip;
+    m_state.rip = m_site.next_rip + m_moved;
     const u64 mode = m_context.stamp.word & ~u64{0xff};
-    m_private.replay.begin_instruction(m_site.rip);
-    Guest<void> done = m_site.op(m_cpu, m_site.insn);
+    m_private.replay.begin_instruction(m_site.rip + m_moved);
+    Guest<void> done =
+        m_site.roams && m_site.insn.memory.rip_relative ? execute_moved() : execute(m_site.insn);
     m_context.image_from_rflags();
     if (!done.ok()) return stop(done.error());
     m_private.replay.done();
@@ -28,13 +30,22 @@ class HelperCall {
     if (m_site.serializes && m_cpu.is_behind()) return m_cpu.catch_up(), kHelperLeaves;
     if (m_private.exit_after) return kHelperLeaves;
     if (m_site.ends_block) return m_site.continues ? next_block() : kHelperLeaves;
-    bool stays = m_state.rip == m_site.next_rip && m_context.stamp.word == mode;
+    bool stays = m_state.rip == m_site.next_rip + m_moved && m_context.stamp.word == mode;
     return stays ? kHelperStays : kHelperLeaves;
   }
 
  private:
+  Guest<void> execute(const Insn& insn) { return m_site.op(m_cpu, insn); }
+
+  Guest<void> execute_moved() {
+    Insn insn = m_site.insn;
+    const u64 moved = static_cast<u64>(insn.memory.displacement) + m_moved;
+    insn.memory.displacement = static_cast<i64>(moved & low_bits(8u * insn.address_size));
+    return execute(insn);
+  }
+
   u64 stop(const GuestStop& why) {
-    m_state.rip = m_site.rip;
+    m_state.rip = m_site.rip + m_moved;
     m_context.stop = why;
     m_context.leave = Leave::kHelperStop;
     return kHelperLeaves;
@@ -56,6 +67,7 @@ class HelperCall {
   Cpu& m_cpu;
   Cpu::Private& m_private;
   const HelperSite& m_site;
+  const u64 m_moved;  // from where the block was made for to where it runs
 };
 
 bool Cpu::is_behind() const { return m_private->moment != m_machine.client_writes().moment(); }

@@ -312,7 +312,7 @@ class Dispatcher {
     const Block& block = m_code.block_of(left - kIndirectBranch);
     m_context.rflags_from_image();
     m_left = kNoRecord;
-    m_state.rip = block.rip + block.branch_offset;
+    m_state.rip = m_context.rip_of(block) + block.branch_offset;
     u64& rsp = m_state.gpr[kRsp];
     rsp = merge_stack_pointer(rsp, rsp - static_cast<u64>(i64{block.branch_moved_stack}),
                               block.mode.stack_bytes);
@@ -323,7 +323,7 @@ class Dispatcher {
     if (left == kStaleBlock) return left_dead_block();
     m_left = left;
     if (left == kNoRecord) return;
-    m_state.rip = m_code.target_of(left);
+    m_state.rip = m_code.target_of(left, m_context);
     m_narrow = m_code.leads_to_narrow(left);
   }
 
@@ -332,7 +332,7 @@ class Dispatcher {
     m_left = kNoRecord;
     const auto pc = reinterpret_cast<const u8*>(m_context.leave_pc);
     m_context.leave_pc = 0;
-    m_state.rip = m_code.block_at(pc)->rip;
+    m_state.rip = m_context.rip_of(*m_code.block_at(pc));
     m_context.forget_jump_to(m_state.rip);
   }
 
@@ -437,7 +437,7 @@ class Dispatcher {
     if (!left) return;
     const Block* block = left->block;
     const Site* site = &left->site;
-    u64 rip = block->rip + site->guest_offset;
+    u64 rip = m_context.rip_of(*block) + site->guest_offset;
     m_state.rip = block->mode.code64() ? rip : rip & 0xffffffff;
     if (fault && site->flags != FlagsAt::kHost) m_context.flags_image = m_context.signal_flags;
     for (unsigned i = 0; i < 2; ++i) {
@@ -521,6 +521,7 @@ class Dispatcher {
         m_private.mode.step && block->swallows_step_trap && (!block->into || m_state.rflags & kFlagOf);
     if (m_left != kNoRecord) m_code.link(m_left, block);
     m_left = kNoRecord;
+    m_context.run_at(*block, m_state.rip);
     remember(*block);
     return block->code;
   }
@@ -528,7 +529,7 @@ class Dispatcher {
   void remember(const Block& block) {
     if (block.mode.step || block.mode.slow || block.mode.narrow) return;
     const u64 stamp = m_context.stamp.word & ~u64{0xff};
-    m_context.add_jump(block.rip, stamp, reinterpret_cast<u64>(block.code), m_finder.way_to(block));
+    m_context.add_jump(m_state.rip, stamp, reinterpret_cast<u64>(block.code), m_finder.way_to(block));
   }
 
   Cpu& m_cpu;

@@ -59,6 +59,8 @@ struct HelperSite {
   bool ends_block = false;
   bool continues = false;  // with the block behind, if it is in the jump cache
   bool serializes = false;
+  bool roams = false;  // its block does: both are within the page at Block::kNowhere
+  u16 code_page = 0;   // the block's
 };
 
 // A memory access by the slow path.
@@ -90,13 +92,17 @@ struct LoopRegisters {
   u8 lender[kMost] = {};  // the guest register whose host register it is
 };
 
+// Numbers of pages whose blocks roam: 1 to kCodePages - 1.
+inline constexpr unsigned kCodePages = 65536;
+
 struct Block {
   // What lookups compare and use stands first, so that it shares a cache line.
   Gpa gpa{};
   u64 rip = 0;
   Mode mode{};
   bool alive = true;                    // atomic
-  u8 host_entry = 0;                    // code_host() - code
+  u8 host_entry : 7 = 0;                // code_host() - code
+  u8 roams : 1 = 0;                     // see kNowhere
   u16 loop_entry = 0;                   // code_loop() - code
   RecordRef next_in_index = kNoRecord;  // Block; BlockIndex's
   // Executable address. Whoever enters here has the guest's flags in Context::flags_image, at code_host() in
@@ -111,6 +117,8 @@ struct Block {
   bool straddles : 1 = false;           // its only instruction continues on another page, at gpa2
   bool swallows_step_trap : 1 = false;  // its only instruction clears TF on its way (SDM 3B 18.3.1.4)
   bool into : 1 = false;                // that is INTO, which does so only if OF is set
+  u16 code_page =
+      0;  // if it roams: the number of its page, which hardly any other has (CodeCache::page_number)
   u16 site_words = 0;
   u16 link_count = 0;
   RecordRef incoming = kNoRecord;  // the first Link that leads here
@@ -122,14 +130,18 @@ struct Block {
   // the image. That goes on through the jump cache, which knows whether both pages are still the same.
   u16 gate_host = 0, gate_image = 0;  // from `code`; 0: none
 
+  // Blocks that roam serve their page at whatever linear address it runs: constants in them are distances
+  // from there (Context::code_pages). They are made for an address that is nobody's, so that no other
+  // constant works.
+  static constexpr u64 kNowhere = u64{1} << 32;
   u8* code_host() const { return code + host_entry; }
   // Where its own jump back goes on: the same as code_host(), with LoopRegisters and vector state at their
   // places.
   u8* code_loop() const { return code + loop_entry; }
   bool is_alive() const { return __atomic_load_n(&alive, __ATOMIC_RELAXED); }
-  // Is it the code for these, and not dead?
+  // Is it the code for these?
   bool is(Gpa at, u64 at_rip, const Mode& wanted) const {
-    return gpa == at && rip == at_rip && mode == wanted && is_alive();
+    return gpa == at && (roams || rip == at_rip) && mode == wanted;
   }
   std::span<Link> links() { return {reinterpret_cast<Link*>(this + 1), link_count}; }
   std::span<const u32> sites() const {

@@ -4,7 +4,8 @@ namespace anykvm::x86 {
 namespace {
 
 u64 hash(Gpa gpa, u64 rip, const Mode& mode) {
-  const u64 h = (gpa.value ^ rip * 0x9e3779b97f4a7c15) + ModeHash{}(mode);
+  const u64 place = mode.may_roam() ? 0 : rip * 0x9e3779b97f4a7c15;
+  const u64 h = (gpa.value ^ place) + ModeHash{}(mode);
   return h ^ h >> 29;
 }
 
@@ -20,7 +21,7 @@ Block* BlockIndex::find(Gpa gpa, u64 rip, const Mode& mode) const {
   RecordRef ref = m_buckets[hash(gpa, rip, mode) & (m_buckets.size() - 1)];
   while (ref != kNoRecord) {
     auto* block = m_records.at<Block>(ref);
-    if (block->gpa == gpa && block->rip == rip && block->mode == mode) return block;
+    if (block->is(gpa, rip, mode)) return block;
     ref = block->next_in_index;
   }
   return nullptr;

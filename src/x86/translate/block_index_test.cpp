@@ -32,6 +32,21 @@ TEST_F(BlockIndexTest, finds_by_address_rip_and_mode) {
   EXPECT_EQ(index.find(Gpa(0x1000), 0x8001, {}), nullptr);
 }
 
+TEST_F(BlockIndexTest, finds_blocks_that_roam_by_any_rip) {
+  Mode user;
+  user.cpl = 3;
+  user.code_bits = 64;
+  if (!user.may_roam()) GTEST_SKIP();
+  Block* roams = block(0x1010, Block::kNowhere + 0x10, user);
+  roams->roams = true;
+  index.add(roams);
+  EXPECT_EQ(index.find(Gpa(0x1010), 0x401010, user), roams);
+  EXPECT_EQ(index.find(Gpa(0x1010), 0x7f0000001010, user), roams);
+  EXPECT_EQ(index.find(Gpa(0x2010), 0x401010, user), nullptr);
+  EXPECT_TRUE(index.remove(roams));
+  EXPECT_EQ(index.find(Gpa(0x1010), 0x401010, user), nullptr);
+}
+
 TEST_F(BlockIndexTest, keeps_everything_while_it_grows) {
   for (u64 i = 0; i < 10'000; ++i) index.add(block(i * 16, i));
   EXPECT_EQ(index.size(), 10'000u);

@@ -61,16 +61,35 @@ bool CodeCache::copy_source(const CodeSource& source, Source* copy) {
   return !source.second_page || guarded_copy(copy->second.data(), source.second_bytes, kPageSize);
 }
 
+Block CodeCache::facts_of(const CodeSource& source) {
+  Block facts;
+  facts.gpa = source.gpa;
+  facts.rip = source.rip;
+  facts.mode = source.mode;
+  if (!source.mode.may_roam()) return facts;
+  facts.roams = true;
+  facts.rip = Block::kNowhere + source.gpa.page_offset();
+  facts.code_page = page_number(source.gpa);
+  return facts;
+}
+
+// Pages that share one push each other out of jump caches; so it is well that there are enough.
+u16 CodeCache::page_number(Gpa address) {
+  const auto known = m_pages.find(address.value / kPageSize);
+  if (known != m_pages.end() && known->second.number()) return known->second.number();
+  m_last_number = static_cast<u16>(m_last_number % (kCodePages - 1) + 1);
+  return m_last_number;
+}
+
 Block* CodeCache::translate(const CodeSource& source, Untranslated* why) {
   std::lock_guard lock(m_mutex);
   if (!ready_for(source, why)) return nullptr;
   Source copy;
   if (!copy_source(source, &copy)) return *why = Untranslated::kUnmapped, nullptr;
-  Block facts;
-  facts.gpa = source.gpa;
-  facts.rip = source.rip;
-  facts.mode = source.mode;
-  return make(facts, copy.first.data() + source.gpa.page_offset(), source.size, copy, why);
+  const Block facts = facts_of(source);
+  Block* block = make(facts, copy.first.data() + source.gpa.page_offset(), source.size, copy, why);
+  if (block) perf_map::add(*block, source.rip);
+  return block;
 }
 
 Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* why) {
@@ -78,10 +97,7 @@ Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* w
   if (!ready_for(source, why)) return nullptr;
   Source copy;
   if (!copy_source(source, &copy)) return *why = Untranslated::kUnmapped, nullptr;
-  Block facts;
-  facts.gpa = source.gpa;
-  facts.rip = source.rip;
-  facts.mode = source.mode;
+  Block facts = facts_of(source);
   facts.straddles = true;
   facts.gpa2 = source.second_gpa;
   // An instruction has at most 15 bytes, so there are fewer on the first page.
@@ -89,7 +105,9 @@ Block* CodeCache::translate_straddling(const CodeSource& source, Untranslated* w
   unsigned first = std::min(source.size, 15u), second = std::min(source.second_size, 15u);
   std::memcpy(bytes.data(), copy.first.data() + source.gpa.page_offset(), first);
   std::memcpy(bytes.data() + first, copy.second.data(), second);
-  return make(facts, bytes.data(), first + second, copy, why);
+  Block* block = make(facts, bytes.data(), first + second, copy, why);
+  if (block) perf_map::add(*block, source.rip);
+  return block;
 }
 
 Block* CodeCache::make(const Block& facts, const u8* bytes, unsigned size, const Source& source,
@@ -104,7 +122,6 @@ Block* CodeCache::make(const Block& facts, const u8* bytes, unsigned size, const
 }
 
 void CodeCache::install(Block* block, const Source& source) {
-  perf_map::add(*block);
   m_all.push_back(m_records->ref(block));
   unsigned in_first =
       static_cast<unsigned>(std::min<u64>(block->guest_bytes, kPageSize - block->gpa.page_offset()));
@@ -125,7 +142,9 @@ void CodeCache::add_to_page(Block* block, Gpa first, unsigned bytes, const PageB
   const u64 number = first.value / kPageSize;
   if (auto known = m_pages.find(number); known != m_pages.end() && !known->second.same_as(page_bytes.data()))
     drop_page(number);
-  m_pages[number].add(m_records->ref(block), static_cast<unsigned>(first.page_offset()), bytes, page_bytes);
+  PageCode& page = m_pages[number];
+  if (block->roams && first == block->gpa) page.set_number(block->code_page);
+  page.add(m_records->ref(block), static_cast<unsigned>(first.page_offset()), bytes, page_bytes);
 }
 
 void CodeCache::patch_rel32(u8* displacement, const u8* target) {
@@ -159,9 +178,9 @@ void CodeCache::link_to_gate(const Link& link, const Block& to) {
   if (gate && !link.narrow) patch_rel32(at(link.displacement), to.code + gate);
 }
 
-u64 CodeCache::target_of(RecordRef ref) const {
+u64 CodeCache::target_of(RecordRef ref, const Context& context) const {
   const Link& link = *m_records->at<Link>(ref);
-  return m_records->at<Block>(link.from)->rip + static_cast<u64>(i64{link.target});
+  return context.rip_of(*m_records->at<Block>(link.from)) + static_cast<u64>(i64{link.target});
 }
 
 bool CodeCache::leads_to_narrow(RecordRef ref) const { return m_records->at<Link>(ref)->narrow; }

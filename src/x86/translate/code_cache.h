@@ -58,8 +58,8 @@ class CodeCache {
 
   // Lets `link` (what Thunks::enter returned) jump to `to` directly, if both still stand.
   void link(RecordRef link, Block* to);
-  // The RIP that it leads to. No lock.
-  u64 target_of(RecordRef link) const;
+  // The RIP that it leads to, from the block that `context` has just left. No lock.
+  u64 target_of(RecordRef link, const Context& context) const;
   // Is that block to be of Mode::narrow? No lock.
   bool leads_to_narrow(RecordRef link) const;
   // No lock.
@@ -107,6 +107,9 @@ class CodeCache {
   void make_anew(const u8* pc, void (SlotNumbers::*note)(Gpa instruction));
   // m_mutex. False: no block can be made now.
   bool ready_for(const CodeSource& source, Untranslated* why) const;
+  // What is known of the block to be made.
+  Block facts_of(const CodeSource& source);
+  u16 page_number(Gpa address);
   // Copies of the pages to translate from: what is translated and what is remembered must be the same bytes.
   struct Source {
     PageBytes first, second;
@@ -129,6 +132,7 @@ class CodeCache {
   Thunks m_thunks;
   SlotNumbers m_slots;
   const u8* m_after_thunks = nullptr;
+  u16 m_last_number = 0;  // of page_number()
   std::unique_ptr<UnwindInfo> m_unwind;
   std::unique_ptr<RecordMemory> m_records;
   std::optional<BlockIndex> m_blocks;         // those that are alive

@@ -99,6 +99,10 @@ struct Context : InZeroedMemory {
       slow_gpr{};  // registers and flags before the slow instruction, should its write have to wait
   u64 slow_flags = 0;
 
+  // Of blocks that roam, by Block::code_page: the linear page at which they run, or ran last. Entries of the
+  // jump cache lead to no others.
+  u64 code_pages[kCodePages];
+
   alignas(16) JumpEntry jumps[kJumpCacheEntries];
   JumpEntries jump_entries;
 
@@ -108,6 +112,18 @@ struct Context : InZeroedMemory {
   Context() {
     forget_jump(0);
     forget_jump(kFirstJumps);
+  }
+
+  // C++ is about to enter the block at `rip`.
+  void run_at(const Block& block, u64 rip) {
+    const u64 page = rip & ~(kPageSize - 1);
+    if (!block.roams || code_pages[block.code_page] == page) return;
+    flush_jumps_to_page(Gva(code_pages[block.code_page]));
+    code_pages[block.code_page] = page;
+  }
+  // The block runs, or has just left.
+  u64 rip_of(const Block& block) const {
+    return block.roams ? code_pages[block.code_page] + (block.rip - Block::kNowhere) : block.rip;
   }
 
   // The tag of an address of another index: of 2 or 0. So zeros are forgotten entries but for two.

@@ -568,6 +568,7 @@ DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned
     // RIP-relative: the address is a constant of the block.
     u64 target = rip + z.length + static_cast<u64>(insn.memory.displacement);
     insn.memory.base = kNoRegister;
+    insn.memory.rip_relative = true;
     insn.memory.displacement = static_cast<i64>(insn.address_size == 4 ? target & 0xffffffff : target);
   }
   if (insn.has_memory) take_mask(z, operands, out);

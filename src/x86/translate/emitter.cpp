@@ -3,6 +3,7 @@
 #include <Zydis/Zydis.h>
 
 #include <bit>
+#include <limits>
 
 #include "base/optimizations.h"
 #include "x86/ops/string_common.h"
@@ -83,6 +84,24 @@ void Emitter::begin(unsigned number, const Decoded& decoded, u64 rip, const Flag
 u64 Emitter::next_rip() const {
   u64 next = m_rip + m_decoded->insn.length;
   return mode.code64() ? next : next & 0xffffffff;
+}
+
+// In the Context, of the entry for a block that roams.
+std::size_t Emitter::code_page_offset() const {
+  return offsetof(Context, code_pages) + 8u * m_block.code_page;
+}
+
+void Emitter::load_rip(const Gp& to, u64 address) {
+  if (!m_block.roams) {
+    a.mov(to, address);
+    return;
+  }
+  // What an instruction can name relative to RIP may be a little further from its page's beginning.
+  constexpr i64 kMost = std::numeric_limits<i32>::max();
+  const auto distance = static_cast<i64>(address - Block::kNowhere);
+  a.mov(to, host::gs(code_page_offset()));
+  if (distance > kMost) a.lea(to, ptr(to, static_cast<i32>(kMost)));
+  a.lea(to, ptr(to, static_cast<i32>(distance > kMost ? distance - kMost : distance)));
 }
 
 u64 Emitter::wrap_rip(u64 value, unsigned operand_size) const {
@@ -204,6 +223,7 @@ Mem Emitter::address_of(const Insn& insn) {
 }
 
 void Emitter::effective_offset(const Insn& insn, const Gp& to) {
+  if (insn.memory.rip_relative && m_block.roams) return rip_relative_offset(insn, to);
   if (insn.memory.base == kNoRegister && insn.memory.index == kNoRegister) {
     a.mov(to.r64(), static_cast<u64>(insn.memory.displacement) & low_bits(8u * insn.address_size));
     return;
@@ -215,6 +235,13 @@ void Emitter::effective_offset(const Insn& insn, const Gp& to) {
     a.lea(to.r32(), address);
     if (insn.address_size == 2) a.movzx(to.r32(), to.r16());
   }
+}
+
+void Emitter::rip_relative_offset(const Insn& insn, const Gp& to) {
+  const auto address = static_cast<u64>(insn.memory.displacement);
+  if (insn.address_size == 8) return load_rip(to.r64(), address);
+  a.mov(to.r32(), host::gs(code_page_offset(), 4));
+  a.lea(to.r32(), ptr(to.r64(), static_cast<i32>(static_cast<u32>(address - Block::kNowhere))));
 }
 
 void Emitter::add_segment_base(SegmentIndex segment) {
@@ -571,8 +598,8 @@ const HelperSite* Emitter::new_helper_site(const Insn& insn, Op op, u16 flags) {
   const bool ends_block = flags & kOpEnd, alone = mode.step || mode.slow;
   const bool continues = ends_block && !alone && optimizations().chaining;
   if (mode.step && swallows_step_trap(op)) m_block.swallows_step_trap = true, m_block.into = op == op_into;
-  return m_records.make(
-      HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, continues, (flags & kOpSerializes) != 0});
+  return m_records.make(HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, continues,
+                                   (flags & kOpSerializes) != 0, m_block.roams != 0, m_block.code_page});
 }
 
 // For REP MOVS and REP STOS; null for others.
@@ -658,7 +685,7 @@ const u8* Emitter::leave_thunk(FlagsAt flags) const {
 }
 
 void Emitter::leave_to(u64 target) {
-  a.mov(kAddress, target);
+  load_rip(kAddress, target);
   a.mov(ANYKVM_GS(state.rip), kAddress);
   a.mov(kScratch.r32(), kNoRecord);
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(m_flags))));
@@ -735,7 +762,8 @@ void Emitter::jump_to(u64 target, bool next_straddles) {
 
 // Flags are in the image.
 void Emitter::jump_by_cache(u64 target) {
-  a.mov(kAddress, target);
+  load_rip(kAddress, target);
+  if (m_block.roams) return jump_by_index(m_cache_miss);
   const std::size_t entry = offsetof(Context, jumps) + sizeof(JumpEntry) * jump_cache_index(target);
   jump_through_cache(host::gs(entry + offsetof(JumpEntry, tag)),
                      host::gs(entry + offsetof(JumpEntry, target)), m_cache_miss);
@@ -793,13 +821,17 @@ void Emitter::jump_to_address(i32 moved_stack) {
     a.jmp(m_indirect_miss);
     return;
   }
+  jump_by_index(m_indirect_miss);
+}
+
+void Emitter::jump_by_index(asmjit::Label& miss) {
   a.rorx(kScratch, kAddress, 12);
   a.xor_(kScratch.r32(), kAddress.r32());
   a.and_(kScratch.r32(), kJumpIndexMask);
   static_assert(sizeof(JumpEntry) == 16);
   jump_through_cache(host::gs_indexed(offsetof(Context, jumps) + offsetof(JumpEntry, tag), kScratch),
                      host::gs_indexed(offsetof(Context, jumps) + offsetof(JumpEntry, target), kScratch),
-                     m_indirect_miss);
+                     miss);
 }
 
 // Where the dispatcher need not be asked.
@@ -906,7 +938,7 @@ void Emitter::emit_exit(Exit& exit) {
   a.bind(exit.label);
   if (exit.in_loop) leave_loop();
   settle(&exit.flags);
-  a.mov(kAddress, exit.target);
+  load_rip(kAddress, exit.target);
   a.mov(ANYKVM_GS(state.rip), kAddress);
   a.mov(kScratch.r32(), 0);
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave_thunk(exit.flags.at))));

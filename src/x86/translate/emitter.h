@@ -37,6 +37,8 @@ class Emitter {
   void end_instruction();
   u64 rip() const { return m_rip; }
   u64 next_rip() const;
+  // An address that is what it is because of RIP. Flags stay as they are.
+  void load_rip(const asmjit::x86::Gp& to, u64 address);
   // `value` cut to the width of RIP in this mode and for this operand size.
   u64 wrap_rip(u64 value, unsigned operand_size) const;
 
@@ -192,6 +194,8 @@ class Emitter {
   void look_into_slot(Miss& miss);
   void look_into_tlb(Miss& miss);
   bool wants_slot() const;
+  std::size_t code_page_offset() const;
+  void rip_relative_offset(const Insn& insn, const asmjit::x86::Gp& to);
   void add_segment_base(SegmentIndex segment);
   SlowSite* new_slow_site(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last);
   bool linkable(u64 target) const;
@@ -219,6 +223,7 @@ class Emitter {
   void emit_jump_out(Exit& exit);
   bool jumps_on() const;
   void jump_by_cache(u64 target);
+  void jump_by_index(asmjit::Label& miss);
   void emit_gate();
   void jump_through_cache(const asmjit::x86::Mem& tag, const asmjit::x86::Mem& destination,
                           asmjit::Label& miss);

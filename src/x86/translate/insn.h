@@ -17,6 +17,7 @@ struct MemoryOperand {
   u8 base = kNoRegister;       // Gpr, kRipBase or kNoRegister
   u8 index = kNoRegister;
   u8 scale = 1;
+  bool rip_relative = false;  // `displacement` is what that makes of it at the RIP that it was decoded for
   u16 size = 0;  // bytes that the instruction accesses, 0 if none (LEA, INVLPG, XSAVE's is computed)
   i64 displacement = 0;
 };

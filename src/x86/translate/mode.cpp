@@ -1,5 +1,7 @@
 #include "x86/translate/mode.h"
 
+#include "base/optimizations.h"
+
 namespace anykvm::x86 {
 namespace {
 
@@ -45,6 +47,8 @@ Mode compute_mode(const CpuState& state) {
   mode.cs_base = mode.code64() ? 0 : state.segments[kCs].base;
   return mode;
 }
+
+bool Mode::may_roam() const { return code64() && cpl == 3 && !step && !slow && optimizations().roaming; }
 
 std::size_t ModeHash::operator()(const Mode& m) const {
   u64 flags = m.flat | m.protected_ << 1 | m.long_mode << 2 | m.x87 << 3 | m.wait << 4 | m.sse << 5 |

@@ -32,6 +32,9 @@ struct Mode {
   bool code64() const { return code_bits == 64; }
   // Addresses that translated code may look up in the TLB directly.
   bool direct_memory() const { return !slow && (code64() || flat); }
+  // Processes have the same code of a library at addresses of their own, so a block serves them all
+  // (Block::roams).
+  bool may_roam() const;
 };
 
 Mode compute_mode(const CpuState& state);

@@ -16,6 +16,9 @@ class PageCode {
   // A block was made from `bytes` bytes of the page at `offset`.
   void add(RecordRef block, unsigned offset, unsigned bytes, const PageBytes& page);
   const std::vector<RecordRef>& blocks() const { return m_blocks; }
+  // Block::code_page of its blocks; 0: none roams.
+  u16 number() const { return m_number; }
+  void set_number(u16 number) { m_number = number; }
   // Do `bytes` bytes at `offset` hold what blocks were made from, or lie in one piece with such?
   bool touches(unsigned offset, unsigned bytes) const;
   // Does the page, whose host address is `now`, still hold what the blocks were made from? False as well if
@@ -29,6 +32,7 @@ class PageCode {
   u64 m_pieces = 0;         // a bit for each piece of the page that is kept
   std::vector<u8> m_bytes;  // these pieces, as they were translated
   unsigned m_near_misses = 0;
+  u16 m_number = 0;
 };
 
 }  // namespace anykvm::x86

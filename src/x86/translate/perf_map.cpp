@@ -64,10 +64,10 @@ std::string GuestSymbols::name_of(u64 address) const {
   return fmt::format("{}+{:#x}", found->second, address - found->first);
 }
 
-std::string block_name(const Block& block, const GuestSymbols& symbols) {
+std::string block_name(const Block& block, u64 rip, const GuestSymbols& symbols) {
   const bool user = block.mode.cpl == 3;
-  std::string place = user ? std::string() : symbols.name_of(block.rip);
-  if (place.empty()) place = fmt::format("{:#x}", block.rip);
+  std::string place = user ? std::string() : symbols.name_of(rip);
+  if (place.empty()) place = fmt::format("{:#x}", rip);
   std::string name = fmt::format("guest {} {}", user ? "user" : "kernel", place);
   return block.mode.code64() ? name : fmt::format("{} ({}-bit)", name, block.mode.code_bits);
 }
@@ -86,8 +86,8 @@ void add(const u8* code, std::size_t size, std::string_view name) {
   [[maybe_unused]] ssize_t written = write(map().file.get(), line.data(), line.size());
 }
 
-void add(const Block& block) {
-  if (enabled()) add(block.code, block.host_bytes, block_name(block, map().symbols));
+void add(const Block& block, u64 rip) {
+  if (enabled()) add(block.code, block.host_bytes, block_name(block, rip, map().symbols));
 }
 
 }  // namespace perf_map

@@ -24,11 +24,12 @@ class GuestSymbols {
 };
 
 // "guest kernel name+0x12" or "guest user 0x401000", and the width of the code if it is not 64 bits.
-std::string block_name(const Block& block, const GuestSymbols& symbols);
+std::string block_name(const Block& block, u64 rip, const GuestSymbols& symbols);
 
 namespace perf_map {
 bool enabled();
-void add(const Block& block);
+// `rip`: where it was found first.
+void add(const Block& block, u64 rip);
 void add(const u8* code, std::size_t size, std::string_view name);
 }  // namespace perf_map
 

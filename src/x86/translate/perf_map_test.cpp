@@ -15,10 +15,9 @@ GuestSymbols symbols() {
 
 std::string name_at(u64 rip, u8 cpl, const GuestSymbols& symbols, u8 code_bits = 64) {
   Block block;
-  block.rip = rip;
   block.mode.cpl = cpl;
   block.mode.code_bits = code_bits;
-  return block_name(block, symbols);
+  return block_name(block, rip, symbols);
 }
 
 TEST(PerfMap, symbol_covers_what_follows_it) {

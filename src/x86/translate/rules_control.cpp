@@ -48,7 +48,7 @@ void load_target(Emitter& e, const Decoded& d, bool last) {
 
 void push_return_address(Emitter& e, unsigned size, bool first) {
   const auto stack = e.open_stack(-static_cast<i32>(size), size, false, true, first);
-  e.a.mov(stack.spare, e.next_rip());
+  e.load_rip(stack.spare, e.next_rip());
   const Gp value = size == 2 ? Gp(stack.spare.r16()) : size == 4 ? Gp(stack.spare.r32()) : stack.spare;
   e.record_fault_site();
   e.a.mov(stack.operand, value);

@@ -360,7 +360,7 @@ class Emission {
     asmjit::CodeHolder code;
     code.init(asmjit::Environment::host(), base);
     asmjit::x86::Assembler a(&code);
-    made.host_entry = static_cast<u8>(emit_entries(a, m_run.flags().entry()));
+    made.host_entry = emit_entries(a, m_run.flags().entry()) & 0x7f;
     const bool loops = m_run.loops();
     if (loops) made.loop_registers = m_run.loop_registers();
     const IgnoresFlags ignores_flags = [this](u64 rip) { return m_run.ignores_flags_at(rip); };
