@@ -12,6 +12,7 @@
 #include "core/vm.h"
 #include "irqchip/apic_registers.h"
 #include "x86/sys/kvmclock.h"
+#include "x86/sys/pmu.h"
 
 namespace anykvm::core {
 namespace {
@@ -64,6 +65,7 @@ Vcpu::Vcpu(Vm& vm, u32 id, SharedPage shared)
 
 Vcpu::~Vcpu() {
   if (m_timer) m_vm.timers().remove(m_timer);
+  if (m_counter_timer) m_vm.timers().remove(m_counter_timer);
   if (m_lapic) m_vm.irqchip()->remove_lapic(*m_lapic);
 }
 
@@ -188,6 +190,7 @@ Result<> Vcpu::set_cpuid(std::vector<x86::CpuidEntry> entries) {
   features.physical_bits = static_cast<u8>(m_cpu->model().physical_address_bits());
   features.suppress_eoi_broadcast = features.x2apic && !m_vm.has_pic();
   if (m_lapic) m_lapic->set_features(features);
+  m_cpu->pmu().refresh();
   m_cpu->state_replaced();
   return {};
 }
@@ -319,6 +322,22 @@ bool Vcpu::apic_msr_write(u32 index, u64 value) {
   if (m_lapic) return m_lapic->msr_write(index, value);
   if (index == irqchip::kMsrApicBase) return change_apic_base(value, false);
   return index == irqchip::kMsrTscDeadline;
+}
+
+bool Vcpu::has_counters() { return m_vm.has_performance_counters(); }
+bool Vcpu::counts_event(u64 select) { return m_vm.counter_filter().allows(select); }
+bool Vcpu::counts_fixed(unsigned index) { return m_vm.counter_filter().allows_fixed(index); }
+
+void Vcpu::performance_interrupt() {
+  if (m_lapic) m_lapic->raise_performance_interrupt(m_cpu->model().intel());
+}
+
+void Vcpu::look_at_counters_at(u64 tsc) {
+  if (!m_lapic) return;
+  if (!m_counter_timer) m_counter_timer = m_vm.timers().add([this] { m_cpu->request(x86::kAttentionPmu); });
+  const u64 now = host_tsc();
+  const u64 wait = tsc > now ? (tsc - now) * 1'000'000 / host_tsc_khz() : 0;
+  m_vm.timers().arm(m_counter_timer, monotonic_ns() + wait);
 }
 
 bool Vcpu::msr_filtered(u32 index, bool write) { return m_vm.msr_filter().denies(index, write); }

@@ -222,6 +222,11 @@ class Vcpu final : private x86::Platform,
     return m_hyperv.write_msr(index, value, from_client);
   }
   std::optional<bool> chosen_msr_write(u32 index, u64 value) override;
+  bool has_counters() override;
+  bool counts_event(u64 select) override;
+  bool counts_fixed(unsigned index) override;
+  void performance_interrupt() override;
+  void look_at_counters_at(u64 tsc) override;
   bool hides_invariant_tsc() override { return m_hyperv.hides_invariant_tsc(); }
   u64 client_tsc_offset(u64 value, u64 offset) override;
 
@@ -285,6 +290,7 @@ class Vcpu final : private x86::Platform,
   std::atomic<bool> m_signalled{false};
   std::atomic<bool> m_in_guest{false};  // inside Cpu::run(): deadlines are the timer thread's
   TimerThread::Timer* m_timer = nullptr;
+  TimerThread::Timer* m_counter_timer = nullptr;  // once a performance counter needed it
   u64 m_spin_ns;
 };
 

@@ -155,7 +155,7 @@ void Vcpu::show_stopped() {
 
 x86::Exit Vcpu::run_guest() {
   show_running();
-  if (!m_lapic) return m_cpu->run();
+  if (!m_lapic) return m_cpu->run();                                  // counters interrupt nobody
   if (m_xen.may_have_upcall()) m_cpu->request(x86::kAttentionEvent);  // the client may ask for it in memory
   m_in_guest.store(true);
   expire_timers();
@@ -164,6 +164,7 @@ x86::Exit Vcpu::run_guest() {
   m_in_guest.store(false, std::memory_order_release);
   if (m_pv_eoi.offered()) m_cpu->visit_memory([this] { settle_pv_eoi(); });
   m_vm.timers().disarm(m_timer);
+  if (m_counter_timer) m_vm.timers().disarm(m_counter_timer);
   return exit;
 }
 

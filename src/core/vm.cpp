@@ -13,6 +13,7 @@
 #include "base/trace.h"
 #include "core/host_tsc.h"
 #include "core/vcpu.h"
+#include "x86/sys/pmu.h"
 
 namespace anykvm::core {
 
@@ -109,6 +110,19 @@ Result<> Vm::set_apic_bus_cycle_ns(u64 ns) {
   if (!m_vcpus.empty()) return Error{EINVAL, "vCPUs exist already"};
   m_apic_bus_cycle_ns = ns;
   return {};
+}
+
+Result<> Vm::set_performance_counters(bool wanted) {
+  std::lock_guard lock(m_mutex);
+  if (!m_vcpus.empty()) return Error{EINVAL, "vCPUs exist already"};
+  m_performance_counters = wanted;
+  return {};
+}
+
+void Vm::set_counter_filter(CounterFilter::Rules rules) {
+  m_counter_filter.set(std::move(rules));
+  std::lock_guard lock(m_mutex);
+  for (auto& [id, vcpu] : m_vcpus) vcpu->cpu().pmu().events_replaced();
 }
 
 // --- interrupts ---

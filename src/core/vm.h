@@ -19,6 +19,7 @@
 
 #include "base/expected.h"
 #include "core/coalesced_io.h"
+#include "core/counter_filter.h"
 #include "core/guest_memory.h"
 #include "core/hyperv/partition.h"
 #include "core/io_events.h"
@@ -157,6 +158,12 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   void set_msr_exits(u32 reasons) { m_msr_exits = reasons; }
   u32 msr_exits() const { return m_msr_exits.load(std::memory_order_relaxed); }
   MsrFilter& msr_filter() { return m_msr_filter; }
+  // KVM_CAP_PMU_CAPABILITY. EINVAL once there are vCPUs.
+  Result<> set_performance_counters(bool wanted);
+  bool has_performance_counters() const { return m_performance_counters.load(); }
+  // KVM_SET_PMU_EVENT_FILTER.
+  const CounterFilter& counter_filter() const { return m_counter_filter; }
+  void set_counter_filter(CounterFilter::Rules rules);
   // KVM_CAP_X86_DISABLE_EXITS: bits of KVM_X86_DISABLE_EXITS_*, which stay set.
   void disable_exits(u64 exits) { m_disabled_exits |= exits; }
   bool halts_without_exit() const {
@@ -235,6 +242,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   std::atomic<bool> m_tells_failed_instructions{false};
   std::atomic<bool> m_shows_exception_payloads{false}, m_shows_triple_faults{false};
   MsrFilter m_msr_filter;
+  CounterFilter m_counter_filter;
+  std::atomic<bool> m_performance_counters{true};
   KvmClock m_clock;
   TscSync m_tsc_sync;
   hyperv::Partition m_hyperv;

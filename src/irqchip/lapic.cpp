@@ -226,6 +226,12 @@ void Lapic::deliver_lvt(u32 lvt_offset) {
   if (!reserved) accept(mode, static_cast<u8>(lvt), false, true);
 }
 
+void Lapic::raise_performance_interrupt(bool masks_itself) {
+  const u32 lvt = reg(kApicLvtPerf);
+  deliver_lvt(kApicLvtPerf);
+  if (masks_itself) set_reg(kApicLvtPerf, lvt | kLvtMasked);
+}
+
 void Lapic::raise_lint(unsigned pin) {
   if (hardware_enabled()) {
     deliver_lvt(pin == 0 ? kApicLvtLint0 : kApicLvtLint1);

@@ -69,6 +69,9 @@ class Lapic {
     if (m_has_cmci) deliver_lvt(kApicLvtCmci);
   }
 
+  // A performance counter has overflowed. Intel's CPUs mask the entry then (SDM 3A 11.5.1).
+  void raise_performance_interrupt(bool masks_itself);
+
   // --- vCPU ---
 
   void reset(bool init);

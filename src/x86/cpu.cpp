@@ -18,7 +18,7 @@ Cpu::Cpu(Machine& machine, Platform& platform)
       m_context(new Context),
       m_state(&m_context->state),
       m_counts(counters::take_cpu_counts()),
-      m_private(std::make_unique<Private>()) {
+      m_private(std::make_unique<Private>(*this)) {
   m_context->self = m_context;
   m_context->cpu = this;
   m_context->counts = m_counts;
@@ -34,8 +34,11 @@ Cpu::~Cpu() {
   delete m_context;
 }
 
+Pmu& Cpu::pmu() { return m_private->pmu; }
+
 void Cpu::reset(bool init) {
   reset_cpu(*m_state, m_model, init);
+  m_private->pmu.refresh();
   state_replaced();
 }
 
@@ -95,7 +98,13 @@ void Cpu::mode_changed() {
   bool forbidden = m_state->cpl != 0 && (m_state->cr4 & kCr4Tsd);
   m_context->rdtsc_by_helper = forbidden || m_state->tsc_ratio != kTscUnscaled;
   m_context->rdtscp_by_helper = m_context->rdtsc_by_helper || !m_model.has(Feature::kRdtscp);
+  if (p.pmu.active()) p.pmu.changed_privilege(m_state->cpl);
   Mode mode = compute_mode(*m_state);
+  if (p.pmu.active()) {
+    mode.counts_instructions = p.pmu.counts(Counted::kInstructions);
+    mode.counts_branches = p.pmu.counts(Counted::kBranches);
+    mode.counters_overflow = p.pmu.overflows_soon();
+  }
   m_watching = p.breakpoints(*m_state).any_enabled();
   // Breakpoints need a look at every instruction and every access.
   mode.step = mode.step || p.limits.one_instruction_blocks || m_watching || p.guest_debug.single_step;
@@ -114,6 +123,7 @@ void Cpu::mode_changed() {
 }
 
 void Cpu::state_replaced() {
+  if (m_private->pmu.active()) m_private->pmu.refresh();
   mode_changed();
   flush_tlb();
   m_context->image_from_rflags();

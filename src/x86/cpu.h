@@ -20,6 +20,7 @@
 namespace anykvm::x86 {
 
 class Machine;
+class Pmu;
 struct Context;
 
 // What a debugger in the client wants (KVM_SET_GUEST_DEBUG, KVM API 4.87).
@@ -45,6 +46,7 @@ enum Attention : u8 {
   kAttentionKick = 2,   // the owner wants run() to return (Reason::kInterrupted)
   kAttentionEvent = 4,  // an interrupt, NMI or other event may have become deliverable
   kAttentionWorld = 8,  // the machine changes (Machine::stop_the_world): get out of guest code, then flush
+  kAttentionPmu = 64,   // performance counters are to be looked at (sys/pmu.h)
   kAttentionCode = 32,  // this CPU overwrote code: what follows in its block may be out of date
 };
 
@@ -92,6 +94,7 @@ class Cpu {
   const CpuModel& model() const { return m_model; }
   Context& context() { return *m_context; }
   counters::CpuCounts& counts() { return *m_counts; }
+  Pmu& pmu();
 
   // Only between calls of run().
   void set_translation_limits(TranslationLimits limits);

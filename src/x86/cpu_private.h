@@ -9,6 +9,7 @@
 #include "x86/machine.h"
 #include "x86/mmu/entry_set.h"
 #include "x86/mmu/io_replay.h"
+#include "x86/sys/pmu.h"
 #include "x86/translate/code_cache.h"
 #include "x86/translate/context.h"
 #include "x86/translate/mode.h"
@@ -110,6 +111,8 @@ class Narrowings {
 };
 
 struct Cpu::Private {
+  explicit Private(Cpu& cpu) : pmu(cpu) {}
+
   Breakpoints breakpoints(const CpuState& state) const {
     if (guest_debug.hardware_breakpoints) return guest_debug.breakpoints;
     return {state.dr, state.dr7};
@@ -122,6 +125,7 @@ struct Cpu::Private {
   std::atomic<u8> queued_nmis{0};
   std::atomic<bool> queued_smi{false};
 
+  Pmu pmu;
   GuestDebug guest_debug;
   u64 debug_hits = 0;  // bits of DR6 that the current instruction has earned
 

@@ -21,8 +21,10 @@ class HelperCall {
     m_state.rip = m_site.next_rip + m_moved;
     const u64 mode = m_context.stamp.word & ~u64{0xff};
     m_private.replay.begin_instruction(m_site.rip + m_moved);
+    if (m_site.counts) count(1);
     Guest<void> done =
         m_site.roams && m_site.insn.memory.rip_relative ? execute_moved() : execute(m_site.insn);
+    if (m_site.counts && (!done.ok() || goes_on_later())) count(-1);
     m_context.image_from_rflags();
     if (!done.ok()) return stop(done.error());
     m_private.replay.done();
@@ -35,6 +37,16 @@ class HelperCall {
   }
 
  private:
+  // It counts from its beginning, at the privilege level that it has then.
+  void count(i64 times) {
+    for (unsigned i = 0; i < 2; ++i)
+      m_context.events_left[i] -= (m_site.counts >> i & 1) * static_cast<u64>(times);
+  }
+  // A repeated instruction with iterations left.
+  bool goes_on_later() const {
+    return (m_site.insn.rep || m_site.insn.repne) && m_state.rip == m_site.rip + m_moved;
+  }
+
   Guest<void> execute(const Insn& insn) { return m_site.op(m_cpu, insn); }
 
   Guest<void> execute_moved() {

@@ -93,6 +93,21 @@ class Platform {
     (void)index, (void)value;
     return std::nullopt;
   }
+  // Performance counters: does the client want any (KVM_CAP_PMU_CAPABILITY), and does its filter let these
+  // count (KVM_SET_PMU_EVENT_FILTER)? Also called between runs.
+  virtual bool has_counters() { return true; }
+  virtual bool counts_event(u64 select) {
+    (void)select;
+    return true;
+  }
+  virtual bool counts_fixed(unsigned index) {
+    (void)index;
+    return true;
+  }
+  // A counter that interrupts has overflowed.
+  virtual void performance_interrupt() {}
+  // kAttentionPmu is to be requested at host TSC value `tsc`, if the guest still runs then.
+  virtual void look_at_counters_at(u64 tsc) { (void)tsc; }
   // CPUID.80000007H:EDX[8] reads 0 whatever the model says.
   virtual bool hides_invariant_tsc() { return false; }
   // The guest's TSC frequency in kHz.

@@ -108,7 +108,7 @@ class Dispatcher {
     // The access to memory that the client has answered would only find again that it is none of RAM.
     m_slow = m_private.replay.repeats_memory_access();
     for (;;) {
-      if (m_context.stamp.part.attention.load(std::memory_order_acquire)) {
+      if (m_context.stamp.part.attention.load(std::memory_order_acquire) || m_private.pmu.overflowed()) {
         if (auto exit = attend()) return *exit;
       }
       if (m_state.events.triple_fault) return shutdown();
@@ -129,6 +129,7 @@ class Dispatcher {
   void clear(u8 bits) { m_context.stamp.part.attention.fetch_and(static_cast<u8>(~bits)); }
 
   MaybeExit attend() {
+    look_at_counters();
     u8 bits = m_context.stamp.part.attention.load();
     if (bits & kAttentionWorld) let_the_world_change();
     if (bits & kAttentionCode) {
@@ -145,6 +146,13 @@ class Dispatcher {
     if (auto exit = take_events()) return exit;
     if (kicked && !m_slow) return interrupted();
     return {};
+  }
+
+  void look_at_counters() {
+    if (!(m_context.stamp.part.attention.load() & kAttentionPmu) && !m_private.pmu.overflowed()) return;
+    clear(kAttentionPmu);
+    m_private.pmu.attend();
+    m_left = kNoRecord;  // the mode may be another
   }
 
   // Cleared before: the next change may be asked for as soon as this one is done, and needs a flush of its
@@ -310,6 +318,7 @@ class Dispatcher {
   // Jumps, calls and returns to where no code can be fault themselves, with their stack as it was (SDM 2A).
   MaybeExit branch_faulted(RecordRef left) {
     const Block& block = m_code.block_of(left - kIndirectBranch);
+    if (block.mode.counts()) m_private.pmu.branch_faulted();
     m_context.rflags_from_image();
     m_left = kNoRecord;
     m_state.rip = m_context.rip_of(block) + block.branch_offset;
@@ -485,6 +494,7 @@ class Dispatcher {
       m_cpu.request(kAttentionEvent);
       return exit_of(result.error());
     }
+    if (m_private.pmu.active()) m_private.pmu.delivered();
     m_private.replay.done();
     if (m_private.recheck_events) {
       m_private.recheck_events = false;
@@ -579,7 +589,9 @@ Exit Cpu::run() {
     m_machine.enter_guest(*this);
     see_code_as_it_is();
     m_context->image_from_rflags();
+    m_private->pmu.enter_guest();
     exit = Dispatcher(*this, *m_private).run();
+    m_private->pmu.leave_guest();
     m_machine.leave_guest(*this);
   }
   set_current_context(nullptr, nullptr, nullptr, nullptr);

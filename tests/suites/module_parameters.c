@@ -14,7 +14,7 @@ static const char kModules[] = "/sys/module/kvm";
 static const struct {
   const char *path, *value;
 } kParameters[] = {
-    {"/sys/module/kvm/parameters/enable_pmu", "N\n"},
+    {"/sys/module/kvm/parameters/enable_pmu", "Y\n"},
     {"/sys/module/kvm/parameters/force_emulation_prefix", "0\n"},
     {"/sys/module/kvm/parameters/eager_page_split", "N\n"},
     {"/sys/module/kvm/parameters/tdp_mmu", "N\n"},

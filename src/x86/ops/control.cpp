@@ -132,8 +132,14 @@ Guest<void> op_wrmsr(Cpu& cpu, const Insn&) {
   return msr_failed(cpu, index, true, filtered, &value);
 }
 
-// There are no performance counters, so every counter number is out of range.
-Guest<void> op_rdpmc(Cpu&, const Insn&) { return GuestStop::gp(0); }
+Guest<void> op_rdpmc(Cpu& cpu, const Insn&) {
+  const CpuState& state = cpu.state();
+  if (state.cpl != 0 && !(state.cr4 & kCr4Pce)) return GuestStop::gp(0);
+  const std::optional<u64> value = read_counter(cpu, ecx(state));
+  if (!value) return GuestStop::gp(0);
+  set_edx_eax(cpu.state(), *value);
+  return {};
+}
 
 Guest<void> op_cpuid(Cpu& cpu, const Insn&) {
   CpuState& state = cpu.state();

@@ -11,6 +11,7 @@
 #include "base/types.h"
 #include "x86/state/bits.h"
 #include "x86/state/msr_state.h"
+#include "x86/state/pmu_state.h"
 
 namespace anykvm::x86 {
 
@@ -128,6 +129,7 @@ struct CpuState {
   u64 tsc_offset = 0;
 
   MsrState msrs{};
+  PmuState pmu{};
   Events events{};
   Smm smm{};
   MpState mp_state = MpState::kRunnable;

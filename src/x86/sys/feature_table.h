@@ -7,7 +7,7 @@
 namespace anykvm::x86 {
 
 enum class CpuidRegister : u8 { eax, ebx, ecx, edx };
-enum class FeatureRequirement : u8 { kHost, kAlways, kModel, kSchedstat };
+enum class FeatureRequirement : u8 { kHost, kAlways, kModel, kSchedstat, kIntelHost, kAmdHost };
 
 struct FeatureRow {
   Feature feature;

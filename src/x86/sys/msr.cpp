@@ -137,6 +137,8 @@ std::optional<u64> read_feature_msr(u32 index) {
       return fresh.microcode_revision;
     case 0x10a:
       return fresh.arch_capabilities;
+    case 0x345:
+      return kPerfCapabilities;
     case 0x122:
       return fresh.tsx_ctrl;
     case 0xc0011029:

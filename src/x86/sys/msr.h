@@ -18,6 +18,9 @@ enum class MsrAccess : u8 { kGuest, kClient };
 std::optional<u64> read_msr(Cpu& cpu, u32 index, MsrAccess access);
 bool write_msr(Cpu& cpu, u32 index, u64 value, MsrAccess access);
 
+// RDPMC. Nothing: no such counter.
+std::optional<u64> read_counter(Cpu& cpu, u32 number);
+
 // Is there such an MSR at all, whoever may use it and for what?
 bool msr_exists(u32 index);
 

@@ -139,10 +139,6 @@ bool set_pred_cmd(Cpu& cpu, u32, u64 value, MsrAccess access) {
   return visible && !(value & ~kBarrier);
 }
 
-// The P6 family's two counters and the K7's four, with their event selections: no count ever changes.
-std::optional<u64> get_absent_counter(Cpu&, u32, MsrAccess) { return 0; }
-bool set_absent_counter(Cpu&, u32, u64, MsrAccess) { return true; }
-
 std::optional<u64> get_hwcr(Cpu& cpu, u32, MsrAccess) { return cpu.state().msrs.hwcr; }
 bool set_hwcr(Cpu& cpu, u32, u64 value, MsrAccess) {
   // Linux and firmware set these for errata of old processors: cache disable, TLB flush filter, IGNNE

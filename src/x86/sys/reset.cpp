@@ -56,6 +56,7 @@ void reset_cpu(CpuState& state, const CpuModel& model, bool init) {
     state.xcr0 = kXcr0X87;
     state.pkru = 0;
     state.msrs = {};
+    state.pmu = {};
   }
   reset_xsave(state, init);
 }

@@ -79,6 +79,8 @@ bool offered(const FeatureRow& row) {
   if (row.requirement == FeatureRequirement::kSchedstat) return host_tells_waiting_time();
   if (row.requirement == FeatureRequirement::kAlways) return true;
   if (row.requirement == FeatureRequirement::kModel) return false;
+  if (row.requirement == FeatureRequirement::kAmdHost) return host_is_amd();
+  if (row.requirement == FeatureRequirement::kIntelHost) return !host_is_amd();
   CpuidResult host = host_cpuid(row.leaf, row.subleaf);
   return has_bit(cpuid_register(host, row.reg), row.bitnr) && registers_usable(row);
 }
@@ -137,6 +139,17 @@ void add_leaf_0d(std::vector<CpuidEntry>& entries) {
   }
 }
 
+// Architectural performance monitoring, version 2 (SDM 3B 19.2): four counters, the first three fixed ones,
+// and those of the seven architectural events that can be counted truly (sys/pmu.cpp).
+CpuidEntry leaf_0a() {
+  if (host_is_amd()) return entry_of(0xa, {});
+  constexpr u32 kVersion = 2, kCounters = 4, kWidth = 48, kEvents = 7, kFixed = 3;
+  constexpr u32 kAbsent = 1u << 3 | 1u << 4 | 1u << 6;  // cache references and misses, mispredicted branches
+  constexpr u32 kNoAnyThread = 1u << 15;
+  return entry_of(0xa, {kVersion | kCounters << 8 | kWidth << 16 | kEvents << 24, kAbsent, 0,
+                        kFixed | kWidth << 5 | kNoAnyThread});
+}
+
 void add_basic_leaves(std::vector<CpuidEntry>& entries) {
   CpuidResult host = host_cpuid(0);
   bool xsave = offered_features(1, 0).ecx & bit_XSAVE;
@@ -148,7 +161,7 @@ void add_basic_leaves(std::vector<CpuidEntry>& entries) {
   if (!host_is_amd()) add_cache_leaf(entries, 4);
   entries.push_back(entry_of(6, offered_features(6, 0)));
   add_leaf_7(entries);
-  entries.push_back(entry_of(0xa, {}));
+  entries.push_back(leaf_0a());
   entries.push_back(indexed_entry(0xb, 0, {}));
   if (xsave) add_leaf_0d(entries);
   if (host.eax >= 0x1d) entries.push_back(indexed_entry(0x1d, 0, {}));

@@ -61,6 +61,7 @@ struct HelperSite {
   bool serializes = false;
   bool roams = false;  // its block does: both are within the page at Block::kNowhere
   u16 code_page = 0;   // the block's
+  u8 counts = 0;  // bits by Counted
 };
 
 // A memory access by the slow path.

@@ -7,7 +7,6 @@
 
 #include "base/optimizations.h"
 #include "x86/ops/string_common.h"
-#include "x86/translate/policy.h"
 
 namespace anykvm::x86 {
 
@@ -68,11 +67,88 @@ void Emitter::leave_loop() {
   }
 }
 
-void Emitter::begin(unsigned number, const Decoded& decoded, u64 rip, const FlagUse& flags,
-                    const GroupPlace& place) {
+// --- Performance counters ---
+
+namespace {
+
+// Can control leave the block before the instruction is complete? Then what was before it has been counted.
+bool may_leave(const Decoded& d, const Policy& policy) {
+  switch (policy.kind) {
+    case Policy::Kind::kAsIs:
+      return d.insn.has_memory || d.vector != VectorClass::kNone || d.insn.mnemonic == ZYDIS_MNEMONIC_DIV ||
+             d.insn.mnemonic == ZYDIS_MNEMONIC_IDIV;
+    case Policy::Kind::kRule:
+      return policy.rule != Rule::klea && policy.rule != Rule::knop && policy.rule != Rule::kjcc;
+    default:
+      return true;
+  }
+}
+
+bool is_branch(const Decoded& d) {
+  switch (d.category) {
+    case ZYDIS_CATEGORY_CALL:
+    case ZYDIS_CATEGORY_RET:
+    case ZYDIS_CATEGORY_COND_BR:
+    case ZYDIS_CATEGORY_UNCOND_BR:
+    case ZYDIS_CATEGORY_INTERRUPT:
+    case ZYDIS_CATEGORY_SYSCALL:
+    case ZYDIS_CATEGORY_SYSRET:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+void Emitter::count(Counted what, i64 events) {
+  const Mem left = host::gs(offsetof(Context, events_left) + 8 * static_cast<unsigned>(what));
+  forget_delta();
+  a.mov(kScratch, left);
+  a.lea(kScratch, ptr(kScratch, static_cast<i32>(-events)));
+  a.mov(left, kScratch);
+}
+
+void Emitter::count_instructions() {
+  if (m_uncounted) count(Counted::kInstructions, m_uncounted);
+  m_uncounted = 0;
+}
+
+void Emitter::retire_branch() {
+  if (mode.counts_instructions) ++m_uncounted;
+  m_counted = true;
+  count_instructions();
+  if (mode.counts_branches) count(Counted::kBranches, 1);
+}
+
+// For the comparisons that look at the whole stamp.
+void Emitter::show_overflows() {
+  if (!mode.counters_overflow) return;
+  constexpr unsigned kHighestByte = 56;
+  for (Counted what : {Counted::kInstructions, Counted::kBranches}) {
+    const auto index = static_cast<unsigned>(what);
+    forget_delta();
+    a.mov(kScratch, host::gs(offsetof(Context, events_left) + 8 * index));
+    a.rorx(kScratch, kScratch, kHighestByte);
+    a.mov(host::gs(offsetof(Context, stamp) + offsetof(LinkStamp, part.overflowed) + index, 1),
+          kScratch.r8());
+  }
+}
+
+// What polls look at: not zero if there is something to attend to.
+Mem Emitter::attention() const { return host::gs(offsetof(Context, stamp), mode.counters_overflow ? 4 : 1); }
+
+u8 Emitter::counts_of_helper(const Decoded& d) const {
+  return static_cast<u8>(mode.counts_instructions | (mode.counts_branches && is_branch(d)) << 1);
+}
+
+void Emitter::begin(unsigned number, const Decoded& decoded, const Policy& policy, u64 rip,
+                    const FlagUse& flags, const GroupPlace& place) {
   m_decoded = &decoded;
   m_place = place;
   m_rip = rip;
+  m_counted = !mode.counts_instructions;
+  if (may_leave(decoded, policy)) count_instructions();
   m_use = flags;
   m_flag_plan.each_kept(number, [this](const FlagPlan::Keep& keep) {
     if (!resident(keep.gpr)) forget_delta();
@@ -517,6 +593,8 @@ void Emitter::close_access(bool last) {
 }
 
 void Emitter::end_instruction() {
+  if (!m_counted) ++m_uncounted;
+  m_counted = true;
   if (m_wrote_slowly && !m_ended) poll(next_rip());
   m_wrote_slowly = false;
 }
@@ -599,7 +677,8 @@ const HelperSite* Emitter::new_helper_site(const Insn& insn, Op op, u16 flags) {
   const bool continues = ends_block && !alone && optimizations().chaining;
   if (mode.step && swallows_step_trap(op)) m_block.swallows_step_trap = true, m_block.into = op == op_into;
   return m_records.make(HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, continues,
-                                   (flags & kOpSerializes) != 0, m_block.roams != 0, m_block.code_page});
+                                   (flags & kOpSerializes) != 0, m_block.roams != 0, m_block.code_page,
+                                   counts_of_helper(*m_decoded)});
 }
 
 // For REP MOVS and REP STOS; null for others.
@@ -610,7 +689,7 @@ const u8* Emitter::string_thunk(const HelperSite& site) const {
   const SegmentIndex segment = string_source_segment(insn);
   const bool plain = mode.code64() && mode.direct_memory() && !mode.step && insn.address_size == 8 &&
                      segment != kFs && segment != kGs;
-  if (!plain) return nullptr;
+  if (!plain || mode.counts()) return nullptr;
   const int shift = std::countr_zero(insn.operand_size);
   return site.op == op_movs ? m_thunks.move_string[shift] : m_thunks.store_string[shift];
 }
@@ -629,6 +708,7 @@ void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
   protect_flags(kFlagsArithmetic);
   forget_delta();
   call_helper_thunk(new_helper_site(insn, op, flags), flags);
+  m_counted = true;
   record_site(false, {FlagsAt::kImage}, nullptr);
   m_flags = FlagsAt::kImage;
   m_flags_lost = 0;
@@ -694,15 +774,20 @@ void Emitter::leave_to(u64 target) {
 // Every loop has a backward jump, so that is where the attention byte is looked at: jumps to the place for it
 // if something is to be attended to.
 void Emitter::poll(u64 target) {
+  count_instructions();
   const Exit& stop = new_stop(target, m_loops && target == m_block.rip);
   if (m_flags != FlagsAt::kHost) {
-    a.cmp(ANYKVM_GS(stamp.part.attention), 0);
+    a.cmp(attention(), 0);
     a.jne(stop.label);
     return;
   }
   asmjit::Label go = a.newLabel();
   a.mov(kScratch, rcx);
-  a.movzx(ecx, ANYKVM_GS(stamp.part.attention));
+  if (attention().size() == 1) {
+    a.movzx(ecx, attention());
+  } else {
+    a.mov(ecx, attention());
+  }
   a.jecxz(rcx, go);
   a.mov(rcx, kScratch);
   a.jmp(stop.label);
@@ -720,6 +805,7 @@ void Emitter::begin_next_round() {
 }
 
 void Emitter::jump_back(u64 target) {
+  show_overflows();
   const bool in_loop = m_loops && target == m_block.rip;
   if (in_loop) begin_next_round();
   if (m_use.after != kNoRecipe && m_ignores_flags(target)) protect_flags(0);
@@ -728,7 +814,7 @@ void Emitter::jump_back(u64 target) {
   Exit& exit = new_exit(target, in_loop);
   if (!free_flags) return jump_by_link(exit);
   const Exit& stop = new_stop(target, in_loop);
-  a.cmp(ANYKVM_GS(stamp.part.attention), 0);
+  a.cmp(attention(), 0);
   align_displacement(2);
   a.long_().je(exit.label);
   exit.displacement = offset() - 4;
@@ -743,6 +829,7 @@ void Emitter::jump_by_link(Exit& exit) {
 
 void Emitter::jump_to(u64 target, bool next_straddles) {
   m_ended = true;
+  count_instructions();
   FlagsAt before = m_flags;  // what follows is another path
   if (m_loops && target != m_block.rip) leave_loop();
   if (linkable(target) && !next_straddles) {
@@ -762,6 +849,7 @@ void Emitter::jump_to(u64 target, bool next_straddles) {
 
 // Flags are in the image.
 void Emitter::jump_by_cache(u64 target) {
+  show_overflows();
   load_rip(kAddress, target);
   if (m_block.roams) return jump_by_index(m_cache_miss);
   const std::size_t entry = offsetof(Context, jumps) + sizeof(JumpEntry) * jump_cache_index(target);
@@ -814,6 +902,7 @@ void Emitter::jump_to_address(i32 moved_stack) {
   m_ended = true;
   m_block.branch_offset = static_cast<u16>(m_rip - m_block.rip);
   m_block.branch_moved_stack = moved_stack;
+  show_overflows();
   protect_flags(kFlagsArithmetic);
   if (!jumps_on()) {
     m_indirect_miss = a.newLabel();
@@ -1003,7 +1092,9 @@ void Emitter::emit_aside(const Aside& aside) {
   a.bind(aside.entry);
   call_helper_thunk(aside.site, aside.flags);
   add_site({offset(), aside.guest_offset, false, FlagsAt::kImage, {kNoRegister, kNoRegister}}, kNoRecipe);
-  if (aside.resume.isValid()) a.jmp(aside.resume);
+  if (!aside.resume.isValid()) return;
+  if (aside.site->counts) count(Counted::kInstructions, -1);  // there it is counted again
+  a.jmp(aside.resume);
 }
 
 Block* Emitter::finish(u32 start) {

@@ -7,11 +7,13 @@
 #include <functional>
 #include <vector>
 
+#include "x86/sys/pmu.h"
 #include "x86/translate/access_groups.h"
 #include "x86/translate/block.h"
 #include "x86/translate/decode.h"
 #include "x86/translate/flag_plan.h"
 #include "x86/translate/host.h"
+#include "x86/translate/policy.h"
 #include "x86/translate/thunks.h"
 
 namespace anykvm::x86 {
@@ -32,9 +34,13 @@ class Emitter {
   // For a block that jumps back to its beginning: what goes before Block::code_loop.
   void begin_loop(bool uses_vector);
   // Starts guest instruction `decoded` at `rip`, the block's `number`th from 0.
-  void begin(unsigned number, const Decoded& decoded, u64 rip, const FlagUse& flags, const GroupPlace& place);
+  void begin(unsigned number, const Decoded& decoded, const Policy& policy, u64 rip, const FlagUse& flags,
+             const GroupPlace& place);
   // Ends it: one that wrote by the slow path may have rewritten the next.
   void end_instruction();
+  // The current instruction is complete, but for its jump: it counts (Mode::counts_instructions). Moves only;
+  // clobbers R11. Those without a call of this count when they end.
+  void retire_branch();
   u64 rip() const { return m_rip; }
   u64 next_rip() const;
   // An address that is what it is because of RIP. Flags stay as they are.
@@ -168,6 +174,11 @@ class Emitter {
     asmjit::Label entry, resume;
   };
 
+  void count(Counted what, i64 events);
+  void count_instructions();
+  void show_overflows();
+  asmjit::x86::Mem attention() const;
+  u8 counts_of_helper(const Decoded& decoded) const;
   asmjit::x86::Mem address_of(const Insn& insn);
   u32 offset() const { return static_cast<u32>(a.offset()); }
   void record_site(bool fault, FlagsNow flags, const u8* borrowed);
@@ -252,6 +263,8 @@ class Emitter {
   bool m_ended = false;
   bool m_wrote_slowly = false;  // the current instruction
   bool m_crossing = false;      // it has code for a write across pages
+  bool m_counted = false;       // the current instruction, here or by its helper
+  unsigned m_uncounted = 0;     // instructions before it
   SlowSite* m_open_slow = nullptr;
   FlagsNow m_open_slow_flags;
   asmjit::Label m_cache_miss, m_indirect_miss;

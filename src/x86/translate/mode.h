@@ -26,9 +26,14 @@ struct Mode {
   bool step : 1 = false;    // one instruction a block, no links (TF, guest debug)
   bool slow : 1 = false;    // memory accesses by the C++ path: MMIO, page crossing, code pages
   bool narrow : 1 = false;  // every access checks for itself (translate/access_groups.h)
-  u64 cs_base = 0;          // outside 64-bit mode
+  // For performance counters (sys/pmu.h): what the code counts, and whether it looks for overflows.
+  bool counts_instructions : 1 = false;
+  bool counts_branches : 1 = false;
+  bool counters_overflow : 1 = false;
+  u64 cs_base = 0;  // outside 64-bit mode
 
   bool operator==(const Mode&) const = default;
+  bool counts() const { return counts_instructions || counts_branches; }
   bool code64() const { return code_bits == 64; }
   // Addresses that translated code may look up in the TLB directly.
   bool direct_memory() const { return !slow && (code64() || flat); }

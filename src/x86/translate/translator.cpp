@@ -128,7 +128,7 @@ class Run {
   void emit(Emitter& e) const {
     for (unsigned i = 0; i < m_count; ++i) {
       const Planned& p = m_run[i];
-      e.begin(i, p.decoded, p.rip, p.flags, p.place);
+      e.begin(i, p.decoded, p.policy, p.rip, p.flags, p.place);
       emit_one(e, p);
       e.end_instruction();
     }

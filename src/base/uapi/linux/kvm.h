@@ -14,6 +14,12 @@ static_assert(KVM_SET_SIGNAL_MASK == 0x4004ae8b, "not the number of the C ABI");
 static_assert(sizeof(struct kvm_xsave) == 4096, "not the size of the C ABI");
 
 // Interfaces newer than the oldest headers we build with (Linux 6.1), by the numbers of Linux 6.12.
+#ifndef KVM_CAP_PMU_EVENT_MASKED_EVENTS
+#define KVM_CAP_PMU_EVENT_MASKED_EVENTS 226
+#endif
+#ifndef KVM_PMU_EVENT_FLAG_MASKED_EVENTS
+#define KVM_PMU_EVENT_FLAG_MASKED_EVENTS (1u << 0)
+#endif
 #ifndef KVM_SET_USER_MEMORY_REGION2
 struct kvm_userspace_memory_region2 {
   __u32 slot;
