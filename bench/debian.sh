@@ -9,7 +9,8 @@ dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 
 cat >"$dir/jobs" <<'JOBS'
-cd "$(mktemp -d /dev/shm/jobs.XXXXXX)" || exit 1
+work=$(mktemp -d /dev/shm/jobs.XXXXXX) || exit 1
+cd "$work" || exit 1
 job() {
   name=$1
   shift
@@ -29,6 +30,7 @@ awk 'BEGIN { for (i = 0; i < 400; i++) printf "int f%d(int *a, int n) { int s = 
 shells # once uncounted: what it reads is in memory then
 for name in compile shells interpreters archive pipes packages digest; do job $name $name; done
 cd /
+rm -rf "$work"
 echo "jobs done"
 JOBS
 { cat "$dir/jobs"; echo exit; yes '#' | head -c 4096; } >"$dir/jobs.disk"
