@@ -156,4 +156,39 @@ extern "C" void anykvm_commit_crossing(Context* context) {
   guarded_copy(context->crossing_to[1], copy + first, context->crossing_size - first);
 }
 
+// The elements of a gather or scatter, if all that are active are in RAM and none lies on two pages. Nothing
+// is written before that is known.
+extern "C" bool anykvm_gather(Context* context, u64 info) {
+  auto& operands = context->gather;
+  const unsigned size = GatherInfo::data_size(info), count = GatherInfo::count(info);
+  const bool write = GatherInfo::scatter(info);
+  u8* host[16] = {};
+  for (unsigned i = 0; i < count; ++i) {
+    const bool active = GatherInfo::vector_mask(info) ? operands.mask[(i + 1) * size - 1] >> 7
+                                                      : operands.mask[i / 8] >> i % 8 & 1;
+    if (!active) continue;
+    i64 index = 0;
+    if (GatherInfo::index_size(info) == 8) {
+      __builtin_memcpy(&index, operands.index + 8 * i, 8);
+    } else {
+      i32 narrow = 0;
+      __builtin_memcpy(&narrow, operands.index + 4 * i, 4);
+      index = narrow;
+    }
+    const Gva address(operands.base + static_cast<u64>(index) * GatherInfo::scale(info));
+    if (address.page_offset() + size > kPageSize || !context->state.canonical(address.value)) return false;
+    auto mapped = map_page(*context, address, write, false, GatherInfo::mmu(info));
+    if (!mapped.ok() || !mapped.value()) return false;
+    host[i] = mapped.value();
+  }
+  for (unsigned i = 0; i < count; ++i) {
+    u8* const element = operands.data + i * size;
+    if (host[i] && !(write ? guarded_copy(host[i], element, size) : guarded_copy(element, host[i], size)))
+      return false;
+  }
+  if (write) return true;
+  for (unsigned i = count * size; i < sizeof operands.data; ++i) operands.data[i] = 0;
+  return true;
+}
+
 }  // namespace anykvm::x86

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "x86/mmu/access.h"
+#include "x86/ops/gather_form.h"
 #include "x86/ops/ops.h"
 #include "x86/state/xsave_image.h"
 
@@ -73,14 +74,7 @@ void write_opmask(CpuState& state, unsigned number, u64 value) {
   write_part(state, kOpmask, number, bytes, sizeof bytes);
 }
 
-// What the encoding says.
-struct Form {
-  bool scatter = false;
-  bool vector_mask = false;  // VEX: the mask is the sign bits of a vector register
-  u8 data = 0, index = 0, mask = 0;
-  u8 scale = 1;
-  unsigned data_size = 4, index_size = 4, count = 0;
-};
+using Form = GatherForm;
 
 unsigned register_id(ZydisRegister reg) { return static_cast<unsigned>(ZydisRegisterGetId(reg)); }
 
@@ -101,35 +95,6 @@ bool registers_conflict(const Form& f) {
   if (f.scatter) return false;
   if (f.data == f.index) return true;
   return f.vector_mask && (f.mask == f.index || f.mask == f.data);
-}
-
-Guest<Form> form_of(const Insn& insn) {
-  ZydisDecoder decoder;
-  ZydisDecodedInstruction z;
-  ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
-  ZydisDecoderInit(&decoder, machine_mode(insn.code_bits), stack_width_of(insn.code_bits));
-  bool valid = ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, insn.bytes, insn.length, &z, operands));
-  if (!valid) return GuestStop::ud();
-  bool gather = z.opcode >= 0x90 && z.opcode <= 0x93;
-  bool scatter = z.opcode >= 0xa0 && z.opcode <= 0xa3;
-  if (!gather && !scatter) return GuestStop::ud();  // the prefetching relatives
-
-  Form f;
-  f.scatter = scatter;
-  f.vector_mask = z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
-  const ZydisDecodedOperand& memory = operands[f.vector_mask ? 1 : scatter ? 0 : 2];
-  const ZydisDecodedOperand& data = operands[scatter ? 2 : 0];
-  f.data = static_cast<u8>(register_id(data.reg.value));
-  f.index = static_cast<u8>(register_id(memory.mem.index));
-  f.mask = static_cast<u8>(register_id(f.vector_mask ? operands[2].reg.value : z.avx.mask.reg));
-  f.scale = memory.mem.scale ? memory.mem.scale : 1;
-  bool wide = f.vector_mask ? z.raw.vex.W : z.raw.evex.W;
-  f.data_size = wide ? 8 : 4;
-  f.index_size = z.opcode & 1 ? 8 : 4;
-  f.count = z.avx.vector_length / 8 / std::max(f.data_size, f.index_size);
-  if (!f.vector_mask && f.mask == 0) return GuestStop::ud();
-  if (registers_conflict(f)) return GuestStop::ud();
-  return f;
 }
 
 // Works through the elements from the lowest up, so that what a fault leaves behind is what the manual
@@ -222,8 +187,37 @@ class Run {
 
 }  // namespace
 
+Guest<GatherForm> gather_form(const Insn& insn) {
+  ZydisDecoder decoder;
+  ZydisDecodedInstruction z;
+  ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
+  ZydisDecoderInit(&decoder, machine_mode(insn.code_bits), stack_width_of(insn.code_bits));
+  bool valid = ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, insn.bytes, insn.length, &z, operands));
+  if (!valid) return GuestStop::ud();
+  bool gather = z.opcode >= 0x90 && z.opcode <= 0x93;
+  bool scatter = z.opcode >= 0xa0 && z.opcode <= 0xa3;
+  if (!gather && !scatter) return GuestStop::ud();  // the prefetching relatives
+
+  Form f;
+  f.scatter = scatter;
+  f.vector_mask = z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+  const ZydisDecodedOperand& memory = operands[f.vector_mask ? 1 : scatter ? 0 : 2];
+  const ZydisDecodedOperand& data = operands[scatter ? 2 : 0];
+  f.data = static_cast<u8>(register_id(data.reg.value));
+  f.index = static_cast<u8>(register_id(memory.mem.index));
+  f.mask = static_cast<u8>(register_id(f.vector_mask ? operands[2].reg.value : z.avx.mask.reg));
+  f.scale = memory.mem.scale ? memory.mem.scale : 1;
+  bool wide = f.vector_mask ? z.raw.vex.W : z.raw.evex.W;
+  f.data_size = wide ? 8 : 4;
+  f.index_size = z.opcode & 1 ? 8 : 4;
+  f.count = z.avx.vector_length / 8 / std::max(f.data_size, f.index_size);
+  if (!f.vector_mask && f.mask == 0) return GuestStop::ud();
+  if (registers_conflict(f)) return GuestStop::ud();
+  return f;
+}
+
 Guest<void> op_gather_scatter(Cpu& cpu, const Insn& insn) {
-  Form form = TRY(form_of(insn));
+  Form form = TRY(gather_form(insn));
   return Run(cpu, insn, form).run();
 }
 

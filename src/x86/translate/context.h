@@ -72,6 +72,12 @@ struct Context : InZeroedMemory {
   u64 vector_spill[2] = {};
   u64 miss_spill[3] = {};
   u64 string_spill[8] = {};
+  // Operands of a gather or scatter (Emitter::call_gather). `mask`: 64 bits, or the vector register.
+  struct {
+    alignas(64) u8 data[64], index[64], mask[64];
+    u64 base;
+    u64 done;  // it is: its helper has not been needed
+  } gather = {};
   u64 group_delta[AccessGroups::kMostGroups] = {};  // of groups without a slot: host address - linear address
   // Guest arithmetic flags while they are not in the host's: AH as LAHF gives it in bits 15:8, OF in bit 0.
   u64 flags_image = 0x0200;

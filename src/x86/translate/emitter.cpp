@@ -716,6 +716,15 @@ void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
   if (flags & kOpEnd) m_ended = true;
 }
 
+void Emitter::call_gather(const Insn& insn, Op op, u16 flags, const GatherForm& form) {
+  forget_delta();
+  a.mov(kAddress, reinterpret_cast<u64>(new_helper_site(insn, op, flags)));
+  a.mov(kScratch.r32(), GatherInfo::make(form, mode.mmu));
+  a.call(asmjit::Imm(reinterpret_cast<u64>(m_thunks.gather)));
+  record_site(false, {FlagsAt::kImage}, nullptr);
+  m_vector_live = false;
+}
+
 asmjit::Label Emitter::helper_aside(const Insn& insn, Op op, u16 flags, asmjit::Label resume) {
   const HelperSite* site = new_helper_site(insn, op, flags);
   m_asides.push_back({a.newLabel(), resume, site, flags, static_cast<u16>(m_rip - m_block.rip)});

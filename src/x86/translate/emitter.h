@@ -99,6 +99,9 @@ class Emitter {
 
   // --- Helpers and ends ---
   void call_helper(const Insn& insn, Op op, u16 flags);  // of HelperFlags
+  // A gather or scatter whose operands are in Context::gather; Context::gather.done says whether they were
+  // used.
+  void call_gather(const Insn& insn, Op op, u16 flags, const GatherForm& form);
   // The same, out of line: where to jump for it. Flags are dead or in the image. A helper that does not end
   // the block goes on at `resume`.
   asmjit::Label helper_aside(const Insn& insn, Op op, u16 flags, asmjit::Label resume = {});

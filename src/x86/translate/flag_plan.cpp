@@ -48,6 +48,7 @@ bool hands_flags_on(const Policy& policy) {
     case Rule::ksti:    // the helper that takes its place
     case Rule::krdtsc:  // as well
     case Rule::kstring:
+    case Rule::kgather:
       return true;
     default:
       return false;
@@ -61,7 +62,8 @@ bool saves_flags(const Decoded& d, const Policy& policy) {
   constexpr u8 kIndirect = 0xff;
   const bool jumps = is_rule(policy, Rule::kjmp) && d.insn.opcode == kIndirect;
   return jumps || policy.rule == Rule::kcall || policy.rule == Rule::kret || policy.rule == Rule::kpushf ||
-         policy.rule == Rule::ksti || policy.rule == Rule::krdtsc || policy.rule == Rule::kstring;
+         policy.rule == Rule::ksti || policy.rule == Rule::krdtsc || policy.rule == Rule::kstring ||
+         policy.rule == Rule::kgather;
 }
 
 // Does it look at the host's flags, or leave some of them as they are?

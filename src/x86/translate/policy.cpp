@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "x86/ops/gather_form.h"
 #include "x86/ops/string_common.h"
 
 namespace anykvm::x86 {
@@ -176,7 +177,8 @@ bool is_far(const Insn& insn) {
 
 bool string_form(const Decoded& d) { return d.category == ZYDIS_CATEGORY_STRINGOP; }
 
-// MOVS, STOS, LODS, SCAS, CMPS of one element, and XLAT, whose implied addresses are whole registers.
+// One element or none, whole registers in the address and no segment base: of string instructions, XLAT and
+// gathers.
 bool has_plain_implied_operands(const Insn& insn) {
   const SegmentIndex segment = string_source_segment(insn);
   return !insn.rep && !insn.repne && insn.code_bits == 64 && insn.address_size == 8 && segment != kFs &&
@@ -245,7 +247,11 @@ Policy policy_of(const Decoded& d) {
   const Policy& row = table[insn.mnemonic];
   if (string_form(d) || insn.mnemonic == ZYDIS_MNEMONIC_XLAT) return implied_operands(insn, row.helper);
   if (row.kind != Policy::Kind::kAsIs) return row;
-  if (d.vsib) return helper(op_gather_scatter, kOpVector);
+  if (d.vsib) {
+    const Rule gathers =
+        has_plain_implied_operands(insn) && gather_form(insn).ok() ? Rule::kgather : Rule::kNone;
+    return {Policy::Kind::kHelper, gathers, op_gather_scatter, kOpVector};
+  }
   // Those with a VEX prefix are Knights Corner's.
   if (is_cache_hint(d.category)) return d.encoding == Encoding::kVex ? Policy{} : rule(Rule::knop);
   bool unknown_flag_op =
@@ -268,6 +274,7 @@ bool inline_in(const Mode& mode, Rule rule) {
     case Rule::kbit_string:
       return mode.code64();
     case Rule::kstring:
+    case Rule::kgather:
       return mode.code64() && mode.direct_memory() && !mode.step;
     default:
       return true;

@@ -35,6 +35,7 @@ enum class Rule : u8 {
   kmoffs,
   kbit_string,
   kstring,
+  kgather,
   kcli,
   ksti,
   kpushf,

@@ -36,6 +36,8 @@ void emit_rule(Emitter& e, const Decoded& d, const Policy& policy) {
       return emit_bit_string(e, d);
     case Rule::kstring:
       return emit_string(e, d, policy);
+    case Rule::kgather:
+      return emit_gather(e, d, policy);
     case Rule::kcli:
       return emit_cli(e);
     case Rule::ksti:

@@ -24,6 +24,8 @@ void emit_bit_string(Emitter& e, const Decoded& d);
 
 void emit_string(Emitter& e, const Decoded& d, const Policy& policy);
 
+void emit_gather(Emitter& e, const Decoded& d, const Policy& policy);
+
 void emit_cli(Emitter& e);
 void emit_sti(Emitter& e, const Decoded& d, const Policy& policy);
 void emit_pushf(Emitter& e, const Decoded& d);

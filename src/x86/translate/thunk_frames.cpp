@@ -87,6 +87,7 @@ std::vector<GeneratedFunction> generated_functions(const Thunks& thunks, const u
       {"anykvm_thunk_strings", thunks.move_string[0], kCalledByBlock},
       {"anykvm_thunk_slow_access", thunks.slow_access, kCalledByBlock},
       {"anykvm_thunk_slow_commit", thunks.slow_commit, kCalledByBlock},
+      {"anykvm_thunk_gather", thunks.gather, kCalledByBlock},
       {"anykvm_thunk_commit_crossing", thunks.commit_crossing, kCalledByBlock},
       {"anykvm_thunk_recover_flags", thunks.recover_flags, kCalledByBlock},
       {"anykvm_thunk_load_vector", thunks.load_vector, kCalledByBlock},

@@ -294,6 +294,28 @@ void make_recover_flags(Assembler& a) {
   a.ret();
 }
 
+void make_gather(Assembler& a, const u8* helper) {
+  asmjit::Label not_done = a.newLabel();
+  const Mem site = host::gs(offsetof(Context, string_spill));
+  save_caller_saved(a);
+  a.mov(site, r10);
+  a.mov(rdi, ANYKVM_GS(self));
+  a.mov(rsi, r11);
+  a.sub(rsp, 8);
+  a.call(asmjit::Imm(reinterpret_cast<u64>(&anykvm_gather)));
+  a.add(rsp, 8);
+  a.movzx(eax, al);
+  a.mov(ANYKVM_GS(gather.done), rax);
+  a.test(eax, eax);
+  a.jz(not_done);
+  load_caller_saved(a);
+  a.ret();
+  a.bind(not_done);
+  load_caller_saved(a);
+  a.mov(r10, site);
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(helper)));
+}
+
 void make_load_vector(Assembler& a) {
   a.mov(host::gs(offsetof(Context, vector_spill)), rax);
   a.mov(host::gs(offsetof(Context, vector_spill) + 8), rdx);
@@ -367,6 +389,7 @@ Thunks make_thunks(CodeMemory& memory) {
       assemble(memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&anykvm_slow_access)); });
   t.slow_commit =
       assemble(memory, [](Assembler& a) { make_call(a, reinterpret_cast<void*>(&slow_commit_from_thunk)); });
+  t.gather = assemble(memory, [&](Assembler& a) { make_gather(a, t.helper); });
   t.commit_crossing = assemble(memory, make_commit_crossing);
   t.recover_flags = assemble(memory, make_recover_flags);
   t.load_vector = assemble(memory, make_load_vector);

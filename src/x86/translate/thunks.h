@@ -4,6 +4,7 @@
 
 #include "base/bits.h"
 #include "base/types.h"
+#include "x86/ops/gather_form.h"
 #include "x86/translate/block.h"
 #include "x86/translate/context.h"
 
@@ -36,8 +37,9 @@ struct Thunks {
   const u8* slot_miss[2] = {};   // for reads and for writes: the same, by the TLB if that has the page, or
                                  // kSplitPages
   const u8* helper = nullptr;    // R10 = HelperSite*
-  const u8* helper_keeping_vector = nullptr;             // the same for rows with kOpKeepsVector
-  const u8* commit_crossing = nullptr;                   // preserves flags as well
+  const u8* helper_keeping_vector = nullptr;  // the same for rows with kOpKeepsVector
+  const u8* gather = nullptr;           // R10 = HelperSite*, R11 = GatherInfo; sets Context::gather.done
+  const u8* commit_crossing = nullptr;  // preserves flags as well
   const u8 *move_string[4] = {}, *store_string[4] = {};  // string_thunks.h, by the element's size
   // R11 = FlagRecovery*: Context::flags_image from the registers. Clobbers R10 and R11.
   const u8* recover_flags = nullptr;
@@ -83,6 +85,23 @@ struct MissInfo {
   }
 };
 
+// A gather or scatter.
+//   bit 0 scatter   bit 1 the mask is a vector register   bit 2 elements of 8 bytes   bit 3 indices of 8
+//   bytes bits 7:4 scale   bits 15:8 number of elements   bits 17:16 MmuIndex
+struct GatherInfo {
+  static u32 make(const GatherForm& form, MmuIndex mmu) {
+    return u32{form.scatter} | u32{form.vector_mask} << 1 | u32{form.data_size == 8} << 2 |
+           u32{form.index_size == 8} << 3 | u32{form.scale} << 4 | form.count << 8 | u32{mmu} << 16;
+  }
+  static constexpr bool scatter(u64 info) { return info & 1; }
+  static constexpr bool vector_mask(u64 info) { return info & 2; }
+  static constexpr unsigned data_size(u64 info) { return info & 4 ? 8 : 4; }
+  static constexpr unsigned index_size(u64 info) { return info & 8 ? 8 : 4; }
+  static constexpr unsigned scale(u64 info) { return info >> 4 & 15; }
+  static constexpr unsigned count(u64 info) { return info >> 8 & 0xff; }
+  static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 16 & 3); }
+};
+
 // One in so many misses of a slot goes to C++ even if the TLB has the page.
 inline constexpr unsigned kSlotMissesAside = 16;
 // The slot_miss thunk's answer to a leader whose bytes lie on two pages that are apart in the host's memory,
@@ -97,6 +116,8 @@ extern "C" {
 u8* anykvm_tlb_miss(Context* context, u64 address, u64 info);
 // What was written to the copy goes where it belongs.
 void anykvm_commit_crossing(Context* context);
+// False: not done; its helper is to do it.
+bool anykvm_gather(Context* context, u64 info);
 // kHelperLeaves, kHelperStays, or the host code of the next block to run.
 u64 anykvm_run_helper(Context* context, const HelperSite* site);
 u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site);

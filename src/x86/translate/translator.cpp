@@ -169,7 +169,7 @@ class Run {
     const bool linked = !m_block.mode.step && !m_block.mode.slow && !m_block.mode.narrow &&
                         !m_block.straddles && optimizations().links && optimizations().loops;
     const bool own_code = std::all_of(m_run.begin(), m_run.begin() + m_count, [](const Planned& p) {
-      const bool may_call_cpp = p.policy.rule == Rule::kstring;
+      const bool may_call_cpp = p.policy.rule == Rule::kstring || p.policy.rule == Rule::kgather;
       return p.policy.kind == Policy::Kind::kAsIs || (p.policy.kind == Policy::Kind::kRule && !may_call_cpp);
     });
     if (!linked || !own_code) return false;
