@@ -171,5 +171,13 @@ TEST_F(Found, slow_accesses_in_a_loop_leave_no_vector_state_in_place) {
   });
 }
 
+TEST_F(Found, xrstor_of_the_standard_form_ignores_the_end_of_the_header) {
+  // XSAVE [RSI]; MOV dword [RSI + 230H], 1: bytes 63:24 of the header; XRSTOR [RSI], all of it x87 state
+  const std::vector<u8> code = {0xb8, 1, 0, 0, 0, 0x31, 0xd2, 0xc7, 0x86, 0x00,
+                                0x02, 0, 0, 0, 0, 0,    0,    0xc7, 0x86, 0x30,
+                                0x02, 0, 0, 1, 0, 0,    0,    0x0f, 0xae, 0x2e};
+  agree(code, [](UserState& s) { s.gpr[kRsiNumber] = kDataBase + 0x400; });
+}
+
 }  // namespace
 }  // namespace anykvm::isa

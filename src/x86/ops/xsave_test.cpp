@@ -88,7 +88,7 @@ TEST_F(ExtendedState, xsave_with_ts_faults) {
 }
 
 TEST_F(ExtendedState, xrstor_of_a_bad_header_faults) {
-  m_guest.write<u64>(Guest64::kData + 0x1000 + 512 + 56, 1);
+  m_guest.write<u64>(Guest64::kData + 0x1000 + 512 + 16, 1);
   EXPECT_EQ(run({0x0f, 0xae, 0x2f}), kFault);
 }
 

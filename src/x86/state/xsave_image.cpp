@@ -203,8 +203,10 @@ void plan_fxsave(const CpuState& state, bool code64, bool with_xmm, XsaveWrites*
 }
 
 bool valid_xrstor(const XsaveHeader& header, u32 mxcsr, u64 xcr0, u64 requested, bool compacted_allowed) {
-  if (std::any_of(header.tail.begin(), header.tail.end(), [](u64 word) { return word != 0; })) return false;
   bool compacted = header.xcomp_bv & kXcompCompacted;
+  // The standard form looks at bytes 23:8 of the header only (SDM 1 13.8.1, 13.8.2).
+  const auto reserved_end = compacted ? header.tail.end() : header.tail.begin() + 1;
+  if (std::any_of(header.tail.begin(), reserved_end, [](u64 word) { return word != 0; })) return false;
   bool loads_mxcsr = requested & (kXcr0Sse | kXcr0Avx);
   if (compacted) {
     u64 layout = header.xcomp_bv & ~kXcompCompacted;
