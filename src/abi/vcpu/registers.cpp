@@ -69,8 +69,8 @@ Result<long> set_vcpu_events(core::Vcpu& vcpu, const kvm_vcpu_events& events) {
 }
 
 Result<long> translate(core::Vcpu& vcpu, kvm_translation& translation) {
-  const auto found = x86::translate_for_debug(vcpu.state(), vcpu.vm().machine().memory(),
-                                              Gva(translation.linear_address));
+  const auto found =
+      x86::translate_for_debug(vcpu.state(), vcpu.vm().machine().memory(), Gva(translation.linear_address));
   // All ones is the kernel's "no address", also where it would be its own translation.
   translation.valid = found.valid && translation.linear_address != ~u64{0};
   translation.physical_address = translation.valid ? found.gpa.value : ~u64{0};
