@@ -397,12 +397,6 @@ TEST(ClientWritesWatched, mapping_is_seen_although_the_watching_thread_is_slow) 
   }
 }
 
-void make_kickable() {
-  struct sigaction action {};
-  action.sa_handler = [](int) {};
-  sigaction(SIGUSR1, &action, nullptr);
-}
-
 // The guest waits in a loop for its own code to change; `change` comes from another thread. With `kicks` the
 // vCPU leaves KVM_RUN now and then, which the lower levels need.
 void expect_seen_while_running(const std::function<void(std::uint8_t*)>& change, bool kicks) {

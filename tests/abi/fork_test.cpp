@@ -39,9 +39,7 @@ TEST(Fork, child_has_virtual_machines_of_its_own) {
 
 TEST(Fork, while_threads_make_and_run_guests) {
   if (kAddressSanitizer) GTEST_SKIP() << "AddressSanitizer cannot fork beside threads";
-  struct sigaction action {};
-  action.sa_handler = [](int) {};
-  sigaction(SIGUSR1, &action, nullptr);
+  make_kickable();
   std::atomic<bool> done{false}, ended{false};
   // One makes VMs and lets them go, one runs a guest that exits all the time, one a guest that a signal ends.
   std::thread maker([&] {

@@ -27,19 +27,13 @@ enum Msr : std::uint32_t {
   kCrashControl = 0x40000105,
 };
 
-struct CpuidList {
-  kvm_cpuid2 header;
-  kvm_cpuid_entry2 entries[256];
-};
-
 // Its CPUID shows the interface instead of KVM's own. `features` false: but no feature of it.
 struct HypervGuest : Guest {
   explicit HypervGuest(std::initializer_list<std::uint8_t> code, bool long_mode = false, bool features = true)
       : Guest(code, Chips::kIrqchip) {
     if (long_mode) enter_long_mode();
-    CpuidList all{}, theirs{};
-    all.header.nent = theirs.header.nent = 256;
-    EXPECT_EQ(call(fd, KVM_GET_SUPPORTED_CPUID, &all), 0);
+    SupportedCpuid all = supported_cpuid(), theirs{};
+    theirs.header.nent = 256;
     EXPECT_EQ(call(fd, KVM_GET_SUPPORTED_HV_CPUID, &theirs), 0);
     auto* end = std::remove_if(all.entries, all.entries + all.header.nent,
                                [](const kvm_cpuid_entry2& entry) { return entry.function >> 8 == 0x400000; });
@@ -51,19 +45,6 @@ struct HypervGuest : Guest {
     set_lapic(0xf0, 0x1ff);  // software-enabled
   }
 
-  long set_msr(std::uint32_t index, std::uint64_t value) {
-    MsrList list{};
-    list.header.nmsrs = 1;
-    list.entry = {index, 0, value};
-    return call(vcpu, KVM_SET_MSRS, &list);
-  }
-  std::uint64_t msr(std::uint32_t index) {
-    MsrList list{};
-    list.header.nmsrs = 1;
-    list.entry.index = index;
-    EXPECT_EQ(call(vcpu, KVM_GET_MSRS, &list), 1);
-    return list.entry.data;
-  }
   // An interrupt request with this vector is in the local APIC.
   bool requested(std::uint8_t vector) {
     kvm_lapic_state lapic{};
@@ -85,11 +66,6 @@ struct HypervGuest : Guest {
     regs.r8 = r8;
     set_regs(regs);
   }
-
-  struct MsrList {
-    kvm_msrs header;
-    kvm_msr_entry entry;
-  };
 };
 
 unsigned exit_of(const Guest& guest) { return guest.shared->exit_reason; }
@@ -109,7 +85,7 @@ struct ReferencePage {
 
 TEST(Hyperv, supported_cpuid_needs_room_for_all_of_it) {
   System system;
-  CpuidList list{};
+  SupportedCpuid list{};
   EXPECT_EQ(call(system.fd, KVM_GET_SUPPORTED_HV_CPUID, &list), -E2BIG);
   EXPECT_EQ(call(system.fd, KVM_GET_SUPPORTED_HV_CPUID, kBadPointer), -EFAULT);
   list.header.nent = 256;

@@ -100,9 +100,7 @@ kvm_ioregion region(std::uint64_t address, std::uint64_t size, const Link& link,
 struct IoRegion : testing::Test {
   void SetUp() override {
     if (on_real_kvm()) GTEST_SKIP() << "no kernel has ioregionfd";
-    struct sigaction action {};
-    action.sa_handler = [](int) {};
-    sigaction(SIGUSR1, &action, nullptr);
+    make_kickable();
   }
   long set(kvm_ioregion region) { return call(guest.vm, KVM_SET_IOREGION, &region); }
 

@@ -1,9 +1,13 @@
 #include "kvm.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+
+#include <thread>
 
 #include "anykvm/anykvm.h"
 
@@ -43,6 +47,19 @@ long enable_cap(int fd, std::uint32_t cap, std::uint64_t argument, std::uint32_t
   return call(fd, KVM_ENABLE_CAP, &request);
 }
 
+SupportedCpuid System::supported_cpuid() const {
+  SupportedCpuid cpuid{};
+  cpuid.header.nent = 256;
+  EXPECT_EQ(call(fd, KVM_GET_SUPPORTED_CPUID, &cpuid), 0);
+  return cpuid;
+}
+
+void make_kickable() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  sigaction(SIGUSR1, &action, nullptr);
+}
+
 Guest::Guest(std::initializer_list<std::uint8_t> code, Chips chips) {
   if (chips == Chips::kIrqchip) {
     EXPECT_EQ(call(vm, KVM_CREATE_IRQCHIP), 0);
@@ -73,6 +90,41 @@ void Guest::set_lapic(unsigned offset, std::uint32_t value) {
   EXPECT_EQ(call(vcpu, KVM_SET_LAPIC, &lapic), 0);
 }
 
+namespace {
+
+struct OneMsr {
+  kvm_msrs header;
+  kvm_msr_entry entry;
+};
+
+}  // namespace
+
+long Guest::set_msr(std::uint32_t index, std::uint64_t value) const {
+  OneMsr list{};
+  list.header.nmsrs = 1;
+  list.entry = {index, 0, value};
+  return call(vcpu, KVM_SET_MSRS, &list);
+}
+
+std::uint64_t Guest::msr(std::uint32_t index) const {
+  OneMsr list{};
+  list.header.nmsrs = 1;
+  list.entry.index = index;
+  EXPECT_EQ(call(vcpu, KVM_GET_MSRS, &list), 1);
+  return list.entry.data;
+}
+
+long Guest::run_until_kicked() {
+  make_kickable();
+  std::thread kick([self = pthread_self()] {
+    usleep(20'000);
+    pthread_kill(self, SIGUSR1);
+  });
+  const long result = run();
+  kick.join();
+  return result;
+}
+
 void Guest::set_handler(std::uint8_t vector, std::uint16_t address,
                         std::initializer_list<std::uint8_t> code) {
   const std::uint16_t entry[2] = {address, 0};
@@ -81,12 +133,7 @@ void Guest::set_handler(std::uint8_t vector, std::uint16_t address,
 }
 
 void Guest::enter_long_mode() {
-  struct {
-    kvm_cpuid2 header;
-    kvm_cpuid_entry2 entries[256];
-  } cpuid{};
-  cpuid.header.nent = 256;
-  EXPECT_EQ(call(fd, KVM_GET_SUPPORTED_CPUID, &cpuid), 0);
+  SupportedCpuid cpuid = supported_cpuid();
   EXPECT_EQ(call(vcpu, KVM_SET_CPUID2, &cpuid), 0);
   const std::uint64_t tables[] = {0xa003, 0xb003, 0x83};  // PML4 to PDPT to a PD with one large page
   for (unsigned level = 0; level < 3; ++level)

@@ -89,9 +89,19 @@ class Pages {
   std::uint8_t* m_base;
 };
 
+// From here on SIGUSR1 does nothing but end KVM_RUN.
+void make_kickable();
+
 long enable_cap(int fd, std::uint32_t cap, std::uint64_t argument, std::uint32_t flags = 0);
 
+struct SupportedCpuid {
+  kvm_cpuid2 header;
+  kvm_cpuid_entry2 entries[256];
+};
+
 struct System {
+  SupportedCpuid supported_cpuid() const;
+
   Handle fd{kvm_open()};
 };
 
@@ -114,8 +124,13 @@ struct Guest : Vm {
   ~Guest();
 
   long run() { return call(vcpu, KVM_RUN); }
+  // The same, and 20 ms later a signal from another thread.
+  long run_until_kicked();
   kvm_regs regs();
   void set_regs(const kvm_regs& regs) { EXPECT_EQ(call(vcpu, KVM_SET_REGS, &regs), 0); }
+  // What KVM_SET_MSRS came to: 1, or 0 if the value or the register is not accepted.
+  long set_msr(std::uint32_t index, std::uint64_t value) const;
+  std::uint64_t msr(std::uint32_t index) const;
   // A 32-bit register of the local APIC at `offset`.
   void set_lapic(unsigned offset, std::uint32_t value);
   // The real-mode handler of `vector` is at `address`.

@@ -21,17 +21,6 @@ long report(const Guest& guest, std::uint8_t bank, std::uint64_t status, std::ui
   return call(guest.vcpu, KVM_X86_SET_MCE, &mce);
 }
 
-std::uint64_t msr(const Guest& guest, std::uint32_t index) {
-  struct {
-    kvm_msrs header;
-    kvm_msr_entry entry;
-  } list{};
-  list.header.nmsrs = 1;
-  list.entry.index = index;
-  EXPECT_EQ(call(guest.vcpu, KVM_GET_MSRS, &list), 1);
-  return list.entry.data;
-}
-
 TEST(MachineCheck, capabilities_and_banks_are_checked) {
   Guest guest;
   std::uint64_t supported = 0;
@@ -43,7 +32,7 @@ TEST(MachineCheck, capabilities_and_banks_are_checked) {
   EXPECT_EQ(set_up(guest, kCtlP | static_cast<std::uint64_t>(banks + 1)), -EINVAL);
   EXPECT_EQ(set_up(guest, (1ull << 40) | 4), -EINVAL);
   EXPECT_EQ(set_up(guest, kCtlP | 4), 0);
-  EXPECT_EQ(msr(guest, 0x179), kCtlP | 4);
+  EXPECT_EQ(guest.msr(0x179), kCtlP | 4);
   EXPECT_EQ(report(guest, 4, kValid), -EINVAL);
   EXPECT_EQ(report(guest, 0, kUncorrected), -EINVAL);
   EXPECT_EQ(call(guest.vcpu, KVM_X86_SETUP_MCE, kBadPointer), -EFAULT);
@@ -54,10 +43,10 @@ TEST(MachineCheck, corrected_error_is_recorded_and_a_second_one_overflows) {
   Guest guest;
   ASSERT_EQ(set_up(guest, kCtlP | 4), 0);
   ASSERT_EQ(report(guest, 2, kValid | 0x11), 0);
-  EXPECT_EQ(msr(guest, 0x409), kValid | 0x11);
-  EXPECT_EQ(msr(guest, 0x40a), 0x1234000u);
+  EXPECT_EQ(guest.msr(0x409), kValid | 0x11);
+  EXPECT_EQ(guest.msr(0x40a), 0x1234000u);
   ASSERT_EQ(report(guest, 2, kValid | 0x12), 0);
-  EXPECT_EQ(msr(guest, 0x409), kValid | 1ull << 62 | 0x12);
+  EXPECT_EQ(guest.msr(0x409), kValid | 1ull << 62 | 0x12);
 }
 
 TEST(MachineCheck, error_while_cr4_mce_is_clear_shuts_down) {
@@ -79,7 +68,7 @@ TEST(MachineCheck, error_raises_vector_18) {
   ASSERT_EQ(call(guest.vcpu, KVM_SET_SREGS, &sregs), 0);
   ASSERT_EQ(set_up(guest, kCtlP | 4), 0);
   ASSERT_EQ(report(guest, 1, kValid | kUncorrected | kEnabled | kSignalled, 5), 0);
-  EXPECT_EQ(msr(guest, 0x17a), 5u);
+  EXPECT_EQ(guest.msr(0x17a), 5u);
   ASSERT_EQ(guest.run(), 0);
   EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
   EXPECT_EQ(guest.shared->io.port, 0x33);

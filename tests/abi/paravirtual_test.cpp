@@ -1,8 +1,6 @@
 // What KVM offers to its guests beside hardware: hypercalls, steal time, features that the client enforces,
 // exits that the client switches off.
 #include <linux/kvm_para.h>
-#include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -15,18 +13,6 @@ namespace anykvm::test {
 namespace {
 
 constexpr std::uint32_t kStealTimeMsr = 0x4b564d03;
-
-struct MsrList {
-  kvm_msrs header;
-  kvm_msr_entry entry;
-};
-
-long set_msr(const Guest& guest, std::uint32_t index, std::uint64_t value) {
-  MsrList list{};
-  list.header.nmsrs = 1;
-  list.entry = {index, 0, value};
-  return call(guest.vcpu, KVM_SET_MSRS, &list);
-}
 
 unsigned exit_of(const Guest& guest) { return guest.shared->exit_reason; }
 
@@ -153,7 +139,7 @@ TEST(Hypercall, kick_ends_a_halt_without_interrupts) {
 TEST(KvmClock, guest_learns_that_it_was_stopped) {
   Guest guest({0xe6, 0x10});
   EXPECT_EQ(call(guest.vcpu, KVM_KVMCLOCK_CTRL), -EINVAL);
-  ASSERT_EQ(set_msr(guest, 0x4b564d01, 0x4001), 1);
+  ASSERT_EQ(guest.set_msr(0x4b564d01, 0x4001), 1);
   ASSERT_EQ(call(guest.vcpu, KVM_KVMCLOCK_CTRL), 0);
   ASSERT_EQ(guest.run(), 0);
   EXPECT_EQ(guest.memory.data()[0x4000 + 29] & 2, 2);  // PVCLOCK_GUEST_STOPPED
@@ -193,8 +179,8 @@ TEST(EnableCapVcpu, unknown_capabilities_and_bad_pointers_fail) {
 
 TEST(StealTime, record_is_kept_while_the_cpu_runs_and_says_when_it_does_not) {
   Guest guest({0xe6, 0x10, 0xe6, 0x10});  // out 10h,al, twice
-  EXPECT_EQ(set_msr(guest, kStealTimeMsr, 0x5000 | 0x3f), 0);
-  ASSERT_EQ(set_msr(guest, kStealTimeMsr, 0x5000 | 1), 1);
+  EXPECT_EQ(guest.set_msr(kStealTimeMsr, 0x5000 | 0x3f), 0);
+  ASSERT_EQ(guest.set_msr(kStealTimeMsr, 0x5000 | 1), 1);
   ASSERT_EQ(guest.run(), 0);
   std::uint32_t version = 0, after = 0;
   memcpy(&version, guest.memory.data() + 0x5008, sizeof version);
@@ -218,7 +204,7 @@ struct PvEoiGuest : Guest {
     set_lapic(0xf0, 0x1ff);     // software-enabled
     set_lapic(0x350, 0x10000);  // nothing from the PIC
     set_handler(kVector, 0x2000, {0xf0, 0x0f, 0xba, 0x36, 0x00, 0x40, 0x00, 0x0f, 0x92, 0xc0, 0xe6, 0x10});
-    EXPECT_EQ(set_msr(*this, kPvEoiMsr, 0x4001), 1);
+    EXPECT_EQ(set_msr(kPvEoiMsr, 0x4001), 1);
   }
   long send(std::uint8_t vector) {
     kvm_msi msi{};
@@ -294,9 +280,9 @@ TEST(PvEoi, next_interrupt_comes_whichever_way_the_last_one_ended) {
 
 TEST(PvEoi, address_must_be_aligned_and_in_guest_memory) {
   Guest guest({0xf4}, Guest::Chips::kIrqchip);
-  EXPECT_EQ(set_msr(guest, kPvEoiMsr, 0x4003), 0);
-  EXPECT_EQ(set_msr(guest, kPvEoiMsr, 0x10000001), 0);
-  EXPECT_EQ(set_msr(guest, kPvEoiMsr, 0x10000000), 1);
+  EXPECT_EQ(guest.set_msr(kPvEoiMsr, 0x4003), 0);
+  EXPECT_EQ(guest.set_msr(kPvEoiMsr, 0x10000001), 0);
+  EXPECT_EQ(guest.set_msr(kPvEoiMsr, 0x10000000), 1);
 }
 
 // --- Exits that are switched off ---
@@ -305,17 +291,7 @@ TEST(DisableExits, halt_inside_waits_for_a_signal_or_an_interrupt) {
   Guest guest;  // hlt
   EXPECT_EQ(enable_cap(guest.vm, KVM_CAP_X86_DISABLE_EXITS, 1u << 20), -EINVAL);
   ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT), 0);
-  struct sigaction action {
-  }, old{};
-  action.sa_handler = [](int) {};
-  sigaction(SIGUSR1, &action, &old);
-  std::thread kick([self = pthread_self()] {
-    usleep(20'000);
-    pthread_kill(self, SIGUSR1);
-  });
-  EXPECT_EQ(guest.run(), -EINTR);
-  kick.join();
-  sigaction(SIGUSR1, &old, nullptr);
+  EXPECT_EQ(guest.run_until_kicked(), -EINTR);
   guest.memory.data()[0x80 * 4 + 1] = 0x20;  // vector 80H: out 20h,al
   guest.memory.data()[0x2000] = 0xe6;
   guest.memory.data()[0x2001] = 0x20;

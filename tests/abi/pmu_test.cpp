@@ -16,50 +16,25 @@ std::uint64_t masked(std::uint64_t select, std::uint64_t mask, std::uint64_t mat
   return select | match << 8 | std::uint64_t{exclude} << 55 | mask << 56;
 }
 
-struct MsrList {
-  kvm_msrs header;
-  kvm_msr_entry entry;
-};
-
-bool set_msr(const Guest& guest, std::uint32_t index, std::uint64_t value) {
-  MsrList list{};
-  list.header.nmsrs = 1;
-  list.entry = {index, 0, value};
-  return call(guest.vcpu, KVM_SET_MSRS, &list) == 1;
-}
-
-std::uint64_t msr(const Guest& guest, std::uint32_t index) {
-  MsrList list{};
-  list.header.nmsrs = 1;
-  list.entry.index = index;
-  EXPECT_EQ(call(guest.vcpu, KVM_GET_MSRS, &list), 1);
-  return list.entry.data;
-}
-
 // mov ecx, 100; 1: dec ecx; jnz 1b; hlt on an AMD model that counts retired instructions.
 struct AmdGuest : Guest {
   AmdGuest() : Guest() {
     enter_long_mode();
-    struct {
-      kvm_cpuid2 header;
-      kvm_cpuid_entry2 entries[256];
-    } cpuid{};
-    cpuid.header.nent = 256;
-    EXPECT_EQ(call(fd, KVM_GET_SUPPORTED_CPUID, &cpuid), 0);
+    SupportedCpuid cpuid = supported_cpuid();
     for (std::uint32_t i = 0; i < cpuid.header.nent; ++i) {
       if (cpuid.entries[i].function) continue;
       cpuid.entries[i].ebx = 0x68747541, cpuid.entries[i].edx = 0x69746e65, cpuid.entries[i].ecx = 0x444d4163;
     }
     EXPECT_EQ(call(vcpu, KVM_SET_CPUID2, &cpuid), 0);
     set_code({0xb9, 100, 0, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0xf4});
-    EXPECT_TRUE(set_msr(*this, kK7Select, 0xc0 | 1 << 17 | 1 << 22));
+    EXPECT_TRUE(set_msr(kK7Select, 0xc0 | 1 << 17 | 1 << 22));
   }
   std::uint64_t count() {
-    EXPECT_TRUE(set_msr(*this, kK7Counter, 0));
+    EXPECT_TRUE(set_msr(kK7Counter, 0));
     start_at_code();
     EXPECT_EQ(run(), 0);
     EXPECT_EQ(shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
-    return msr(*this, kK7Counter);
+    return msr(kK7Counter);
   }
 };
 
@@ -97,9 +72,9 @@ TEST(PerformanceCounters, masked_entries_name_unit_masks_and_exclude_some) {
   filter.events[1] = masked(0xc0, 0xff, 0x10, true);
   ASSERT_EQ(call(guest.vm, KVM_SET_PMU_EVENT_FILTER, &filter), 0);
   EXPECT_EQ(guest.count(), kInstructions);
-  ASSERT_TRUE(set_msr(guest, kK7Select, 0x10c0 | 1 << 17 | 1 << 22));
+  ASSERT_TRUE(guest.set_msr(kK7Select, 0x10c0 | 1 << 17 | 1 << 22));
   EXPECT_EQ(guest.count(), 0u);
-  ASSERT_TRUE(set_msr(guest, kK7Select, 0x20c0 | 1 << 17 | 1 << 22));
+  ASSERT_TRUE(guest.set_msr(kK7Select, 0x20c0 | 1 << 17 | 1 << 22));
   EXPECT_EQ(guest.count(), kInstructions);
 }
 

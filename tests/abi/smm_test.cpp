@@ -1,36 +1,10 @@
 // System-management mode: SMIs, the saved state, RSM, and the address space of its own.
-#include <pthread.h>
-#include <signal.h>
-#include <unistd.h>
-
-#include <thread>
-
 #include "kvm.h"
 
 namespace anykvm::test {
 namespace {
 
 constexpr std::uint32_t kSmbaseMsr = 0x9e, kSmiCountMsr = 0x34;
-
-struct MsrList {
-  kvm_msrs header;
-  kvm_msr_entry entry;
-};
-
-long set_msr(const Guest& guest, std::uint32_t index, std::uint64_t value) {
-  MsrList list{};
-  list.header.nmsrs = 1;
-  list.entry = {index, 0, value};
-  return call(guest.vcpu, KVM_SET_MSRS, &list);
-}
-
-std::uint64_t msr(const Guest& guest, std::uint32_t index) {
-  MsrList list{};
-  list.header.nmsrs = 1;
-  list.entry.index = index;
-  EXPECT_EQ(call(guest.vcpu, KVM_GET_MSRS, &list), 1);
-  return list.entry.data;
-}
 
 constexpr std::uint32_t kSmmSlot = 1 << 16;  // the first of the second address space
 
@@ -39,7 +13,7 @@ constexpr std::uint32_t kSmmSlot = 1 << 16;  // the first of the second address 
 struct SmmGuest : Guest {
   explicit SmmGuest(std::initializer_list<std::uint8_t> handler, Chips chips = Chips::kNone)
       : Guest({0xe6, 0x10, 0xe6, 0x11}, chips) {  // out 10h,al; out 11h,al
-    EXPECT_EQ(set_msr(*this, kSmbaseMsr, 0), 1);
+    EXPECT_EQ(set_msr(kSmbaseMsr, 0), 1);
     EXPECT_EQ(set_region(kSmmSlot, 0, 0x10000, memory.address()), 0);
     std::copy(handler.begin(), handler.end(), memory.data() + 0x8000);
   }
@@ -74,7 +48,7 @@ TEST(Smm, handler_runs_and_rsm_goes_back_to_where_the_smi_came) {
   EXPECT_FALSE(guest.in_smm());
   EXPECT_EQ(guest.regs().rax, 0x1234u);
   EXPECT_EQ(guest.regs().rsp, before.rsp);
-  EXPECT_EQ(msr(guest, kSmiCountMsr), 1u);
+  EXPECT_EQ(guest.msr(kSmiCountMsr), 1u);
 }
 
 TEST(Smm, smi_between_two_accesses_comes_after_the_first) {
@@ -111,7 +85,7 @@ TEST(Smm, handler_moves_smbase_in_the_saved_state) {
   ASSERT_EQ(call(guest.vcpu, KVM_SMI), 0);
   ASSERT_EQ(guest.run_to_port(), 0x22);
   ASSERT_EQ(guest.run_to_port(), 0x10);
-  EXPECT_EQ(msr(guest, kSmbaseMsr), 0x4000u);
+  EXPECT_EQ(guest.msr(kSmbaseMsr), 0x4000u);
 }
 
 // cs: mov al,[8100h]; out 22h,al; mov al,ds:[5000h]; rsm
@@ -125,7 +99,7 @@ TEST(Smm, handler_sees_an_address_space_of_its_own) {
   guest.memory.data()[0x8100] = 0xa5;
   ASSERT_EQ(guest.set_region(kSmmSlot, 0, 0, 0), 0);
   ASSERT_EQ(guest.set_region(kSmmSlot, 0x20000, 0x10000, smram.address()), 0);
-  ASSERT_EQ(set_msr(guest, kSmbaseMsr, 0x20000), 1);
+  ASSERT_EQ(guest.set_msr(kSmbaseMsr, 0x20000), 1);
   ASSERT_EQ(call(guest.vcpu, KVM_SMI), 0);
   ASSERT_EQ(guest.run_to_port(), 0x22);
   EXPECT_EQ(guest.regs().rax & 0xff, 0x5au);
@@ -156,7 +130,7 @@ TEST(Smm, code_of_16_bits_goes_on_above_64_kib) {
   std::memcpy(smram.data() + 0x18000, kFarAway, sizeof kFarAway);
   ASSERT_EQ(guest.set_region(kSmmSlot, 0, 0, 0), 0);
   ASSERT_EQ(guest.set_region(kSmmSlot, 0x20000, 0x20000, smram.address()), 0);
-  ASSERT_EQ(set_msr(guest, kSmbaseMsr, 0x20000), 1);
+  ASSERT_EQ(guest.set_msr(kSmbaseMsr, 0x20000), 1);
   ASSERT_EQ(call(guest.vcpu, KVM_SMI), 0);
   ASSERT_EQ(guest.run_to_port(), 0x22);
   ASSERT_EQ(guest.run_to_port(), 0x10);
@@ -169,7 +143,7 @@ TEST(Smm, memory_of_the_second_space_has_a_log_of_its_own) {
   std::memcpy(smram.data() + 0x8000, kHandler, sizeof kHandler);  // mov byte cs:[2000h],5ah; out 22h,al; rsm
   ASSERT_EQ(guest.set_region(kSmmSlot, 0, 0, 0), 0);
   ASSERT_EQ(guest.set_region(kSmmSlot, 0x20000, 0x10000, smram.address(), KVM_MEM_LOG_DIRTY_PAGES), 0);
-  ASSERT_EQ(set_msr(guest, kSmbaseMsr, 0x20000), 1);
+  ASSERT_EQ(guest.set_msr(kSmbaseMsr, 0x20000), 1);
   ASSERT_EQ(call(guest.vcpu, KVM_SMI), 0);
   ASSERT_EQ(guest.run_to_port(), 0x22);
   std::uint64_t bits = 0;
@@ -238,17 +212,7 @@ TEST(Smm, halted_cpu_halts_again_behind_the_handler) {
   ASSERT_EQ(call(guest.vcpu, KVM_SET_MP_STATE, &halted), 0);
   ASSERT_EQ(call(guest.vcpu, KVM_SMI), 0);
   ASSERT_EQ(guest.run_to_port(), 0x22);
-  struct sigaction action {
-  }, old{};
-  action.sa_handler = [](int) {};
-  sigaction(SIGUSR1, &action, &old);
-  std::thread kick([self = pthread_self()] {
-    usleep(20'000);
-    pthread_kill(self, SIGUSR1);
-  });
-  EXPECT_EQ(guest.run(), -EINTR);
-  kick.join();
-  sigaction(SIGUSR1, &old, nullptr);
+  EXPECT_EQ(guest.run_until_kicked(), -EINTR);
   EXPECT_FALSE(guest.in_smm());
   ASSERT_EQ(call(guest.vcpu, KVM_GET_MP_STATE, &halted), 0);
   EXPECT_EQ(halted.mp_state, static_cast<unsigned>(KVM_MP_STATE_HALTED));

@@ -106,13 +106,13 @@ INSTANTIATE_TEST_SUITE_P(
         Access{"bts", {0x0f, 0xab, 0x06, 0, 0}}, Access{"xchg", {0x86, 0x06, 0, 0}},
         Access{"cmpxchg8b", {0xf0, 0x0f, 0xc7, 0x0e, 0, 0}}, Access{"push", {0x50}}, Access{"pop", {0x58}},
         Access{"pusha", {0x60}}, Access{"popa", {0x61}}, Access{"rep_movsb", {0xf3, 0xa4}},
-        Access{"rep_movsw", {0xf3, 0xa5}}, Access{"movsb", {0xa4}},
-        Access{"rep_stosd", {0xf3, 0x66, 0xab}}, Access{"rep_lodsb", {0xf3, 0xac}},
-        Access{"repe_cmpsb", {0xf3, 0xa6}}, Access{"repne_scasw", {0xf2, 0xaf}},
-        Access{"fld", {0xd9, 0x06, 0, 0}}, Access{"fnsave", {0xdd, 0x36, 0, 0}},
-        Access{"sgdt", {0x0f, 0x01, 0x06, 0, 0}}, Access{"lgdt", {0x0f, 0x01, 0x16, 0, 0}},
-        Access{"xlat", {0xd7}}, Access{"les", {0xc4, 0x06, 0, 0}}, Access{"bound", {0x62, 0x06, 0, 0}},
-        Access{"call_far", {0xff, 0x1e, 0, 0}}, Access{"jump_through_memory", {0xff, 0x2e, 0, 0}}),
+        Access{"rep_movsw", {0xf3, 0xa5}}, Access{"movsb", {0xa4}}, Access{"rep_stosd", {0xf3, 0x66, 0xab}},
+        Access{"rep_lodsb", {0xf3, 0xac}}, Access{"repe_cmpsb", {0xf3, 0xa6}},
+        Access{"repne_scasw", {0xf2, 0xaf}}, Access{"fld", {0xd9, 0x06, 0, 0}},
+        Access{"fnsave", {0xdd, 0x36, 0, 0}}, Access{"sgdt", {0x0f, 0x01, 0x06, 0, 0}},
+        Access{"lgdt", {0x0f, 0x01, 0x16, 0, 0}}, Access{"xlat", {0xd7}}, Access{"les", {0xc4, 0x06, 0, 0}},
+        Access{"bound", {0x62, 0x06, 0, 0}}, Access{"call_far", {0xff, 0x1e, 0, 0}},
+        Access{"jump_through_memory", {0xff, 0x2e, 0, 0}}),
     [](const auto& info) { return std::string(info.param.name); });
 
 using UnmappedTables = UnmappedMemory;

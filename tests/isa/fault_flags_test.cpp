@@ -1,43 +1,21 @@
 // What a fault shows of arithmetic flags that the code behind it overwrites unread
 // (docs/decisions/translated-flags.md), on the host CPU and translated.
-#include <gtest/gtest.h>
-
-#include "differential.h"
+#include "agreement.h"
 
 namespace anykvm::isa {
 namespace {
 
 constexpr unsigned kRcx = 1, kRbx = 3, kRsp = 4, kRsi = 6, kRdi = 7;
 
-class FaultFlags : public testing::Test {
+class FaultFlags : public Agreement {
  protected:
   // `writer`, a load from RBX, where nothing is, and an instruction that writes all flags.
   void faults_behind(std::vector<u8> writer, unsigned code_bits = 64) {
     const u8 load_and_compare[] = {0x8b, 0x13, 0x39, 0xd2};  // MOV EDX, [rBX]; CMP EDX, EDX
     writer.insert(writer.end(), std::begin(load_and_compare), std::end(load_and_compare));
-    agree(writer, code_bits, [](UserState& s) { s.gpr[kRbx] = kDataEnd; });
+    agree(
+        writer, [](UserState& s) { s.gpr[kRbx] = kDataEnd; }, code_bits);
   }
-  template <class Prepare>
-  void agree(const std::vector<u8>& bytes, unsigned code_bits, Prepare prepare) {
-    for (u64 seed = 1; seed <= 30; ++seed) {
-      Case test;
-      test.seed = seed;
-      test.code_bits = code_bits;
-      Random random(seed);
-      test.start = random_state(random, code_bits);
-      test.start.gpr[kRsp] = kDataBase + 0x800;
-      test.start.mxcsr = 0x1f80;
-      test.start.fcw = 0x37f;
-      random_memory(random, &test.memory);
-      prepare(test.start);
-      test.start.rip = differential.place();
-      test.bytes = bytes;
-      const std::string report = differential.check(test);
-      ASSERT_TRUE(report.empty()) << report;
-    }
-  }
-
-  Differential differential;
 };
 
 TEST_F(FaultFlags, are_those_of_comparisons) {
@@ -99,8 +77,8 @@ TEST_F(FaultFlags, of_a_block_are_seen_in_the_next) {
                                 0x29, 0xd0,                    // SUB EAX, EDX
                                 0x83, 0xee, 0x01,              // SUB ESI, 1
                                 0x75, 0xf2};                   // JNZ 1b
-  agree(code, 64, [](UserState& s) { s.gpr[kRbx] = kDataBase, s.gpr[kRdi] = kDataEnd; });
-  agree(code, 64, [](UserState& s) { s.gpr[kRbx] = kDataEnd; });
+  agree(code, [](UserState& s) { s.gpr[kRbx] = kDataBase, s.gpr[kRdi] = kDataEnd; });
+  agree(code, [](UserState& s) { s.gpr[kRbx] = kDataEnd; });
 }
 
 // Each runs up to the end of memory: first rounds, later rounds, rounds behind a visit to the dispatcher.
@@ -128,8 +106,7 @@ TEST_F(FaultFlags, of_a_round_are_seen_in_the_next) {
                                           0x45, 0x01, 0xda,        // ADD R10D, R11D
                                           0x75, 0xf4};             // JNZ 1b
   for (u64 before_end : {0u, 4u, 8u, 200u, 0x1200u}) {
-    for (const auto& code : {counts, does_not, of_memory, high_registers})
-      agree(code, 64, start_at(before_end));
+    for (const auto& code : {counts, does_not, of_memory, high_registers}) agree(code, start_at(before_end));
   }
 }
 

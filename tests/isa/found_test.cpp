@@ -1,38 +1,14 @@
 // What fuzz/isa found: one test for each bug, on the host CPU and translated.
-#include <gtest/gtest.h>
-
-#include <functional>
-
-#include "differential.h"
+#include "agreement.h"
 
 namespace anykvm::isa {
 namespace {
 
-using Prepare = std::function<void(UserState&)>;
-
 constexpr u64 kTrapFlag = 0x100, kAlignmentFlag = 0x40000;
 constexpr unsigned kRaxNumber = 0, kRspNumber = 4, kRbpNumber = 5, kRsiNumber = 6, kRdiNumber = 7;
 
-class Found : public testing::Test {
+class Found : public Agreement {
  protected:
-  void agree(const std::vector<u8>& bytes, const Prepare& prepare = {}, unsigned code_bits = 64) {
-    for (u64 seed = 1; seed <= 20; ++seed) {
-      Case test;
-      test.seed = seed;
-      test.code_bits = code_bits;
-      Random random(seed);
-      test.start = random_state(random, code_bits);
-      test.start.gpr[kRspNumber] = kDataBase + 0x800;
-      test.start.mxcsr = 0x1f80;
-      test.start.fcw = 0x37f;
-      random_memory(random, &test.memory);
-      test.start.rip = differential.place();
-      test.bytes = bytes;
-      if (prepare) prepare(test.start);
-      std::string report = differential.check(test);
-      ASSERT_TRUE(report.empty()) << report;
-    }
-  }
   void agree32(const std::vector<u8>& bytes, const Prepare& prepare = {}) { agree(bytes, prepare, 32); }
 
   static void point_at_data(UserState& s) {

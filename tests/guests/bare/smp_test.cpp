@@ -202,23 +202,32 @@ BARE_TEST(smp, code_changed_under_its_reader_is_old_or_new) {
   CHECK_EQ(last, kRounds);
 }
 
-// An operand in two pages that lie apart in physical memory, against LOCKed and plain accesses to one of its
+// Two pages in a row that lie apart in physical memory.
+struct SplitPages {
+  static constexpr u64 kAddress = bit(39), kBoundary = kAddress + kPageSize;
+  SplitPages() {
+    first = allocate_frame();
+    allocate_frame();
+    second = allocate_frame();
+    space.map(kAddress, first, kPresent | kWritable);
+    space.map(kBoundary, second, kPresent | kWritable);
+  }
+  AddressSpace space;
+  u64 first, second;
+};
+
+// An operand in two of them, against LOCKed and plain accesses to one of its
 // halves.
 BARE_TEST(smp, locked_operations_across_pages_are_atomic) {
   if (alone()) return;
   constexpr u32 kRounds = 2000;
-  constexpr u64 kAddress = bit(39), kSplit = kAddress + kPageSize - 2;
-  static AddressSpace space;
-  space = AddressSpace();
-  const u64 first = allocate_frame();
-  allocate_frame();
-  const u64 second = allocate_frame();
-  space.map(kAddress, first, kPresent | kWritable);
-  space.map(kAddress + kPageSize, second, kPresent | kWritable);
+  constexpr u64 kSplit = SplitPages::kBoundary - 2;
+  static SplitPages pages;
+  pages = SplitPages();
   static u64 beside;
   beside = 0;
   run_both([&](unsigned cpu) {
-    space.enter();
+    pages.space.enter();
     for (u32 i = 0; i < kRounds; ++i) {
       if (cpu == 0) {
         asm volatile("lock addl $0x10001, (%0)" : : "r"(kSplit) : "memory", "cc");
@@ -230,8 +239,8 @@ BARE_TEST(smp, locked_operations_across_pages_are_atomic) {
     }
     AddressSpace::leave();
   });
-  CHECK_EQ(*at_physical<u16>(first + kPageSize - 2), 2 * kRounds);
-  CHECK_EQ(*at_physical<u16>(second), kRounds);
+  CHECK_EQ(*at_physical<u16>(pages.first + kPageSize - 2), 2 * kRounds);
+  CHECK_EQ(*at_physical<u16>(pages.second), kRounds);
   CHECK_EQ(beside, 0);
 }
 
@@ -239,16 +248,13 @@ BARE_TEST(smp, locked_operations_across_pages_are_atomic) {
 BARE_TEST(smp, exchange_across_pages_is_a_lock) {
   if (alone()) return;
   constexpr u32 kRounds = 500;
-  constexpr u64 kAddress = bit(39), kLock = kAddress + kPageSize - 1;
-  static AddressSpace space;
-  space = AddressSpace();
-  const u64 second = allocate_frame(), first = allocate_frame();
-  space.map(kAddress, first, kPresent | kWritable);
-  space.map(kAddress + kPageSize, second, kPresent | kWritable);
+  constexpr u64 kLock = SplitPages::kBoundary - 1;
+  static SplitPages pages;
+  pages = SplitPages();
   static volatile u32 plain;
   plain = 0;
   run_both([&](unsigned) {
-    space.enter();
+    pages.space.enter();
     for (u32 i = 0; i < kRounds; ++i) {
       u32 taken = ~0u;
       for (;;) {
