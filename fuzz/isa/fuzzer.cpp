@@ -242,6 +242,11 @@ Fuzzer::MaybeMismatch Fuzzer::check_form(const Stream& stream, unsigned at, Tran
     g_running = &m_guest;
     Outcome guest = m_guest.run(job.start, job.memory, job.code_bits, translation);
     g_running = nullptr;
+    // Single steps take hundreds of times as long: what the host ended in time need not end here.
+    if (guest.vector == Outcome::kEndless && translation != Translation::kBlocks) {
+      ++m_totals.left_out;
+      continue;
+    }
     test.ignored_flags = shows_undefined_flags(stream, job.outcome) ? kArithmetic : 0;
     std::string lines = unexpected_differences(test, job.outcome, guest);
     if (stream.modifies_itself && std::memcmp(m_guest.code(stream.rip), job.code_after.data(), job.code_size))

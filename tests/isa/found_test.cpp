@@ -155,5 +155,15 @@ TEST_F(Found, xrstor_of_the_standard_form_ignores_the_end_of_the_header) {
   agree(code, [](UserState& s) { s.gpr[kRsiNumber] = kDataBase + 0x400; });
 }
 
+// Elements that are not selected do not count.
+TEST_F(Found, masked_moves_behind_4_gib_are_beyond_the_segments_limit) {
+  for (unsigned selected = 0; selected < 8; ++selected)
+    agree32({0xc4, 0xe2, 0x45, 0x8c, 0x4d, 0x00}, [&](UserState& s) {  // VPMASKMOVD YMM1, YMM7, [EBP]
+      s.gpr[kRbpNumber] = 0xffffffe4 + selected;
+      s.zmm[7].fill(0);
+      s.zmm[7][4 * selected + 3] = 0x80;
+    });
+}
+
 }  // namespace
 }  // namespace anykvm::isa

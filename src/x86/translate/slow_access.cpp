@@ -16,8 +16,9 @@ Guest<Gva> site_address(const CpuState& state, u64 address, const SlowSite& site
                         unsigned size) {
   Access access = site.write ? Access::kWrite : Access::kRead;
   // Masked moves do not check alignment (SDM 2C VMASKMOV), open() does.
+  // The operand's address has 32 bits; what lies behind them, of a masked move too, is beyond any limit.
   if (site.segmented)
-    return unaligned_address(state, site.segment, (address + at) & low_bits(32), size, access);
+    return unaligned_address(state, site.segment, (address & low_bits(32)) + at, size, access);
   address += at;
   if (!state.canonical(address) || !state.canonical(address + size - 1))
     return site.segment == kSs ? GuestStop::ss(0) : GuestStop::gp(0);
