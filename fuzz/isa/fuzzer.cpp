@@ -133,6 +133,9 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   bool same_place = native.state.rip == guest.state.rip;
   if (!instruction_at(stream, native.state.rip, false, &d))
     return same_place && native.vector == kProtection && guest.vector == kUndefined && names_vmread(stream);
+  // The return address that a CALL to no canonical address has written.
+  const bool protection = same_place && native.vector == kProtection && guest.vector == kProtection;
+  if (protection && d.insn.mnemonic == ZYDIS_MNEMONIC_CALL) return true;
   // Which vector operands are checked for alignment.
   bool same_check = same_place && guest.vector == kAlignmentCheck;
   if (native.vector == kAlignmentCheck && !same_check)

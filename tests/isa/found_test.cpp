@@ -165,5 +165,19 @@ TEST_F(Found, masked_moves_behind_4_gib_are_beyond_the_segments_limit) {
     });
 }
 
+// EVEX.R', .B, .V' and the highest bit of .vvvv; the host has sixteen and thirty-two registers.
+TEST_F(Found, evex_bits_for_more_registers_mean_nothing_outside_64_bit_mode) {
+  agree32({0x62, 0xe1, 0x8d, 0xda, 0x5d, 0x67, 0xc1},
+          [](UserState& s) {  // VMINPD ZMM4 {K2} {Z}, ZMM6, [EDI - 1F8H]
+            s.gpr[kRdiNumber] = kDataBase + 0x400;
+          });
+  agree32({0x62, 0xd1, 0x4d, 0x48, 0xfe, 0xcb});  // VPADDD ZMM1, ZMM6, ZMM3, with B
+  agree32({0x62, 0xf1, 0x0d, 0x48, 0xfe, 0xcb});  // with vvvv 1110
+}
+
+TEST_F(Found, maskmovq_behind_4_gib_is_beyond_the_segments_limit) {
+  agree32({0x0f, 0xf7, 0xc6}, [](UserState& s) { s.gpr[kRdiNumber] = 0xffffffff; });
+}
+
 }  // namespace
 }  // namespace anykvm::isa

@@ -13,9 +13,7 @@ namespace {
 
 // Operand size 32 unless the code segment or a prefix says 16; 64-bit mode has no wider form, but REX.W
 // makes the prefix void.
-bool wide_form(const Insn& insn) {
-  return insn.rex_w || (insn.code_bits == 16) == insn.operand_size_prefix;
-}
+bool wide_form(const Insn& insn) { return insn.rex_w || (insn.code_bits == 16) == insn.operand_size_prefix; }
 
 Guest<void> check_x87_usable(const CpuState& state) {
   if (state.cr0 & (kCr0Em | kCr0Ts)) return GuestStop::nm();
@@ -65,11 +63,11 @@ Guest<void> check_avx_usable(const CpuState& state) {
 Guest<void> masked_store(Cpu& cpu, const Insn& insn, const u8* data, const u8* mask, unsigned size) {
   const CpuState& state = cpu.state();
   SegmentIndex segment = string_source_segment(insn);
-  u64 offset_mask = low_bits(insn.address_size * 8);
+  const u64 offset = state.gpr[kRdi] & low_bits(insn.address_size * 8);
+  TRY(unaligned_address(state, segment, offset, size, Access::kWrite));
   Gva addresses[16];
   for (unsigned i = 0; i < size; ++i) {
-    u64 offset = (state.gpr[kRdi] + i) & offset_mask;
-    addresses[i] = TRY(linear_address(state, segment, offset, 1, Access::kWrite));
+    addresses[i] = TRY(unaligned_address(state, segment, offset + i, 1, Access::kWrite));
     TRY(probe_write(cpu, addresses[i], 1));
   }
   for (unsigned i = 0; i < size; ++i) {

@@ -162,13 +162,18 @@ unsigned put_vex(const Decoded& d, const HostFields& f, Bytes* out) {
 unsigned put_evex(const Decoded& d, const HostFields& f, Bytes* out) {
   Numbers n = choose(d, f);
   const u8* prefix = d.insn.bytes + d.prefix_at;
-  unsigned p0 = prefix[1];
+  unsigned p0 = prefix[1], p1 = prefix[2], p2 = prefix[3];
+  if (d.insn.code_bits != 64) {  // there are eight registers, and bits that would name more are ignored
+    p0 |= 0x30;
+    p1 |= 0x40;
+    p2 |= 0x08;
+  }
   if (d.reg_is_gpr) p0 = (p0 & ~0x90u) | 0x10 | (n.reg & 8 ? 0 : 0x80);
   if (d.insn.has_memory || d.rm_is_gpr) p0 = (p0 & ~0x60u) | (n.index & 8 ? 0 : 0x40) | (n.rm & 8 ? 0 : 0x20);
   out->put(0x62);
   out->put(p0);
-  out->put(ignores_w(d) ? prefix[2] & 0x7fu : prefix[2]);
-  out->put(prefix[3]);
+  out->put(ignores_w(d) ? p1 & 0x7fu : p1);
+  out->put(p2);
   out->put(d.insn.bytes[d.opcode_at]);
   put_modrm(d, f, n, out);
   put_immediates(d, out);
