@@ -9,12 +9,12 @@ shift 2
 need qemu-system-x86_64
 need_files "$guest/vmlinuz" "$guest/initrd.gz"
 KERNEL=
-rounds=50 numbers=300000 guest_words=balloon=170000
+numbers=300000 guest_words=balloon=170000
 make_compute_guest "$guest"
 filled=$(yes "the guest fills its memory" 2>/dev/null | head -c 80000000 | sha256sum)
 
 # MiB of QEMU's memory that the host has given.
-resident() { awk '/^VmRSS/ {print int($2 / 1024)}' "/proc/$(pgrep -f "file:$dir/console1" | tail -1)/status"; }
+resident() { awk '/^VmRSS/ {print int($2 / 1024)}' "/proc/$(qemu_process one)/status"; }
 
 start_qemu one "$dir/console1" "$@" -m 256 -device virtio-balloon-pci
 expect "the guest has filled its memory" wait_for "$dir/console1" 'balloon, please' 90
@@ -27,6 +27,7 @@ small=$(resident)
 tell one 'balloon 256'
 expect "the guest has its memory again" wait_for "$dir/console1" 'memory is large' 60
 expect "the balloon is empty again" ask one 'info balloon' 'actual=256'
+enough one "$dir/console1"
 end_qemu one
 expect "exit code 0, not $code" [ $code = 0 ]
 expect_served_by_anykvm

@@ -7,7 +7,7 @@ shift 3
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/compute.sh"
 need qemu-system-x86_64
-rounds=50 numbers=300000
+numbers=300000
 make_compute_guest "$guest_dir"
 options=("$@" -smp 2 -m 256)
 
@@ -39,9 +39,10 @@ start_qemu one "$dir/console1" "${options[@]}"
 [ $kind != two ] || start_qemu other "$dir/console2" "${options[@]}"
 if [ $kind = mem-lock ]; then
   expect "the guest computes" wait_for "$dir/console1" 'computing'
-  qemu=$(pgrep -f "$dir/console1" | tail -1)
-  expect "QEMU's memory is locked" [ "$(awk '/VmLck/ {print $2}' "/proc/$qemu/status")" -ge 262144 ]
+  expect "QEMU's memory is locked" [ "$(awk '/VmLck/ {print $2}' "/proc/$(qemu_process one)/status")" -ge 262144 ]
 fi
+enough one "$dir/console1"
+[ $kind != two ] || enough other "$dir/console2"
 end_qemu one
 expect "exit code 0, not $code" [ $code = 0 ]
 expect_served_by_anykvm

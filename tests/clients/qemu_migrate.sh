@@ -21,11 +21,12 @@ moved_at=$(last_round "$dir/console1")
 expect "the source has stopped" ask source 'info status' 'postmigrate'
 tell source quit
 end_qemu source
+expect "the target goes on" wait_for "$dir/console2" 'chain 0: round'
+enough target "$dir/console2"
 end_qemu target
 expect "exit code 0, not $code" [ $code = 0 ]
 expect_served_by_anykvm
-expect "it moved in the middle (round $moved_at of $rounds)" [ "${moved_at:-$rounds}" -lt "$rounds" ]
-expect "the target went on" grep -aq 'chain 0: round' "$dir/console2"
+expect "it moved in the middle (round $moved_at)" [ "${moved_at:-0}" -gt 0 ]
 expect_computed "$cpus" "$dir/console1" "$dir/console2"
 [ $failures = 0 ] || tail -5 "$dir/source.out" "$dir/target.out"
 finish

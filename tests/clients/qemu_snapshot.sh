@@ -5,8 +5,6 @@ set -u
 anykvm=$1 guest_dir=$2 cpus=$3
 shift 3
 . "$(dirname "$0")/lib.sh"
-# All that is asked for below must happen before the guest is done.
-ROUNDS=${ROUNDS:-1000}
 . "$(dirname "$0")/compute.sh"
 need qemu-system-x86_64 qemu-img
 make_compute_guest "$guest_dir"
@@ -18,6 +16,7 @@ expect "the guest computes" wait_for "$dir/console1" 'chain 0: round'
 for _ in 1 2 3; do
   tell first stop
   expect "it pauses" ask first 'info status' 'VM status: paused'
+  sleep 0.3  # for what is still in the console's pipe
   paused_at=$(last_round "$dir/console1")
   sleep 0.5
   expect "a paused guest stands still" [ "$(last_round "$dir/console1")" = "$paused_at" ]
@@ -30,13 +29,16 @@ saved_at=$(last_round "$dir/console1")
 sleep 1
 tell first 'loadvm middle'
 expect "it runs again" ask first 'info status' 'VM status: running'
+enough first "$dir/console1"
 end_qemu first
 expect "exit code 0, not $code" [ $code = 0 ]
-expect "saved in the middle (round $saved_at of $rounds)" [ "${saved_at:-$rounds}" -lt "$rounds" ]
+expect "saved in the middle (round $saved_at)" [ "${saved_at:-0}" -gt 0 ]
 expect_served_by_anykvm
 expect_computed "$cpus" "$dir/console1"
 
 start_qemu second "$dir/console2" "${options[@]}" -loadvm middle
+expect "the guest goes on" wait_for "$dir/console2" 'chain 0: round'
+enough second "$dir/console2"
 end_qemu second
 expect "exit code 0, not $code" [ $code = 0 ]
 expect_computed "$cpus" "$dir/console2"

@@ -6,13 +6,12 @@ anykvm=$1 guest_dir=$2
 shift 2
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/compute.sh"
-rounds=100000  # it is ended in the middle
 need qemu-system-x86_64
 make_compute_guest "$guest_dir"
 
 start_qemu one "$dir/console1" "$@" -smp 2 -m 256
 expect "the guest computes" wait_for "$dir/console1" 'chain 1: round'
-qemu=$(pgrep -f "$dir/console1" | tail -1)
+qemu=$(qemu_process one)
 timeout 20 "$anykvm" top "$qemu" --samples 2 --interval 0.5 >"$dir/top" 2>>"$dir/messages"
 code=$?
 expect "exit code 0 of top, not $code" [ $code = 0 ]
