@@ -42,10 +42,13 @@ Case as_case(const Stream& stream) {
   return test;
 }
 
-std::vector<u8> with_end(const Stream& stream) {
-  std::vector<u8> bytes = stream.bytes;
-  bytes.push_back(kHlt);
-  return bytes;
+// The pair of pages that it lies in.
+CodePair image_of(const Stream& stream) {
+  CodePair image{};
+  const u64 at = stream.rip - code_pair(stream.rip);
+  std::memcpy(&image[at], stream.bytes.data(), stream.bytes.size());
+  image[at + stream.bytes.size()] = kHlt;
+  return image;
 }
 
 // The instruction of the stream at `rip`, or the one that ends there.
@@ -141,8 +144,7 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   if (native.vector == kAlignmentCheck && !same_check)
     return d.vector != x86::VectorClass::kNone || moves_many_words(d) || stores_state(d) || loads_state(d);
   // Whether the elements of masked moves are.
-  bool by_part = d.insn.mnemonic == ZYDIS_MNEMONIC_BOUND || d.masked_memory;
-  if (guest.vector == kAlignmentCheck && by_part) return true;
+  if (guest.vector == kAlignmentCheck && d.masked_memory) return true;
   if (d.insn.mnemonic == ZYDIS_MNEMONIC_VMREAD) return native.vector == kProtection;
   // Which operand MOVS looks at first, if neither may be accessed.
   bool moves = d.category == ZYDIS_CATEGORY_STRINGOP && (d.insn.opcode & 0xfe) == 0xa4;
@@ -177,9 +179,7 @@ std::string without_nops(const std::string& listing) {
 }  // namespace
 
 Fuzzer::Fuzzer(Forms forms)
-    : m_forms(forms),
-      m_guest(true),
-      m_makers{{32, m_native.has_descriptors()}, {64, m_native.has_descriptors()}} {
+    : m_forms(forms), m_makers{{32, m_native.has_descriptors()}, {64, m_native.has_descriptors()}} {
   if (m_native.has_descriptors()) m_guest.add_descriptors();
   start_watchdog();
 }
@@ -195,15 +195,13 @@ u64 Fuzzer::next_page() {
 }
 
 void Fuzzer::fill_jobs(const Stream& stream, unsigned at) {
-  std::vector<u8> bytes = with_end(stream);
+  const CodePair image = image_of(stream);
   for (unsigned i = 0; i < stream.starts.size(); ++i) {
     Job& job = m_native.job(at + i);
     job.code_bits = stream.code_bits;
-    job.code_size = static_cast<unsigned>(bytes.size());
-    std::memcpy(job.code.data(), bytes.data(), bytes.size());
+    job.code = image;
     job.start = stream.starts[i].state;
     job.memory = stream.starts[i].memory;
-    job.clean = m_alone;
   }
 }
 
@@ -224,11 +222,8 @@ void Fuzzer::count(const Stream& stream, const Job& job) {
   ++m_totals.by_vector[job.outcome.vector % m_totals.by_vector.size()];
 }
 
-void Fuzzer::load(const Stream& stream) { m_guest.rewrite_code(stream.rip, with_end(stream)); }
-
-// As the child does: other code may read it.
-void Fuzzer::unload(const Stream& stream) {
-  m_guest.rewrite_code(stream.rip, std::vector<u8>(stream.bytes.size() + 1));
+void Fuzzer::put_code(const Stream& stream, const CodePair& image) {
+  m_guest.put_code(code_pair(stream.rip), image.data(), image.size());
 }
 
 Fuzzer::MaybeMismatch Fuzzer::check_form(const Stream& stream, unsigned at, Translation translation,
@@ -238,8 +233,7 @@ Fuzzer::MaybeMismatch Fuzzer::check_form(const Stream& stream, unsigned at, Tran
   for (unsigned i = 0; i < starts; ++i) {
     const Job& job = m_native.job(at + i);
     if (!usable(job)) continue;
-    if (m_alone) std::memset(m_guest.code(kCodeBase), 0, kCodeSize);
-    if (stream.modifies_itself || m_alone) load(stream);
+    put_code(stream, job.code);
     m_guest.set_processor_node(job.outcome.processor_node);
     g_ticks = 0;
     g_running = &m_guest;
@@ -252,7 +246,7 @@ Fuzzer::MaybeMismatch Fuzzer::check_form(const Stream& stream, unsigned at, Tran
     }
     test.ignored_flags = shows_undefined_flags(stream, job.outcome) ? kArithmetic : 0;
     std::string lines = unexpected_differences(test, job.outcome, guest);
-    if (stream.modifies_itself && std::memcmp(m_guest.code(stream.rip), job.code_after.data(), job.code_size))
+    if (!m_guest.has_code(code_pair(stream.rip), job.code_after.data(), job.code_after.size()))
       lines += "  * the code\n";
     if (lines.empty()) continue;
     bool known = known_difference(stream, job.outcome, guest);
@@ -264,9 +258,14 @@ Fuzzer::MaybeMismatch Fuzzer::check_form(const Stream& stream, unsigned at, Tran
 }
 
 Fuzzer::MaybeMismatch Fuzzer::check(const Stream& stream, unsigned at) {
-  load(stream);
+  // Half of them on pages that do not lie side by side in the host's memory.
+  constexpr u64 kLayoutBit = 16;
+  const bool apart = stream.seed & kLayoutBit;
+  if (apart != m_apart) m_guest.place_data(apart);
+  m_apart = apart;
+  m_guest.open_code(stream.rip, apart);
   auto found = check_forms(stream, at);
-  unload(stream);
+  put_code(stream, {});  // as the child does: other code may read it
   return found;
 }
 
@@ -299,14 +298,10 @@ std::string Fuzzer::run(u64 first, unsigned count_of_streams, unsigned code_bits
     for (unsigned i = 0; i < streams.size(); ++i) {
       Stream& stream = streams[i];
       if (m_page % (64 << 10) == 0) m_guest.flush_tlb();
-      auto mismatch = check(stream, i * kStarts);
-      if (mismatch && !(mismatch = check_alone(stream))) {
-        // A wild access has met what other streams left behind, or left it. The jobs are overwritten now.
-        ++m_totals.unrepeatable;
-        break;
-      }
-      if (mismatch) {
-        if (minimize_it) minimize(&stream, &*mismatch);
+      if (auto mismatch = check(stream, i * kStarts)) {
+        const bool again = still_fails(stream, &*mismatch);
+        if (!again) ++m_totals.unrepeatable;
+        if (again && minimize_it) minimize(&stream, &*mismatch);
         return report(stream, *mismatch);
       }
       ++m_totals.streams;
@@ -318,17 +313,10 @@ std::string Fuzzer::run(u64 first, unsigned count_of_streams, unsigned code_bits
 
 // --- Mismatches ---
 
-Fuzzer::MaybeMismatch Fuzzer::check_alone(const Stream& stream) {
-  m_alone = true;
+bool Fuzzer::still_fails(const Stream& stream, Mismatch* mismatch) {
   fill_jobs(stream, 0);
   m_native.run(static_cast<unsigned>(stream.starts.size()));
   auto found = check(stream, 0);
-  m_alone = false;
-  return found;
-}
-
-bool Fuzzer::still_fails(const Stream& stream, Mismatch* mismatch) {
-  auto found = check_alone(stream);
   if (found) *mismatch = *found;
   return found.has_value();
 }

@@ -29,7 +29,7 @@ class Fuzzer {
   struct Totals {
     u64 streams = 0, runs = 0;
     u64 instructions = 0;  // carried out natively and compared: those listed before each end
-    u64 unrepeatable = 0;  // mismatches that were none when the stream ran alone
+    u64 unrepeatable = 0;  // mismatches that were none when the stream ran again
     u64 left_out = 0;      // runs that ended by a system call, never, or killed the child
     std::array<u64, 32> by_vector{};
   };
@@ -51,13 +51,11 @@ class Fuzzer {
   void fill_jobs(const Stream& stream, unsigned at);
   void count(const Stream& stream, const Job& job);
   bool usable(const Job& job) const;
-  void load(const Stream& stream);
-  void unload(const Stream& stream);
+  void put_code(const Stream& stream, const CodePair& image);
   MaybeMismatch check(const Stream& stream, unsigned at);
   MaybeMismatch check_forms(const Stream& stream, unsigned at);
   MaybeMismatch check_form(const Stream& stream, unsigned at, Translation translation, const char* form,
                            unsigned starts);
-  MaybeMismatch check_alone(const Stream& stream);
   std::string report(const Stream& stream, const Mismatch& mismatch);
   void minimize(Stream* stream, Mismatch* mismatch);
   bool still_fails(const Stream& stream, Mismatch* mismatch);
@@ -67,7 +65,7 @@ class Fuzzer {
   GuestCpu m_guest;
   StreamMaker m_makers[2];
   u64 m_page = 0;
-  bool m_alone = false;  // each run finds nothing but its own stream among the code
+  bool m_apart = false;
   Totals m_totals;
 };
 

@@ -36,8 +36,8 @@ void print_totals(const Fuzzer& fuzzer, u64 first, u64 next, double seconds, uns
       t.instructions, t.runs, t.streams, first, next - 1, mismatches, seconds,
       static_cast<double>(t.instructions) / seconds);
   fmt::print(
-      "  {} encodings; left out: {} runs, {} of which killed the child; {} mismatches not there when the "
-      "stream ran alone\n  ended by vector:",
+      "  {} encodings; left out: {} runs, {} of which killed the child; {} mismatches were not there when "
+      "the stream ran again\n  ended by vector:",
       fuzzer.opcodes(), t.left_out, fuzzer.deaths(), t.unrepeatable);
   for (unsigned vector = 0; vector < t.by_vector.size(); ++vector)
     if (t.by_vector[vector]) fmt::print(" {}: {}", vector, t.by_vector[vector]);

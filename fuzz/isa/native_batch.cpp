@@ -26,12 +26,12 @@ namespace {
 
 void run_natively(Job& job) {
   NativeCpu& cpu = NativeCpu::instance();
-  if (job.clean) std::memset(cpu.code(kCodeBase), 0, kCodeSize);
-  u8* code = cpu.code(job.start.rip);
-  std::memcpy(code, job.code.data(), job.code_size);
+  cpu.open_code(job.start.rip);
+  u8* code = cpu.code(code_pair(job.start.rip));
+  std::memcpy(code, job.code.data(), job.code.size());
   job.outcome = cpu.run(job.start, job.memory, job.code_bits);
-  std::memcpy(job.code_after.data(), code, job.code_size);
-  std::memset(code, 0, job.code_size);  // other code may read it: only what runs now is there
+  std::memcpy(job.code_after.data(), code, job.code.size());
+  std::memset(code, 0, job.code.size());  // other code may read it: only what runs now is there
 }
 
 }  // namespace

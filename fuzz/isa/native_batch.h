@@ -9,19 +9,18 @@
 
 namespace anykvm::isa {
 
-inline constexpr unsigned kMaxCode = 768;
+// A pair of pages: code is in it, and nothing else.
+using CodePair = std::array<u8, kCodePair>;
 
 // One run of some code: lies in memory that both processes share.
 struct Job {
   unsigned code_bits = 64;
-  unsigned code_size = 0;
-  std::array<u8, kMaxCode> code{};
+  CodePair code{};
   UserState start;
   Memory memory{};
-  bool clean = false;  // nothing else among the code
   // Filled by the child.
   Outcome outcome;
-  std::array<u8, kMaxCode> code_after{};
+  CodePair code_after{};
 };
 
 class NativeBatch {

@@ -101,7 +101,7 @@ void Differential::put_code(const Case& test) {
   std::vector<u8> bytes = test.bytes;
   bytes.push_back(kHlt);
   std::memcpy(m_native.code(test.start.rip), bytes.data(), bytes.size());
-  std::memcpy(m_guest.code(test.start.rip), bytes.data(), bytes.size());
+  m_guest.put_code(test.start.rip, bytes.data(), bytes.size());
   m_next = test.start.rip + bytes.size();
 }
 
@@ -111,6 +111,7 @@ std::string Differential::check(const Case& test) {
   Outcome native = m_native.run(test.start, test.memory, test.code_bits);
   if (native.state.rip != test.start.rip + test.bytes.size()) ++m_faults;
   if (m_cases % 16 == 0) m_guest.flush_tlb();
+  if (m_cases % 16 == 0) m_guest.place_data(m_cases % 32 == 0);
   static constexpr Translation kForms[] = {Translation::kBlocks, Translation::kBlocks, Translation::kSteps,
                                            Translation::kSlowMemory};
   for (Translation form : kForms) {

@@ -179,5 +179,20 @@ TEST_F(Found, maskmovq_behind_4_gib_is_beyond_the_segments_limit) {
   agree32({0x0f, 0xf7, 0xc6}, [](UserState& s) { s.gpr[kRdiNumber] = 0xffffffff; });
 }
 
+TEST_F(Found, bounds_are_aligned_each_by_itself) {
+  for (u64 offset = 0; offset < 8; ++offset) {
+    auto prepare = [&](UserState& s) { s.gpr[kRsiNumber] = kDataBase + 0x100 + offset; };
+    agree32(with_flags(kAlignmentFlag, {0x62, 0x06}), prepare);        // BOUND EAX, [ESI]
+    agree32(with_flags(kAlignmentFlag, {0x66, 0x62, 0x06}), prepare);  // BOUND AX, [ESI]
+  }
+}
+
+TEST_F(Found, parts_of_far_pointers_are_aligned_each_by_itself) {
+  for (u64 offset = 0; offset < 8; ++offset)
+    agree(with_flags(kAlignmentFlag, {0x66, 0x0f, 0xb4, 0x06}), [&](UserState& s) {  // LFS AX, [RSI]
+      s.gpr[kRsiNumber] = kReadOnlyBase + 0x80 + offset;
+    });
+}
+
 }  // namespace
 }  // namespace anykvm::isa

@@ -30,10 +30,15 @@ constexpr u64 kGdt = 0x5000, kLdt = 0x5800, kIdt = 0x6000, kTss = 0x7000;
 constexpr u64 kHandlers = 0x10000;  // a HLT for each vector, 16 bytes apart
 constexpr u64 kHandlerStackTop = 0x20000;
 constexpr u64 kDataRam = 0x200000, kCodeRam = 0x800000;
+constexpr u64 kCodeTables = 0x30000;  // one page for every 2 MiB
 constexpr u16 kKernelCs = 0x10, kTaskSelector = 0x40, kLdtSelector = 0x50;
 
 constexpr u64 kUserPage = 7, kReadOnlyPage = 5, kLarge = 0x80, kNoExecute = u64{1} << 63;
 constexpr u64 kEntriesPerGib = 512;
+constexpr u64 kDataPages = kDataSize / 0x1000;
+// Where the data's pages lie, side by side or apart. The last one's contents are always the same.
+constexpr u64 kDataFrames[2][kDataPages] = {{kDataRam, kDataRam + 0x1000, kDataRam + 0x2000},
+                                            {kDataRam + 0x4000, kDataRam, kDataRam + 0x2000}};
 
 Segment user_data() {
   Segment s;
@@ -107,7 +112,7 @@ T GuestCpu::read(u64 at) const {
   return value;
 }
 
-GuestCpu::GuestCpu(bool writable_code) {
+GuestCpu::GuestCpu() {
   m_ram =
       static_cast<u8*>(mmap(nullptr, kRamSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   m_machine = std::move(Machine::create()).value();
@@ -117,7 +122,7 @@ GuestCpu::GuestCpu(bool writable_code) {
   slot.host = m_ram;
   m_machine->set_slots({slot});
   m_cpu->model().set_entries(host_cpuid());
-  build_tables(writable_code);
+  build_tables();
   build_descriptors();
   fill_read_only_page(m_ram + kDataRam + kWritableSize);
   CpuState& s = m_cpu->state();
@@ -134,7 +139,7 @@ GuestCpu::~GuestCpu() {
   munmap(m_ram, kRamSize);
 }
 
-void GuestCpu::build_tables(bool writable_code) {
+void GuestCpu::build_tables() {
   write<u64>(kPml4, kPdpt | kUserPage);
   write<u64>(kPdpt, kDirectory | kUserPage);
   constexpr u64 kSupervisorPage = 3;
@@ -143,11 +148,26 @@ void GuestCpu::build_tables(bool writable_code) {
   write<u64>(kSystemDirectory, kSupervisorPage | kLarge);
   for (u64 at = 0; at < kCodeSize; at += 2u << 20)
     write<u64>(kDirectory + 8 * ((kCodeBase + at) >> 21 & (kEntriesPerGib - 1)),
-               (kCodeRam + at) | (writable_code ? kUserPage : kReadOnlyPage) | kLarge);
+               (kCodeTables + 8 * (at >> 12)) | kUserPage);
+  for (u64 at = 0; at < kCodeSize; at += kPageSize)
+    write<u64>(kCodeTables + 8 * (at >> 12), (kCodeRam + at) | kReadOnlyPage);
   write<u64>(kDirectory + 8 * (kDataBase >> 21 & (kEntriesPerGib - 1)), kDataTable | kUserPage);
-  for (u64 at = 0; at < kDataSize; at += 0x1000)
-    write<u64>(kDataTable + 8 * (at >> 12),
-               (kDataRam + at) | (at < kWritableSize ? kUserPage : kReadOnlyPage) | kNoExecute);
+  place_data(false);
+}
+
+// An entry of a page table, for a page that was mapped before.
+void GuestCpu::map(u64 entry, u64 page, u64 frame, u64 rights) {
+  write<u64>(entry, frame | rights);
+  m_cpu->flush_tlb_page(Gva(page));
+}
+
+void GuestCpu::place_data(bool apart) {
+  m_data_apart = apart;
+  for (u64 i = 0; i < kDataPages; ++i) {
+    const u64 page = kDataBase + i * kPageSize;
+    const u64 rights = page < kReadOnlyBase ? kUserPage : kReadOnlyPage;
+    map(kDataTable + 8 * i, page, kDataFrames[apart][i], rights | kNoExecute);
+  }
 }
 
 void GuestCpu::build_descriptors() {
@@ -200,24 +220,58 @@ void GuestCpu::set_processor_node(u32 limit) {
              u64{limit & 0xffff} | u64{0x40f5} << 40 | u64{limit >> 16 & 0xf} << 48);
 }
 
-u8* GuestCpu::code(u64 address) { return m_ram + kCodeRam + (address - kCodeBase); }
+// Of the byte at `address`. The pages of a pair that are apart have changed places.
+u64 GuestCpu::code_frame(u64 address) const {
+  const bool swapped = m_open_apart && code_pair(address) == m_open;
+  return kCodeRam + ((address - kCodeBase) ^ (swapped ? kPageSize : 0));
+}
+
+void GuestCpu::open_code(u64 address, bool apart) {
+  auto map_pair = [&](u64 rights) {
+    for (u64 page = m_open; page < m_open + kCodePair; page += kPageSize)
+      map(kCodeTables + 8 * ((page - kCodeBase) >> 12), page, code_frame(page), rights);
+  };
+  if (code_pair(address) == m_open && apart == m_open_apart) return;
+  m_open_apart = false;
+  if (m_open) map_pair(kReadOnlyPage);
+  m_open = code_pair(address);
+  m_open_apart = apart;
+  map_pair(kUserPage);
+}
+
+// Calls part(where it lies in guest-physical memory, offset in the whole, size).
+template <class Part>
+void GuestCpu::each_code_part(u64 address, u64 size, Part part) {
+  constexpr u64 kLine = 64;
+  for (u64 done = 0; done < size;) {
+    const u64 at = address + done, piece = std::min(size - done, kLine - at % kLine);
+    part(code_frame(at), done, piece);
+    done += piece;
+  }
+}
 
 void GuestCpu::discard_code() {
   m_machine->discard_code();
   m_cpu->state_replaced();
 }
 
-void GuestCpu::rewrite_code(u64 address, const std::vector<u8>& bytes) {
-  for (std::size_t done = 0; done < bytes.size();) {
-    u64 at = kCodeRam + (address - kCodeBase) + done;
-    std::size_t piece = std::min<std::size_t>(bytes.size() - done, kPageSize - at % kPageSize);
+void GuestCpu::put_code(u64 address, const u8* bytes, u64 size) {
+  each_code_part(address, size, [&](u64 at, u64 offset, u64 piece) {
+    if (std::memcmp(m_ram + at, bytes + offset, piece) == 0) return;
     // Pages that are watched for the client's writes would be noticed by a thread that has to be waited for.
     const MemorySlot& slot = *m_machine->memory().find(Gpa{at});
     if (slot.meta(Gpa{at}).has_code)
       code_pages::before_write(*m_cpu, slot, Gpa{at}, static_cast<unsigned>(piece));
-    std::memcpy(m_ram + at, bytes.data() + done, piece);
-    done += piece;
-  }
+    std::memcpy(m_ram + at, bytes + offset, piece);
+  });
+}
+
+bool GuestCpu::has_code(u64 address, const u8* bytes, u64 size) {
+  bool same = true;
+  each_code_part(address, size, [&](u64 at, u64 offset, u64 piece) {
+    same = same && std::memcmp(m_ram + at, bytes + offset, piece) == 0;
+  });
+  return same;
 }
 
 void GuestCpu::kick() { m_cpu->request(kAttentionKick); }
@@ -227,7 +281,7 @@ std::string GuestCpu::host_code(u64 address, unsigned code_bits, Translation tra
   Mode mode = compute_mode(m_cpu->state());
   mode.step = mode.step || translation == Translation::kSteps;
   mode.slow = mode.slow || translation == Translation::kSlowMemory;
-  Block* block = m_machine->code().find(Gpa{kCodeRam + (address - kCodeBase)}, address, mode);
+  Block* block = m_machine->code().find(Gpa{code_frame(address)}, address, mode);
   if (!block) return {};
   std::string text = fmt::format("host code of the block at {:x}:\n", address);
   for (u32 at = 0; at < block->host_bytes;) {
@@ -253,7 +307,9 @@ void GuestCpu::enter_user_mode(unsigned code_bits) {
 
 Outcome GuestCpu::run(const UserState& state, const Memory& memory, unsigned code_bits,
                       Translation translation) {
-  std::memcpy(m_ram + kDataRam, memory.data(), kWritableSize);
+  const auto& frames = kDataFrames[m_data_apart];
+  for (u64 i = 0; i < kWritableSize / kPageSize; ++i)
+    std::memcpy(m_ram + frames[i], memory.data() + i * kPageSize, kPageSize);
   enter_user_mode(code_bits);
   CpuState& s = m_cpu->state();
   s.gpr = state.gpr;
@@ -300,7 +356,8 @@ Outcome GuestCpu::run(const UserState& state, const Memory& memory, unsigned cod
   outcome.state.fs_base = s.segments[kFs].base;
   outcome.state.gs_base = s.segments[kGs].base;
   outcome.state.from_xsave(s.xsave.data());
-  std::memcpy(outcome.memory.data(), m_ram + kDataRam, kDataSize);
+  for (u64 i = 0; i < kDataPages; ++i)
+    std::memcpy(outcome.memory.data() + i * kPageSize, m_ram + frames[i], kPageSize);
   return outcome;
 }
 

@@ -21,16 +21,19 @@ const char* name_of(Translation translation);
 
 class GuestCpu {
  public:
-  // `writable_code`: programs may write to the code, as after NativeCpu::confine().
-  explicit GuestCpu(bool writable_code = false);
+  GuestCpu();
   ~GuestCpu();
 
-  u8* code(u64 address);
   Outcome run(const UserState& state, const Memory& memory, unsigned code_bits, Translation translation);
-  // Bytes that were translated may have been changed.
   void discard_code();
-  // As a program would: what was translated from them goes.
-  void rewrite_code(u64 address, const std::vector<u8>& bytes);
+  // Makes the code at `address` these bytes, as a program would: what was translated from others goes.
+  void put_code(u64 address, const u8* bytes, u64 size);
+  bool has_code(u64 address, const u8* bytes, u64 size);
+  // Programs may write to the code in the pair of pages around `address`, and to no other. `apart`: the two
+  // do not lie side by side in the host's memory.
+  void open_code(u64 address, bool apart);
+  // Nor do the pages of the data, if they are apart.
+  void place_data(bool apart);
   // From a signal handler: ends a run that goes on for ever (kEndless).
   void kick();
   // Disassembly of what was translated from `address` for user code, if anything was.
@@ -43,9 +46,13 @@ class GuestCpu {
   void flush_tlb();
 
  private:
-  void build_tables(bool writable_code);
+  void build_tables();
   void build_descriptors();
   void enter_user_mode(unsigned code_bits);
+  void map(u64 entry, u64 page, u64 frame, u64 rights);
+  u64 code_frame(u64 address) const;
+  template <class Part>
+  void each_code_part(u64 address, u64 size, Part part);
   template <class T>
   void write(u64 at, T value);
   template <class T>
@@ -55,6 +62,9 @@ class GuestCpu {
   std::unique_ptr<x86::Machine> m_machine;
   std::unique_ptr<x86::Cpu> m_cpu;
   u8* m_ram = nullptr;
+  u64 m_open = 0;             // the pair that programs may write to
+  bool m_open_apart = false;  // it has its pages in the other order
+  bool m_data_apart = false;
 };
 
 }  // namespace anykvm::isa

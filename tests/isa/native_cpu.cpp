@@ -294,7 +294,6 @@ bool NativeCpu::make_descriptors() {
 
 void NativeCpu::confine() {
   g_run.confined = true;
-  mprotect(reinterpret_cast<void*>(kCodeBase), kCodeSize, PROT_READ | PROT_WRITE | PROT_EXEC);
   for (int signal : {SIGSYS, SIGVTALRM}) {
     struct sigaction action {};
     action.sa_sigaction = stop;
@@ -328,6 +327,17 @@ void NativeCpu::confine() {
   sock_fprog filter{static_cast<unsigned short>(std::size(program)), program};
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0)
     give_up("confining the child");
+}
+
+void NativeCpu::open_code(u64 address) {
+  const u64 pair = code_pair(address);
+  if (pair == m_open) return;
+  auto protect = [](u64 at, int protection) {
+    if (at && mprotect(reinterpret_cast<void*>(at), kCodePair, protection) != 0) give_up("protecting code");
+  };
+  protect(m_open, PROT_READ | PROT_EXEC);
+  protect(pair, PROT_READ | PROT_WRITE | PROT_EXEC);
+  m_open = pair;
 }
 
 Outcome NativeCpu::run(const UserState& state, const Memory& memory, unsigned code_bits) {

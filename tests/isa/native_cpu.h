@@ -24,14 +24,17 @@ class NativeCpu {
   // Runs from state.rip. `code_bits` is 64 or 32 (compatibility mode).
   Outcome run(const UserState& state, const Memory& memory, unsigned code_bits);
   // For a child process that does nothing else: what runs can neither call the kernel (kSystemCall) nor go on
-  // for ever (kEndless), but write to the code, and nobody else installs signal handlers.
+  // for ever (kEndless), and nobody else installs signal handlers.
   void confine();
+  // Programs may write to the code in the pair of pages around `address`, and to no other.
+  void open_code(u64 address);
 
  private:
   NativeCpu();
   void map_code();
 
   u8* m_code = nullptr;
+  u64 m_open = 0;  // the pair that programs may write to
 };
 
 }  // namespace anykvm::isa

@@ -12,6 +12,9 @@ namespace anykvm::isa {
 
 // Linear addresses, the same natively and in the guest. All below 4 GiB, so that 32-bit addresses reach them.
 inline constexpr u64 kCodeBase = 0x36a00000, kCodeSize = 8u << 20;
+// What a program may be allowed to write to: a pair of pages.
+inline constexpr u64 kCodePair = 0x2000;
+inline constexpr u64 code_pair(u64 address) { return address & ~(kCodePair - 1); }
 inline constexpr u64 kDataBase = 0x20000000;
 inline constexpr u64 kWritableSize = 0x2000;  // two pages that may be written,
 inline constexpr u64 kDataSize =

@@ -24,13 +24,17 @@ u64 effective_offset(const CpuState& state, const Insn& insn) {
   return offset & low_bits(insn.address_size * 8);
 }
 
-Guest<Gva> far_pointer_operand(Cpu& cpu, const Insn& insn) {
-  const unsigned size = insn.operand_size;
-  Gva address = TRY(memory_operand(cpu, insn, size + 2, Access::kRead));
-  // Its two parts are aligned or not for themselves.
-  const bool aligned = !fails_alignment_check(cpu.state(), address, size) &&
-                       !fails_alignment_check(cpu.state(), address + size, 2);
+Guest<Gva> two_part_operand(Cpu& cpu, const Insn& insn, unsigned first, unsigned second) {
+  const CpuState& state = cpu.state();
+  Gva address = TRY(unaligned_address(state, insn.memory.segment, effective_offset(state, insn),
+                                      first + second, Access::kRead));
+  const bool aligned =
+      !fails_alignment_check(state, address, first) && !fails_alignment_check(state, address + first, second);
   return aligned ? Guest<Gva>(address) : GuestStop::ac();
+}
+
+Guest<Gva> far_pointer_operand(Cpu& cpu, const Insn& insn) {
+  return two_part_operand(cpu, insn, insn.operand_size, 2);
 }
 
 Guest<Gva> memory_operand(Cpu& cpu, const Insn& insn, unsigned size, Access access) {

@@ -1,11 +1,12 @@
 #pragma once
-// Instruction helpers: C++ functions that carry out one instruction for translated code. One file per family of the manual.
-// Owner: nobody; functions over a Cpu. Only the vCPU's thread, inside Cpu::run().
+// Instruction helpers: C++ functions that carry out one instruction for translated code. One file per family
+// of the manual. Owner: nobody; functions over a Cpu. Only the vCPU's thread, inside Cpu::run().
 //
-// Contract. On entry all guest state is in cpu.state() (general registers and flags; vector state in state.xsave only
-// for rows with kOpVector), and state.rip already points past the instruction (so relative branches add to it). A helper
-// that returns a stop has changed nothing but A/D flags and what the manual says an interrupted REP keeps; the caller
-// then sets RIP back to the instruction. A helper that changes the mode calls Cpu::mode_changed() itself.
+// Contract. On entry all guest state is in cpu.state() (general registers and flags; vector state in
+// state.xsave only for rows with kOpVector), and state.rip already points past the instruction (so relative
+// branches add to it). A helper that returns a stop has changed nothing but A/D flags and what the manual
+// says an interrupted REP keeps; the caller then sets RIP back to the instruction. A helper that changes the
+// mode calls Cpu::mode_changed() itself.
 
 #include "x86/cpu.h"
 #include "x86/fault.h"
@@ -38,8 +39,8 @@ Guest<void> op_mov_to_segment(Cpu& cpu, const Insn& insn);
 Guest<void> op_push_segment(Cpu& cpu, const Insn& insn);
 Guest<void> op_pop_segment(Cpu& cpu, const Insn& insn);
 Guest<void> op_pop_memory(Cpu& cpu, const Insn& insn);
-Guest<void> op_bit_string(Cpu& cpu, const Insn& insn);      // BT, BTS, BTR, BTC with memory and a register offset
-Guest<void> op_decimal(Cpu& cpu, const Insn& insn);         // DAA, DAS, AAA, AAS, AAM, AAD, SALC
+Guest<void> op_bit_string(Cpu& cpu, const Insn& insn);  // BT, BTS, BTR, BTC with memory and a register offset
+Guest<void> op_decimal(Cpu& cpu, const Insn& insn);     // DAA, DAS, AAA, AAS, AAM, AAD, SALC
 Guest<void> op_gather_scatter(Cpu& cpu, const Insn& insn);  // VSIB memory operands
 
 // --- Operand access shared by the helpers (ops/operands.cpp) ---
@@ -48,17 +49,20 @@ Guest<void> op_gather_scatter(Cpu& cpu, const Insn& insn);  // VSIB memory opera
 u64 effective_offset(const CpuState& state, const Insn& insn);
 // Linear address of the memory operand after segment checks.
 Guest<Gva> memory_operand(Cpu& cpu, const Insn& insn, unsigned size, Access access);
+// That of two parts, which are aligned or not for themselves.
+Guest<Gva> two_part_operand(Cpu& cpu, const Insn& insn, unsigned first, unsigned second);
 // That of far JMP, far CALL and LDS, LES, LSS, LFS, LGS: an offset of the operand size, then a selector.
 Guest<Gva> far_pointer_operand(Cpu& cpu, const Insn& insn);
-// General register `number` as an operand of `size` bytes; 1 minds AH..BH (insn.rex). Writing 4 bytes clears the upper
-// half (SDM 1 3.4.1.1).
+// General register `number` as an operand of `size` bytes; 1 minds AH..BH (insn.rex). Writing 4 bytes clears
+// the upper half (SDM 1 3.4.1.1).
 u64 read_gpr(const CpuState& state, const Insn& insn, u8 number, unsigned size);
 void write_gpr(CpuState& state, const Insn& insn, u8 number, unsigned size, u64 value);
 // The ModRM r/m operand, register or memory, zero-extended.
 Guest<u64> read_rm(Cpu& cpu, const Insn& insn, unsigned size);
 Guest<void> write_rm(Cpu& cpu, const Insn& insn, unsigned size, u64 value);
-// Stack pushes and pops of `size` bytes by the current stack size. push_value checks and writes, then moves RSP;
-// a second push that faults leaves the first visible, so probe first where the manual wants all or nothing.
+// Stack pushes and pops of `size` bytes by the current stack size. push_value checks and writes, then moves
+// RSP; a second push that faults leaves the first visible, so probe first where the manual wants all or
+// nothing.
 Guest<void> push_value(Cpu& cpu, u64 value, unsigned size);
 Guest<u64> pop_value(Cpu& cpu, unsigned size);
 // Bytes of the current stack pointer: 2, 4 or 8 (SS.B, 64-bit mode).

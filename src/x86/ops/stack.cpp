@@ -94,7 +94,7 @@ Guest<void> op_popa(Cpu& cpu, const Insn& insn) {
 Guest<void> op_bound(Cpu& cpu, const Insn& insn) {
   if (!insn.has_memory) return GuestStop::ud();
   const unsigned size = insn.operand_size;
-  Gva address = TRY(memory_operand(cpu, insn, 2 * size, Access::kRead));
+  Gva address = TRY(two_part_operand(cpu, insn, size, size));
   i64 lower = TRY(load_bound(cpu, address, size));
   i64 upper = TRY(load_bound(cpu, address + size, size));
   i64 index = static_cast<i64>(sign_extend(read_gpr(cpu.state(), insn, insn.reg, size), size * 8));
