@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "encodings.h"
 #include "guest_cpu.h"
 #include "native_batch.h"
 #include "stream.h"
@@ -22,6 +23,9 @@ struct Forms {
 class Fuzzer {
  public:
   explicit Fuzzer(Forms forms);
+  // Notes which encodings run, for coverage().
+  void keep_coverage() { m_keeps_coverage = true; }
+  std::string coverage() { return m_coverage.report(m_native); }
 
   // Runs the streams of these numbers; returns the report of the first mismatch, or nothing.
   std::string run(u64 first, unsigned count, unsigned code_bits, bool minimize);
@@ -66,6 +70,8 @@ class Fuzzer {
   StreamMaker m_makers[2];
   u64 m_page = 0;
   bool m_apart = false;
+  bool m_keeps_coverage = false;
+  Coverage m_coverage;
   Totals m_totals;
 };
 

@@ -20,7 +20,7 @@ struct Options {
   double seconds = 0;
   unsigned mode = 0;  // 0: both
   unsigned tolerated = 0;
-  bool minimize = false;
+  bool minimize = false, coverage = false, undefined = false;
   bool step = false, block = false, linked = false;
 };
 
@@ -47,9 +47,15 @@ void print_totals(const Fuzzer& fuzzer, u64 first, u64 next, double seconds, uns
 
 int fuzz(const Options& options) {
   Forms forms;
+  if (options.undefined) {
+    NativeBatch host;
+    fmt::print("{}", defined_by_the_host(host));
+    return 0;
+  }
   if (options.step || options.block || options.linked)
     forms = {options.step, options.block, options.linked, false};
   Fuzzer fuzzer(forms);
+  if (options.coverage) fuzzer.keep_coverage();
   auto start = std::chrono::steady_clock::now();
   u64 next = options.seed;
   unsigned mismatches = 0;
@@ -81,6 +87,7 @@ int fuzz(const Options& options) {
     }
   }
   print_totals(fuzzer, options.seed, next, seconds_since(start), mismatches);
+  if (options.coverage) fmt::print("{}", fuzzer.coverage());
   return mismatches ? 1 : 0;
 }
 
@@ -99,6 +106,9 @@ int main(int argc, char** argv) {
   app.add_flag("--block", options.block, "only blocks right after translation");
   app.add_flag("--linked", options.linked, "only blocks that jump to each other");
   app.add_flag("--minimize", options.minimize, "shrink a mismatch before it is printed");
+  app.add_flag("--coverage", options.coverage,
+               "say at the end which encodings that the host runs were there");
+  app.add_flag("--undefined", options.undefined, "only list what is #UD here and not on the host");
   app.add_option("--tolerate", options.tolerated, "go on after so many mismatches");
   CLI11_PARSE(app, argc, argv);
   return fuzz(options);

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "native_cpu.h"
+#include "stream.h"
 
 namespace anykvm::isa {
 namespace {
@@ -31,7 +32,7 @@ void run_natively(Job& job) {
   std::memcpy(code, job.code.data(), job.code.size());
   job.outcome = cpu.run(job.start, job.memory, job.code_bits);
   std::memcpy(job.code_after.data(), code, job.code.size());
-  std::memset(code, 0, job.code.size());  // other code may read it: only what runs now is there
+  std::memset(code, kHlt, job.code.size());  // other code may read it: only what runs now is there
 }
 
 }  // namespace
@@ -76,6 +77,7 @@ void NativeBatch::stop() {
 
 void NativeBatch::serve(int requests, int answers) {
   NativeCpu::instance().confine();
+  std::memset(NativeCpu::instance().code(kCodeBase), kHlt, kCodeSize);
   unsigned request[2];
   while (read(requests, request, sizeof request) == sizeof request) {
     for (unsigned i = request[0]; i < request[0] + request[1]; ++i) {

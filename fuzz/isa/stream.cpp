@@ -144,6 +144,21 @@ bool decodes(const u8* bytes, unsigned size, unsigned code_bits, u64 rip, Decode
   return x86::decode(bytes, size, code_bits, code_bits / 8, rip, out) == x86::DecodeStatus::kOk;
 }
 
+// Undefined here, as the manual has it, but not on every CPU that looks like this one (--undefined lists
+// them, docs/conformance.md): VPERMQ and VPERMPD without W; outside 64-bit mode conversions from general
+// registers with W and rounding.
+bool only_the_host_has_it(const u8* bytes, unsigned size) {
+  static constexpr u8 kPrefixes[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67};
+  const u8* at = bytes;
+  while (size > 5 && std::find(std::begin(kPrefixes), std::end(kPrefixes), *at) != std::end(kPrefixes))
+    ++at, --size;
+  if (size < 6) return false;
+  const bool permutes = at[0] == 0xc4 && (at[1] & 31) == 3 && (at[2] & 3) == 1 && at[3] <= 1;
+  const bool converts =
+      at[0] == 0x62 && (at[1] & 7) == 1 && (at[2] & 3) == 3 && (at[4] == 0x2a || at[4] == 0x7b);
+  return permutes || converts;
+}
+
 // One byte long, and without effects beyond registers and flags.
 constexpr u8 kShort[] = {0x90, 0xf8, 0xf9, 0xf5, 0xfc, 0x98, 0x99, 0x9e, 0x9f, 0x93, 0x92};
 
@@ -165,10 +180,26 @@ bool comparable(const Decoded& d) {
 }
 
 // Arbitrary selectors would end most streams: load_segment() has better ones.
+// The machine's own services are none of them, nor are 66H and near branches in 64-bit code, which differ
+// among vendors (SDM 2A JMP).
+bool may_leap(const Decoded& d) {
+  if (!changes_rip(d) || depends_on_the_machine(d.insn.mnemonic)) return false;
+  // Some CPUs take the condition from REPE and REPNE (docs/quirks.md).
+  const bool loops = d.insn.mnemonic == ZYDIS_MNEMONIC_LOOPE || d.insn.mnemonic == ZYDIS_MNEMONIC_LOOPNE;
+  const bool repeats = std::any_of(d.insn.bytes, d.insn.bytes + d.opcode_at,
+                                   [](u8 byte) { return byte == 0xf2 || byte == 0xf3; });
+  if (loops && repeats) return false;
+  return !(d.insn.code_bits == 64 && (d.insn.operand_size_prefix || d.insn.rex_w));
+}
+
 StreamMaker::StreamMaker(unsigned code_bits, bool segments)
-    : m_code_bits(code_bits), m_segments(segments), m_generator(code_bits, [segments](const Decoded& d) {
-        return comparable(d) && !loads_segment(d) && (segments || !looks_at_segments(d));
-      }) {}
+    : m_code_bits(code_bits),
+      m_segments(segments),
+      m_generator(code_bits,
+                  [segments](const Decoded& d) {
+                    return comparable(d) && !loads_segment(d) && (segments || !looks_at_segments(d));
+                  }),
+      m_branches(code_bits, may_leap) {}
 
 // --- Parts ---
 
@@ -283,7 +314,8 @@ void StreamMaker::loop(Random& random, const Wish& wish) {
 void StreamMaker::close_loop(Random& random, unsigned head) {
   unsigned distance = size() + 2 - head;
   if (distance <= 128 && random.one_in(2)) {
-    put({0xe2, static_cast<u8>(-distance)});
+    // LOOPNE, LOOPE, LOOP
+    put({static_cast<u8>(random.one_in(3) ? 0xe0 + random.below(2) : 0xe2), static_cast<u8>(-distance)});
     return;
   }
   put({0xff, 0xc9});  // DEC ECX
@@ -331,6 +363,7 @@ void StreamMaker::ordinary(Random& random) {
         break;
     }
   }
+  if (random.one_in(8)) leap(random, true);
 }
 
 void StreamMaker::wild(Random& random) {
@@ -339,12 +372,28 @@ void StreamMaker::wild(Random& random) {
     wish.common = random.one_in(2);
     straight(random, wish, 1);
   }
+  if (random.one_in(2)) leap(random, false);
+}
+
+// A branch of any form to anywhere, as the last instruction of all: short ones lead over what there is.
+void StreamMaker::leap(Random& random, bool calm) {
+  Wish wish;
+  wish.calm = calm;
+  begin_instruction();
+  const unsigned before = size();
+  m_branches.append(random, wish, &m_case);
+  Decoded d;
+  const bool known =
+      decodes(&m_case.bytes[before], size() - before, m_code_bits, m_case.start.rip + before, &d);
+  if (known && d.immediate_bytes == 2) m_case.bytes.back() = 0;  // RET releases less than a page
+  if (known && d.immediate_bytes == 1) m_case.bytes.back() &= 0x7f;
 }
 
 // Appends bytes that may be no instructions at all. False: nothing comparable can follow.
 bool StreamMaker::put_if_comparable(const u8* bytes, unsigned available) {
   Decoded d;
   if (!decodes(bytes, available, m_code_bits, here(), &d)) {
+    if (only_the_host_has_it(bytes, available)) return false;
     put({bytes, bytes + available});
     return false;
   }

@@ -10,6 +10,7 @@ namespace anykvm::isa {
 
 inline constexpr unsigned kMaxStreamCode = 760;  // bytes
 inline constexpr unsigned kStarts = 4;
+inline constexpr u8 kHlt = 0xf4;  // ends each stream, and fills what is no stream
 
 struct Start {
   UserState state;
@@ -44,6 +45,7 @@ class StreamMaker {
 
   void ordinary(Random& random);
   void wild(Random& random);
+  void leap(Random& random, bool calm);
   void raw(Random& random);
   void redundant_prefixes(Random& random);
   void self_modifying(Random& random);
@@ -93,6 +95,7 @@ class StreamMaker {
   unsigned m_code_bits;
   bool m_segments;
   Generator m_generator;
+  Generator m_branches;
   Stream m_stream;  // in hand
   Case m_case;      // its code and its first state
 };
