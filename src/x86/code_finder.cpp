@@ -47,6 +47,14 @@ JumpedTo CodeFinder::way_to(const Block& block) const {
   return {m_state.rip + block.mode.cs_base, m_page->global, block.straddles, compared};
 }
 
+// Looks only where it need not walk: what runs was found a moment ago.
+void CodeFinder::sample() {
+  if (!optimizations().sampling || m_private.mode.mmu != kMmuUser || !m_state.code64()) return;
+  const Gva linear(m_state.rip);
+  const FetchCache::Entry& page = m_private.fetch.at(linear);
+  if (page.tag == FetchCache::tag_of(linear, kMmuUser)) m_code.sample(page.page);
+}
+
 Block* CodeFinder::find_at(const CodeSource& source) {
   Block*& lately = m_private.found.at(source);
   if (lately && optimizations().found && lately->is_alive() &&

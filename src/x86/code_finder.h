@@ -14,6 +14,8 @@ class CodeFinder {
   Block* find(const Mode& mode);
   // What the jump cache is to know of the block that find() gave.
   JumpedTo way_to(const Block& block) const;
+  // An interrupt has come at the state's RIP: where user code runs is what its pages' translation goes by.
+  void sample();
 
  private:
   Block* stop_with(const GuestStop& stop);

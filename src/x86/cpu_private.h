@@ -18,7 +18,7 @@ namespace anykvm::x86 {
 
 // Linear pages that instructions were fetched from, flushed with the TLB.
 struct FetchCache {
-  static constexpr unsigned kEntries = 256;
+  static constexpr unsigned kEntries = 1024;
   struct Entry {
     u64 tag = ~u64{0};  // linear page | MmuIndex
     Gpa page{};

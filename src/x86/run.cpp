@@ -244,6 +244,7 @@ class Dispatcher {
     auto vector = m_cpu.platform().acknowledge_interrupt();
     if (!vector) return {};
     ++m_cpu.counts().interrupts;
+    m_finder.sample();
     m_cpu.see_code_as_it_is();  // it may say that a device has written memory
     ANYKVM_TRACE(fault, "{}: interrupt {:#x} at {:#x}", m_cpu.number(), *vector, m_state.rip);
     m_state.events.interrupt = {.injected = true, .soft = false, .vector = *vector};

@@ -30,7 +30,7 @@ unsigned SlotNumbers::number_of(unsigned span) {
   }
 }
 
-u32 SlotNumbers::next(MmuIndex mmu, bool write, unsigned span) {
+u32 SlotNumbers::next(MmuIndex mmu, bool write, unsigned span, bool may_share) {
   const unsigned number = number_of(span);
   if (number == kSpans) return kNoSlot;
   Kind& kind = m_kinds[(mmu * 2u + write) * kSpans + number];
@@ -40,6 +40,8 @@ u32 SlotNumbers::next(MmuIndex mmu, bool write, unsigned span) {
       kind.pieces.push_back(m_untaken);
       m_untaken += kPiece;
     } else if (all_used) {
+      m_short = true;
+      if (!may_share) return kNoSlot;
       kind.used = 0;
     }
   }
@@ -47,6 +49,11 @@ u32 SlotNumbers::next(MmuIndex mmu, bool write, unsigned span) {
   const u32 slot = kind.pieces[kind.used / kPiece] + kind.used % kPiece;
   ++kind.used;
   return slot;
+}
+
+void SlotNumbers::take_back() {
+  for (Kind& kind : m_kinds) kind.used = 0;
+  m_short = false;
 }
 
 void AccessSlots::flush() {

@@ -28,9 +28,13 @@ class SlotNumbers {
   SlotNumbers() { m_kinds.resize(kMmuIndexCount * 2 * kSpans); }
 
   // For accesses to `span` bytes. A slot, once handed out, stays of its kind for ever: of the TLB that it is
-  // filled from, of reads or writes (permissions differ), of the span. Accesses of a kind share slots when
-  // all are taken. kNoSlot: none for that span, or none left.
-  u32 next(MmuIndex mmu, bool write, unsigned span);
+  // filled from, of reads or writes (permissions differ), of the span. When all of a kind are taken, accesses
+  // that `may_share` do so. kNoSlot: none for that span, or none left.
+  u32 next(MmuIndex mmu, bool write, unsigned span, bool may_share);
+  // Is there a kind that has got all that it will ever have?
+  bool short_of_slots() const { return m_short; }
+  // Nobody uses any of them any more.
+  void take_back();
 
   // Instructions that are to have none, since their slots missed all the time.
   void avoid(Gpa instruction) { m_avoided.insert(instruction.value); }
@@ -41,6 +45,10 @@ class SlotNumbers {
   // Instructions that were found to write across two pages that are apart.
   void note_crossing(Gpa instruction) { m_crossing.insert(instruction.value); }
   bool crosses(Gpa instruction) const { return m_crossing.contains(instruction.value); }
+  // Pages of code that much of the time goes to (translate/hot_pages.h): what is there may share.
+  void note_hot(Gpa page) { m_hot.insert(page.value); }
+  void note_changed(Gpa page) { m_hot.erase(page.value); }
+  bool is_hot(Gpa page) const { return m_hot.contains(page.value); }
 
   // Slots are handed to kinds in pieces of so many. Those of one block's accesses never meet.
   static constexpr u32 kPiece = 128;
@@ -56,7 +64,8 @@ class SlotNumbers {
   };
   std::vector<Kind> m_kinds;
   u32 m_untaken = 0;
-  std::unordered_set<u64> m_avoided, m_alone, m_crossing;
+  bool m_short = false;
+  std::unordered_set<u64> m_avoided, m_alone, m_crossing, m_hot;
 };
 
 struct AccessSlot {

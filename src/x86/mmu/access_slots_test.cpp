@@ -12,10 +12,10 @@ TEST(SlotNumbers, kinds_never_share_a_slot) {
   SlotNumbers numbers;
   std::set<u32> reads, writes, wide_reads, kernel_reads;
   for (unsigned i = 0; i < 2 * SlotNumbers::kPiece; ++i) {
-    reads.insert(numbers.next(kMmuUser, false, 4));
-    writes.insert(numbers.next(kMmuUser, true, 4));
-    wide_reads.insert(numbers.next(kMmuUser, false, 8));
-    kernel_reads.insert(numbers.next(kMmuSupervisor, false, 4));
+    reads.insert(numbers.next(kMmuUser, false, 4, true));
+    writes.insert(numbers.next(kMmuUser, true, 4, true));
+    wide_reads.insert(numbers.next(kMmuUser, false, 8, true));
+    kernel_reads.insert(numbers.next(kMmuSupervisor, false, 4, true));
   }
   std::set<u32> all = reads;
   for (const auto& more : {writes, wide_reads, kernel_reads}) all.insert(more.begin(), more.end());
@@ -25,17 +25,28 @@ TEST(SlotNumbers, kinds_never_share_a_slot) {
 
 TEST(SlotNumbers, a_kind_shares_its_own_when_all_are_taken) {
   SlotNumbers numbers;
-  const u32 first = numbers.next(kMmuUser, false, 8);
-  for (unsigned i = 1; i < kSlotCount; ++i) numbers.next(kMmuUser, false, 8);
-  EXPECT_EQ(numbers.next(kMmuUser, false, 8), first);
-  EXPECT_EQ(numbers.next(kMmuUser, true, 8), kNoSlot);
+  const u32 first = numbers.next(kMmuUser, false, 8, true);
+  for (unsigned i = 1; i < kSlotCount; ++i) numbers.next(kMmuUser, false, 8, true);
+  EXPECT_EQ(numbers.next(kMmuUser, false, 8, true), first);
+  EXPECT_EQ(numbers.next(kMmuUser, true, 8, true), kNoSlot);
+}
+
+TEST(SlotNumbers, who_may_not_share_gets_none_when_all_are_taken) {
+  SlotNumbers numbers;
+  for (unsigned i = 0; i < kSlotCount; ++i) EXPECT_NE(numbers.next(kMmuUser, false, 8, false), kNoSlot);
+  EXPECT_FALSE(numbers.short_of_slots());
+  EXPECT_EQ(numbers.next(kMmuUser, false, 8, false), kNoSlot);
+  EXPECT_TRUE(numbers.short_of_slots());
+  numbers.take_back();
+  EXPECT_FALSE(numbers.short_of_slots());
+  EXPECT_NE(numbers.next(kMmuUser, false, 8, false), kNoSlot);
 }
 
 TEST(SlotNumbers, odd_spans_have_none) {
   SlotNumbers numbers;
   for (unsigned span : {0u, 3u, 10u, 12u, 264u, 512u})
-    EXPECT_EQ(numbers.next(kMmuUser, false, span), kNoSlot) << span;
-  EXPECT_NE(numbers.next(kMmuUser, false, 256), kNoSlot);
+    EXPECT_EQ(numbers.next(kMmuUser, false, span, true), kNoSlot) << span;
+  EXPECT_NE(numbers.next(kMmuUser, false, 256, true), kNoSlot);
 }
 
 class AccessSlotsTest : public testing::Test {

@@ -63,6 +63,7 @@ bool continues(Context& context, Gva address, const u8* host, bool write, MmuInd
 }
 
 constexpr unsigned kLargestCopy = 64;
+constexpr unsigned kSplitsAside = 8;
 
 // An access that begins at `own` and goes on on a page that is apart from it. On a copy of its bytes, of the
 // same alignment, if it only reads, or if the block has code that brings the copy back.
@@ -140,10 +141,11 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
   if (whole && has_slot)
     context->access.fill(MissInfo::slot(info), extent, size, reinterpret_cast<u64>(host) - linear);
   if (whole || !leads) return host;
-  const bool split =
-      has_slot && MissInfo::knows_split_pages(info) && on_split_pages(table, Gva(linear), size, write);
-  if (!split) return leave_for(context, Leave::kNarrow);
-  context->access.note_split(MissInfo::slot(info), Gva(linear));
+  const bool split = MissInfo::knows_split_pages(info) && on_split_pages(table, Gva(linear), size, write);
+  // The dispatcher sees some of those without a slot, and whether they are always split (Narrowings).
+  if (!split || (!has_slot && ++context->splits % kSplitsAside == 0))
+    return leave_for(context, Leave::kNarrow);
+  if (has_slot) context->access.note_split(MissInfo::slot(info), Gva(linear));
   return reinterpret_cast<u8*>(kSplitPages);
 }
 

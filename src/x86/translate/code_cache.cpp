@@ -197,6 +197,13 @@ bool CodeCache::before_write(Gpa address, unsigned size) {
   return true;
 }
 
+void CodeCache::sample(Gpa page) {
+  std::lock_guard lock(m_mutex);
+  if (!m_slots.short_of_slots() || m_slots.is_hot(page) || !m_hot_pages.sample(page)) return;
+  if (m_pages.contains(page.value / kPageSize)) drop_page(page.value / kPageSize);
+  m_slots.note_hot(page);
+}
+
 bool CodeCache::still_as(Gpa page, const u8* now) {
   std::lock_guard lock(m_mutex);
   auto it = m_pages.find(page.value / kPageSize);
@@ -209,6 +216,7 @@ void CodeCache::drop(Gpa page) {
 }
 
 void CodeCache::drop_page(u64 number) {
+  m_slots.note_changed(Gpa(number * kPageSize));
   auto it = m_pages.find(number);
   const PageCode page = std::move(it->second);
   m_pages.erase(it);
@@ -329,6 +337,7 @@ void CodeCache::clear() {
                m_blocks->size(), m_pages.size());
   m_blocks->clear();
   m_pages.clear();
+  m_slots.take_back();
   m_all = {};
   m_records->clear();
   m_memory->rewind(m_after_thunks);

@@ -13,6 +13,7 @@
 #include "x86/mmu/physical_memory.h"
 #include "x86/translate/block_index.h"
 #include "x86/translate/code_memory.h"
+#include "x86/translate/hot_pages.h"
 #include "x86/translate/page_code.h"
 #include "x86/translate/thunks.h"
 #include "x86/translate/unwind.h"
@@ -77,6 +78,10 @@ class CodeCache {
   // The access that called a thunk and returns to `pc` is better off without leading a group.
   void do_without_group(const u8* pc);
 
+  // An interrupt came while code in `page` ran. Gives the page's accesses slots where they are scarce and it
+  // is one of the hottest.
+  void sample(Gpa page);
+
   // Does the page, whose host address is `now`, still hold what its blocks were made from? False as well if
   // it cannot be read or has no blocks.
   bool still_as(Gpa page, const u8* now);
@@ -131,6 +136,7 @@ class CodeCache {
   std::unique_ptr<CodeMemory> m_memory;
   Thunks m_thunks;
   SlotNumbers m_slots;
+  HotPages m_hot_pages;
   const u8* m_after_thunks = nullptr;
   u16 m_last_number = 0;  // of page_number()
   std::unique_ptr<UnwindInfo> m_unwind;

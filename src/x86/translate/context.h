@@ -78,6 +78,7 @@ struct Context : InZeroedMemory {
     u64 base;
     u64 done;  // it is: its helper has not been needed
   } gather = {};
+  u8 splits = 0;  // groups without a slot that were not in one piece, modulo 256
   u64 group_delta[AccessGroups::kMostGroups] = {};  // of groups without a slot: host address - linear address
   // Guest arithmetic flags while they are not in the host's: AH as LAHF gives it in bits 15:8, OF in bit 0.
   u64 flags_image = 0x0200;

@@ -171,7 +171,8 @@ std::size_t Emitter::slot_offset(const Miss& miss) {
 // Whether there is a slot for the access.
 bool Emitter::take_slot(Miss& miss) {
   if (!wants_slot()) return false;
-  const u32 slot = m_slots.next(mode.mmu, MissInfo::write(miss.info), MissInfo::size(miss.info));
+  const bool may_share = !optimizations().sampling || m_slots.is_hot(m_block.gpa.page());
+  const u32 slot = m_slots.next(mode.mmu, MissInfo::write(miss.info), MissInfo::size(miss.info), may_share);
   if (slot == kNoSlot) return false;
   miss.info = MissInfo::with_slot(miss.info, slot);
   return true;

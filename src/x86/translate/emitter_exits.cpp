@@ -355,7 +355,7 @@ void Emitter::emit_miss(const Miss& miss) {
   a.call(asmjit::Imm(reinterpret_cast<u64>(thunk)));
   add_site({offset(), miss.guest_offset, false, miss.flags.at, {kNoRegister, kNoRegister}},
            miss.flags.recipe);
-  if (slot && MissInfo::knows_split_pages(miss.info)) {
+  if (MissInfo::knows_split_pages(miss.info)) {
     a.cmp(kAddress, kSplitPages);
     a.je(new_narrow_exit(miss));
   }

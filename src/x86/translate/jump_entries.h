@@ -9,7 +9,7 @@ namespace anykvm::x86 {
 // A kernel's ways through itself have hundreds of targets, so there are many more entries. What another
 // target of the same index drives out goes to one of the second kind, which a thunk looks at
 // (make_jump_miss).
-inline constexpr unsigned kFirstJumps = 16384, kSecondJumps = 4096;
+inline constexpr unsigned kFirstJumps = 131072, kSecondJumps = 16384;
 inline constexpr unsigned kJumpCacheEntries = kFirstJumps + kSecondJumps;
 
 // Functions tend to begin at the same offsets of their pages, so the page number takes part. Bit 0 does not:

@@ -64,6 +64,10 @@ void emit_pop(Emitter& e, const Decoded& d) {
   unsigned size = d.insn.operand_size;
   const auto stack = e.open_stack(0, size, true, false);
   e.record_fault_site();
+  if (size == 8 && e.resident(d.insn.rm) && d.insn.rm != kRsp) {
+    e.a.mov(e.reg(d.insn.rm), stack.operand);
+    return e.move_rsp(8);
+  }
   e.a.mov(sized(kAddress, size), stack.operand);
   e.move_rsp(static_cast<i32>(size));
   e.store_gpr(d.insn.rm, kAddress, size);

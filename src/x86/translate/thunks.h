@@ -104,7 +104,7 @@ struct GatherInfo {
 
 // One in so many misses of a slot goes to C++ even if the TLB has the page.
 inline constexpr unsigned kSlotMissesAside = 16;
-// The slot_miss thunk's answer to a leader whose bytes lie on two pages that are apart in the host's memory,
+// The miss thunks' answer to a leader whose bytes lie on two pages that are apart in the host's memory,
 // in place of a host address.
 inline constexpr u64 kSplitPages = 1;
 
