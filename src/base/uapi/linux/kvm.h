@@ -17,9 +17,9 @@ static_assert(sizeof(struct kvm_xsave) == 4096, "not the size of the C ABI");
 #ifndef KVM_CAP_PMU_EVENT_MASKED_EVENTS
 #define KVM_CAP_PMU_EVENT_MASKED_EVENTS 226
 #endif
-#ifndef KVM_PMU_EVENT_FLAG_MASKED_EVENTS
+// Linux 6.8 says it with a macro BIT that its headers for programs lack.
+#undef KVM_PMU_EVENT_FLAG_MASKED_EVENTS
 #define KVM_PMU_EVENT_FLAG_MASKED_EVENTS (1u << 0)
-#endif
 #ifndef KVM_SET_USER_MEMORY_REGION2
 struct kvm_userspace_memory_region2 {
   __u32 slot;
