@@ -105,10 +105,11 @@ void Cpu::mode_changed() {
     mode.counts_branches = p.pmu.counts(Counted::kBranches);
     mode.counters_overflow = p.pmu.overflows_soon();
   }
-  m_watching = p.breakpoints(*m_state).any_enabled();
-  // Breakpoints need a look at every instruction and every access.
-  mode.step = mode.step || p.limits.one_instruction_blocks || m_watching || p.guest_debug.single_step;
-  mode.slow = mode.slow || p.limits.slow_memory || m_watching;
+  watch_pages();
+  // Outside 64-bit mode accesses go by C++ in the middle of blocks, which cannot end there.
+  const bool watching_all = m_watching && !mode.code64();
+  mode.step = mode.step || p.limits.one_instruction_blocks || watching_all || p.guest_debug.single_step;
+  mode.slow = mode.slow || p.limits.slow_memory || watching_all;
   if (mode == p.mode && !p.mode_ids.empty()) return;
   u8 id = p.mode_ids.find(mode);
   if (!id) {
@@ -172,6 +173,21 @@ void Cpu::set_guest_debug(const GuestDebug& debug) {
   m_private->guest_debug = debug;
   mode_changed();
 }
+
+// What is known of pages that get a breakpoint is forgotten: translated code must not reach them by itself.
+void Cpu::watch_pages() {
+  const bool watched_before = m_watching;
+  const Breakpoints breakpoints = m_private->breakpoints(*m_state);
+  m_watching = breakpoints.any_enabled();
+  if (!m_watching && !watched_before) return;
+  const WatchedPages pages = m_watching ? WatchedPages(breakpoints) : WatchedPages();
+  if (pages == m_private->watched) return;
+  m_private->watched = pages;
+  pages.each([this](Gva page) { flush_tlb_page(page); });
+}
+
+bool Cpu::watches_data_near(Gva address) const { return m_watching && m_private->watched.data(address); }
+bool Cpu::met_breakpoint() const { return m_private->debug_hits; }
 
 const GuestDebug& Cpu::guest_debug() const { return m_private->guest_debug; }
 

@@ -149,6 +149,10 @@ class Cpu {
   void watch_data(Gva address, unsigned size, bool write);
   void watch_port(u16 port, unsigned size);
   bool watching() const { return m_watching; }
+  // Is there a data breakpoint in the page? Such a page is in no TLB, so that every access comes by watch_data().
+  bool watches_data_near(Gva address) const;
+  // Has the current instruction met a breakpoint?
+  bool met_breakpoint() const;
   // SYSCALL and SYSRET look at TF when they end, other instructions when they begin (SDM 3B 18.3.1.4).
   void step_trap_after_instruction();
   // INT1 raises #DB by itself: what MOV SS held back until now becomes part of it. Returns its breakpoints.
@@ -184,6 +188,7 @@ class Cpu {
   // Others have begun moments since. After serializing instructions their writes must be seen as well.
   bool is_behind() const;
   void catch_up();
+  void watch_pages();
 
   struct Private;
 

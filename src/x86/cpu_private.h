@@ -128,6 +128,7 @@ struct Cpu::Private {
   Pmu pmu;
   GuestDebug guest_debug;
   u64 debug_hits = 0;  // bits of DR6 that the current instruction has earned
+  WatchedPages watched;
 
   Mode mode{};
   TranslationLimits limits{};

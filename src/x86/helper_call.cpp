@@ -30,7 +30,7 @@ class HelperCall {
     m_private.replay.done();
     m_context.leave = Leave::kLookup;
     if (m_site.serializes && m_cpu.is_behind()) return m_cpu.catch_up(), kHelperLeaves;
-    if (m_private.exit_after) return kHelperLeaves;
+    if (m_private.exit_after || m_cpu.met_breakpoint()) return kHelperLeaves;
     if (m_site.ends_block) return m_site.continues ? next_block() : kHelperLeaves;
     bool stays = m_state.rip == m_site.next_rip + m_moved && m_context.stamp.word == mode;
     return stays ? kHelperStays : kHelperLeaves;

@@ -281,12 +281,15 @@ class Dispatcher {
     ANYKVM_TRACE(block, "{}: rip {:#x} rsp {:#x} mode {}/{} cr0 {:#x} cr3 {:#x}{}", m_cpu.number(),
                  m_state.rip, m_state.gpr[kRsp], m_private.mode.code_bits, m_private.mode.cpl, m_state.cr0,
                  m_state.cr3, m_slow ? " slow" : "");
+    m_near_breakpoint = false;
     if (m_cpu.watching()) {
       if (auto hit = instruction_breakpoint()) return *hit;
+      look_out_for_breakpoints();
     }
     bool trap = m_state.rflags & kFlagTf;
     bool held_back = m_state.events.shadow & kShadowMovSs;
     if (!held_back) m_private.debug_hits = 0;
+    if (m_private.debug_hits) m_slow = true;  // the trap is due after one more instruction
     m_state.rflags &= ~u64{kFlagRf};
     m_state.events.shadow = 0;
     const u8* code = next_code();
@@ -372,6 +375,14 @@ class Dispatcher {
     if (client.single_step) return debug_exit(hits | kDr6Bs);
     if (client.hardware_breakpoints && (hits & 0xf)) return debug_exit(hits);
     return deliver_exception({kVectorDb, false, 0, hits});
+  }
+
+  // On a page with a breakpoint each instruction is a block of its own. Its other blocks are not reached:
+  // links stay within a page, and the jump cache has forgotten it (Cpu::watch_pages).
+  void look_out_for_breakpoints() {
+    const u64 cs_base = m_state.code64() ? 0 : m_state.segments[kCs].base;
+    m_near_breakpoint = m_private.watched.code(Gva(m_state.rip + cs_base));
+    if (m_near_breakpoint) m_left = kNoRecord;
   }
 
   // A breakpoint on the instruction about to run is a fault, which RF suppresses once (SDM 3B 18.3.1.1).
@@ -509,12 +520,13 @@ class Dispatcher {
   // Host code for the state's RIP; null: Context::leave and ::stop say why not.
   const u8* next_code() {
     u64 rip = m_state.rip;
-    if (!m_slow && !m_narrow && m_left == kNoRecord && !m_private.mode.step) {
+    Mode mode = m_private.mode;
+    mode.step = mode.step || m_near_breakpoint;
+    if (!m_slow && !m_narrow && m_left == kNoRecord && !mode.step) {
       const JumpEntry& entry = m_context.jumps[jump_cache_index(rip)];
       u64 stamp = m_context.stamp.word & ~u64{0xff};
       if (static_cast<u64>(entry.tag) + rip + stamp == 0) return reinterpret_cast<const u8*>(entry.target);
     }
-    Mode mode = m_private.mode;
     mode.slow = mode.slow || m_slow;
     mode.narrow = m_narrow && !mode.slow && !mode.step;
     Block* block = m_finder.find(mode);
@@ -528,8 +540,7 @@ class Dispatcher {
       m_left = kNoRecord;
       return nullptr;
     }
-    m_swallows_trap =
-        m_private.mode.step && block->swallows_step_trap && (!block->into || m_state.rflags & kFlagOf);
+    m_swallows_trap = mode.step && block->swallows_step_trap && (!block->into || m_state.rflags & kFlagOf);
     if (m_left != kNoRecord) m_code.link(m_left, block);
     m_left = kNoRecord;
     m_context.run_at(*block, m_state.rip);
@@ -555,7 +566,8 @@ class Dispatcher {
   bool m_half_done = false;
   bool m_had_its_turn = false;  // an instruction has run since half_done() saw m_attempts
   u64 m_attempts = 0;
-  bool m_narrow = false;  // the next block checks every access for itself
+  bool m_narrow = false;           // the next block checks every access for itself
+  bool m_near_breakpoint = false;  // the next instruction is on a page with an instruction breakpoint
 };
 
 void Cpu::stop_the_world_aside() {

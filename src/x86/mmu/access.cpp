@@ -26,7 +26,6 @@ struct Parts {
 // Host address of the bytes if the TLB knows that the access is permitted: RAM within one page, and for a
 // write also that it is dirty and holds no code. Null: resolve() finds out.
 u8* find_in_tlb(Cpu& cpu, Gva address, unsigned size, Access access, Privilege privilege) {
-  if (cpu.watching()) return nullptr;
   return cpu.context().tlb[mmu_of(cpu.state(), privilege)].find(address, size, access == Access::kWrite);
 }
 
@@ -116,9 +115,9 @@ Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privileg
 
 Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access, Privilege privilege) {
   if (u8* host = find_in_tlb(cpu, address, size, access, privilege)) return host;
-  // Bulk copies go piece by piece while breakpoints are set, so that the trap comes after the right piece.
+  // Bulk copies go piece by piece near a breakpoint, so that the trap comes after the right piece.
   bool bulk = size > 8;
-  if (cpu.watching() && bulk) return static_cast<u8*>(nullptr);
+  if (cpu.watches_data_near(address) && bulk) return static_cast<u8*>(nullptr);
   if (cpu.watching() && privilege == Privilege::kCurrent)
     cpu.watch_data(address, size, access == Access::kWrite);
   Parts parts = TRY(resolve_parts(cpu, address, size, access, privilege));

@@ -19,8 +19,9 @@ Guest<void> write_linear(Cpu& cpu, Gva address, const void* data, unsigned size,
 Guest<void> probe_write(Cpu& cpu, Gva address, unsigned size, Privilege privilege = Privilege::kCurrent);
 
 // Host address of the bytes if they are RAM within one page and the access is permitted; null if they are RAM across two
-// pages or not RAM, or if it is more than 8 bytes while breakpoints are set. For LOCKed updates and bulk copies. The pointer is good until the current
-// instruction ends; C++ code uses it by guarded accesses only (base/guarded_memory.h), since the client may unmap the page.
+// pages or not RAM, or if it is more than 8 bytes on a page with a breakpoint. For LOCKed updates and bulk copies. The
+// pointer is good until the current instruction ends; C++ code uses it by guarded accesses only (base/guarded_memory.h),
+// since the client may unmap the page.
 Guest<u8*> host_pointer(Cpu& cpu, Gva address, unsigned size, Access access,
                         Privilege privilege = Privilege::kCurrent);
 

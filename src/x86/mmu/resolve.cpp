@@ -10,6 +10,7 @@ namespace anykvm::x86 {
 namespace {
 
 void remember(Cpu& cpu, Gva address, const PageAccess& page, bool write, Privilege privilege) {
+  if (cpu.watches_data_near(address)) return;
   cpu.context().tlb[mmu_of(cpu.state(), privilege)].fill(address, page.host - address.page_offset(), write,
                                                          page.global);
 }

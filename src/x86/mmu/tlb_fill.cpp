@@ -35,6 +35,7 @@ bool may_be_written(const MemorySlot& slot, const Translation& t, u8 cpu_number)
 Guest<u8*> map_page(Context& context, Gva address, bool write, bool write_follows, MmuIndex mmu) {
   Cpu& cpu = *context.cpu;
   if (u8* known = context.tlb[mmu].find(address, 1, write || write_follows)) return known;
+  if (cpu.watches_data_near(address)) return nullptr;
   ++context.counts->tlb_misses;
   const PhysicalMemory& memory = cpu.machine().memory();
   const Translation t = TRY(translate(context.state, memory, address, write ? Access::kWrite : Access::kRead,

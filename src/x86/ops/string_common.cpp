@@ -64,6 +64,7 @@ void StringRun::advance(u64 elements, bool source, bool destination) {
   if (m_repeated) move(kRcx, -elements);
   m_budget -= std::min(m_budget, elements);
   if (!m_repeated) m_done = m_finished = true;
+  if (m_cpu.met_breakpoint()) m_done = true;  // the trap comes before the next iteration (SDM 3B 18.3.1.2)
   m_cpu.io_element_done();
 }
 

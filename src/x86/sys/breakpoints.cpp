@@ -32,6 +32,14 @@ u64 matching(const Breakpoints& b, u64 address, unsigned size, Wanted wanted) {
 
 }  // namespace
 
+WatchedPages::WatchedPages(const Breakpoints& b) : WatchedPages() {
+  for (unsigned i = 0; i < 4; ++i) {
+    if (!enabled(b, i) || kind(b, i) == kPort) continue;
+    // None crosses a page: its address is aligned to its length.
+    (kind(b, i) == kExecute ? m_code : m_data)[i] = Gva(b.address[i]).page().value;
+  }
+}
+
 u64 matching_instruction(const Breakpoints& b, Gva rip) {
   u64 found = 0;
   for (unsigned i = 0; i < 4; ++i) {
