@@ -14,22 +14,30 @@ namespace {
 constexpr u8 kNop = 0x90;
 constexpr unsigned kStreams = NativeBatch::kJobs / kStarts;
 
-// A guest that does not come back is kicked: the host has, or the run would not be compared.
+// A guest that does not come back is stopped: the host has, or the run would not be compared.
+constexpr u64 kPatience = 2'000'000;  // microseconds
+
 GuestCpu* volatile g_running = nullptr;
-volatile sig_atomic_t g_ticks = 0;
+volatile u64 g_waited = 0, g_interval = 0;  // microseconds
+volatile bool g_interrupts = false;
 
 void tick(int) {
-  constexpr int kPatience = 20;  // a tenth of a second each
-  g_ticks = g_ticks + 1;
-  if (g_running && g_ticks > kPatience) g_running->kick();
+  g_waited = g_waited + g_interval;
+  const bool for_good = g_waited > kPatience;
+  if (g_running && (for_good || g_interrupts)) g_running->kick(for_good);
 }
 
-void start_watchdog() {
+// `interrupts`: the time from one interruption of the guest to the next, or 0 if there are none.
+void start_watchdog(u64 interrupts) {
+  constexpr u64 kUsual = 100'000;
+  g_interrupts = interrupts != 0;
+  g_interval = interrupts ? interrupts : kUsual;
   struct sigaction action {};
   action.sa_handler = tick;
   action.sa_flags = SA_RESTART | SA_ONSTACK;
   sigaction(SIGALRM, &action, nullptr);
-  itimerval timer{{0, 100'000}, {0, 100'000}};
+  const timeval interval{0, static_cast<suseconds_t>(g_interval)};
+  itimerval timer{interval, interval};
   setitimer(ITIMER_REAL, &timer, nullptr);
 }
 
@@ -134,8 +142,9 @@ bool far_call_cannot_push(const x86::Decoded& d, const Outcome& native, const Ou
 // Which of its items a far RET reads first; AMD's CPUs also look behind what it pops before they look at the
 // selector.
 bool far_return_cannot_pop(const x86::Decoded& d, const Outcome& native, const Outcome& guest) {
-  constexpr u8 kPageFault = 14, kStackFault = 12;
-  const bool faults = native.vector == kPageFault || native.vector == kStackFault;
+  constexpr u8 kPageFault = 14, kStackFault = 12, kAlignmentCheck = 17;
+  const u8 vector = native.vector;
+  const bool faults = vector == kPageFault || vector == kStackFault || vector == kAlignmentCheck;
   const bool far_return = d.category == ZYDIS_CATEGORY_RET && (d.insn.opcode & 0xfe) == 0xca;
   return far_return && faults && native.state.rip == guest.state.rip;
 }
@@ -150,6 +159,7 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   bool same_place = native.state.rip == guest.state.rip;
   if (!instruction_at(stream, native.state.rip, false, &d))
     return same_place && native.vector == kProtection && guest.vector == kUndefined && names_vmread(stream);
+  if (far_call_cannot_push(d, native, guest) || far_return_cannot_pop(d, native, guest)) return true;
   // The return address that a CALL to no canonical address has written.
   const bool protection = same_place && native.vector == kProtection && guest.vector == kProtection;
   if (protection && d.insn.mnemonic == ZYDIS_MNEMONIC_CALL) return true;
@@ -166,7 +176,6 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   // Which part of a large operand is looked at first, and whether to read or to write.
   constexpr u64 kLargest = 4096;
   bool both = same_place && native.vector == kPageFault && guest.vector == kPageFault;
-  if (far_call_cannot_push(d, native, guest) || far_return_cannot_pop(d, native, guest)) return true;
   bool of_one_image = native.cr2 - guest.cr2 < kLargest || guest.cr2 - native.cr2 < kLargest;
   return both && (loads_state(d) || stores_state(d)) && of_one_image;
 }
@@ -197,7 +206,7 @@ Fuzzer::Fuzzer(Forms forms)
   if (m_native.has_descriptors()) m_guest.add_descriptors();
   for (u64 at = kCodeBase; at < kCodeBase + kCodeSize; at += kCodePair)
     m_guest.put_code(at, kNoCode.data(), kNoCode.size());
-  start_watchdog();
+  start_watchdog(forms.interrupts);
 }
 
 u64 Fuzzer::next_page() {
@@ -253,7 +262,7 @@ Fuzzer::MaybeMismatch Fuzzer::check_form(const Stream& stream, unsigned at, Tran
     if (!usable(job)) continue;
     put_code(stream, job.code);
     m_guest.set_processor_node(job.outcome.processor_node);
-    g_ticks = 0;
+    g_waited = 0;
     g_running = &m_guest;
     Outcome guest = m_guest.run(job.start, job.memory, job.code_bits, translation);
     g_running = nullptr;

@@ -18,6 +18,7 @@ namespace anykvm::isa {
 
 struct Forms {
   bool step = true, block = true, linked = true, slow = true;
+  u64 interrupts = 0;  // microseconds from one interruption of a guest's run to the next; 0: none
 };
 
 class Fuzzer {

@@ -20,6 +20,7 @@ struct Options {
   double seconds = 0;
   unsigned mode = 0;  // 0: both
   unsigned tolerated = 0;
+  u64 interrupts = 0;
   bool minimize = false, coverage = false, undefined = false;
   bool step = false, block = false, linked = false;
 };
@@ -54,6 +55,7 @@ int fuzz(const Options& options) {
   }
   if (options.step || options.block || options.linked)
     forms = {options.step, options.block, options.linked, false};
+  forms.interrupts = options.interrupts;
   Fuzzer fuzzer(forms);
   if (options.coverage) fuzzer.keep_coverage();
   auto start = std::chrono::steady_clock::now();
@@ -106,6 +108,9 @@ int main(int argc, char** argv) {
   app.add_flag("--block", options.block, "only blocks right after translation");
   app.add_flag("--linked", options.linked, "only blocks that jump to each other");
   app.add_flag("--minimize", options.minimize, "shrink a mismatch before it is printed");
+  app.add_option("--interrupt", options.interrupts,
+                 "interrupt the guest whenever so many microseconds are over")
+      ->check(CLI::Range(10, 100'000));
   app.add_flag("--coverage", options.coverage,
                "say at the end which encodings that the host runs were there");
   app.add_flag("--undefined", options.undefined, "only list what is #UD here and not on the host");

@@ -234,6 +234,29 @@ TEST_F(Control, compatibility_mode_calls_and_loops) {
       10, {}, 32);
 }
 
+// POPF sets TF, so the trap comes right behind the jump, taken or not.
+Body single_step(std::function<void(Assembler&, asmjit::Label)> jump) {
+  return [jump](Assembler& a) {
+    asmjit::Label back = a.newLabel(), on = a.newLabel();
+    a.jmp(on);
+    a.bind(back);
+    a.inc(eax);
+    a.ud2();
+    a.bind(on);
+    a.pushfq();
+    a.or_(dword_ptr(rsp), 0x100);
+    a.popfq();
+    jump(a, back);
+  };
+}
+
+TEST_F(Control, single_steps_stop_behind_jumps_back) {
+  agree(single_step([](Assembler& a, asmjit::Label back) { a.jmp(back); }), 11);
+  agree(single_step([](Assembler& a, asmjit::Label back) { a.jnz(back); }), 12);
+  agree(single_step([](Assembler& a, asmjit::Label back) { a.loop(back); }), 13);
+  agree(single_step([](Assembler& a, asmjit::Label back) { a.jecxz(back); }), 14);
+}
+
 // --- Random loops: registers of every kind, accesses off one base, ways out in the middle ---
 
 class LoopMaker {

@@ -175,6 +175,23 @@ TEST_F(Found, evex_bits_for_more_registers_mean_nothing_outside_64_bit_mode) {
   agree32({0x62, 0xf1, 0x0d, 0x48, 0xfe, 0xcb});  // with vvvv 1110
 }
 
+// VEX.B, and the highest bit of VEX.vvvv where that is a mask.
+TEST_F(Found, vex_bits_for_more_registers_mean_nothing_outside_64_bit_mode) {
+  agree32({0xc4, 0xc1, 0x51, 0xf8, 0xea});                    // VPSUBB XMM5, XMM5, XMM2, with B
+  agree32({0xc4, 0xe2, 0x05, 0x8e, 0x26}, [](UserState& s) {  // VPMASKMOVD [ESI], YMM0, YMM4, vvvv 0000
+    s.gpr[kRsiNumber] = kReadOnlyBase - 0x10;
+  });
+}
+
+TEST_F(Found, enter_copies_frame_pointers_that_it_has_pushed_itself) {
+  for (u64 distance = 0; distance < 60; distance += 5) {
+    auto prepare = [&](UserState& s) { s.gpr[kRbpNumber] = s.gpr[kRspNumber] + distance; };
+    agree32({0xc8, 0x10, 0x00, 0x0c}, prepare);        // ENTER 10H, 12
+    agree({0xc8, 0x10, 0x00, 0x0c}, prepare);          // and with 64-bit items
+    agree32({0x66, 0xc8, 0x10, 0x00, 0x1f}, prepare);  // with 16-bit items
+  }
+}
+
 TEST_F(Found, maskmovq_behind_4_gib_is_beyond_the_segments_limit) {
   agree32({0x0f, 0xf7, 0xc6}, [](UserState& s) { s.gpr[kRdiNumber] = 0xffffffff; });
 }

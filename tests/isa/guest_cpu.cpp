@@ -274,7 +274,10 @@ bool GuestCpu::has_code(u64 address, const u8* bytes, u64 size) {
   return same;
 }
 
-void GuestCpu::kick() { m_cpu->request(kAttentionKick); }
+void GuestCpu::kick(bool for_good) {
+  m_ended = for_good;
+  m_cpu->request(kAttentionKick);
+}
 
 std::string GuestCpu::host_code(u64 address, unsigned code_bits, Translation translation) {
   enter_user_mode(code_bits);
@@ -322,7 +325,9 @@ Outcome GuestCpu::run(const UserState& state, const Memory& memory, unsigned cod
       {translation == Translation::kSteps, translation == Translation::kSlowMemory});
   m_cpu->mode_changed();
 
+  m_ended = false;
   Exit exit = m_cpu->run();
+  while (exit.reason == Exit::Reason::kInterrupted && !m_ended) exit = m_cpu->run();
   Outcome outcome;
   u64 handler = s.rip - kSystem - kHandlers;
   bool handled = exit.reason == Exit::Reason::kHalt && handler < 16 * 256;

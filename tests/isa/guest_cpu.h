@@ -34,8 +34,8 @@ class GuestCpu {
   void open_code(u64 address, bool apart);
   // Nor do the pages of the data, if they are apart.
   void place_data(bool apart);
-  // From a signal handler: ends a run that goes on for ever (kEndless).
-  void kick();
+  // From a signal handler: interrupts a run, which goes on from there, or ends it (kEndless).
+  void kick(bool for_good);
   // Disassembly of what was translated from `address` for user code, if anything was.
   std::string host_code(u64 address, unsigned code_bits, Translation translation);
   // There are the descriptors of user_descriptors.h.
@@ -65,6 +65,7 @@ class GuestCpu {
   u64 m_open = 0;             // the pair that programs may write to
   bool m_open_apart = false;  // it has its pages in the other order
   bool m_data_apart = false;
+  volatile bool m_ended = false;  // by kick()
 };
 
 }  // namespace anykvm::isa

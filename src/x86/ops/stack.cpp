@@ -1,6 +1,7 @@
 // ENTER, PUSHA, POPA, BOUND, XLAT; MOV, PUSH and POP of segment registers (SDM 2A, 2B).
 
 #include <array>
+#include <bit>
 
 #include "x86/mmu/access.h"
 #include "x86/ops/ops.h"
@@ -25,15 +26,19 @@ unsigned segment_push_size(const Insn& insn) {
   return insn.operand_size;
 }
 
-// The frame pointers of the enclosing procedures, which ENTER copies.
-Guest<u64> enclosing_frame_pointer(Cpu& cpu, unsigned level, unsigned size) {
+// The frame pointers of the enclosing procedures, which ENTER copies: perhaps from where it has just pushed
+// them.
+Guest<u64> enclosing_frame_pointer(Cpu& cpu, unsigned level, unsigned size, const StackFrame& pushed) {
   const CpuState& state = cpu.state();
   u64 mask = low_bits(stack_width(state) * 8);
   u64 offset = (state.gpr[kRbp] - u64{level} * size) & mask;
   Gva address = TRY(linear_address(state, kSs, offset, size, Access::kRead));
-  u64 value = 0;
-  TRY(read_linear(cpu, address, &value, size));
-  return value;
+  std::array<u8, 8> bytes{};
+  TRY(read_linear(cpu, address, bytes.data(), size));
+  for (unsigned i = 0; i < size; ++i) {
+    if (const u8* byte = pushed.byte_below((state.gpr[kRsp] - offset - i) & mask)) bytes[i] = *byte;
+  }
+  return std::bit_cast<u64>(bytes);
 }
 
 // SDM 2A, ENTER: a write at the final stack pointer must be possible.
@@ -62,7 +67,7 @@ Guest<void> op_enter(Cpu& cpu, const Insn& insn) {
 
   StackFrame frame(size);
   frame.push(state.gpr[kRbp]);
-  for (unsigned i = 1; i < level; ++i) frame.push(TRY(enclosing_frame_pointer(cpu, i, size)));
+  for (unsigned i = 1; i < level; ++i) frame.push(TRY(enclosing_frame_pointer(cpu, i, size, frame)));
   if (level > 0) frame.push(frame_pointer);
   u64 end = old - u64{size} * (1 + level) - locals;
   TRY(check_final_stack(cpu, end, size));

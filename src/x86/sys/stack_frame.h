@@ -30,6 +30,10 @@ class StackFrame {
 
   // At most kCapacity items.
   void push(u64 value);
+  // The byte that will be `distance` bytes below the stack pointer of before, if that is in the frame.
+  const u8* byte_below(u64 distance) const {
+    return distance - 1 < bytes() ? m_bytes.data() + m_bytes.size() - distance : nullptr;
+  }
   // Writes all items; the value is the stack pointer afterwards (all 64 bits of RSP).
   Guest<u64> write(Cpu& cpu, const StackTarget& stack) const;
 

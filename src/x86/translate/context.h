@@ -102,7 +102,7 @@ struct Context : InZeroedMemory {
   alignas(64) u8 bounce[256 + 64] = {};
   u64 bounce_address = 0;  // linear
   // A write across two pages that is under way on a copy at bounce + crossing_at: where the bytes belong.
-  u8 crossing = 0;  // there is one
+  u8 crossing = 0;  // there is one; or was, when the instruction raised an exception
   u8 crossing_at = 0, crossing_size = 0, crossing_in_first = 0;
   u8* crossing_to[2] = {};
   u64 bounce_before = 0;  // what a LOCKed instruction read across two pages

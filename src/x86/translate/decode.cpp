@@ -299,6 +299,9 @@ void take_layout(const ZydisDecodedInstruction& z, Decoded* out) {
   }
 }
 
+// Outside 64-bit mode there are eight registers of each kind, and bits that would name more are ignored.
+unsigned register_mask(const Insn& insn) { return insn.code_bits == 64 ? 15 : 7; }
+
 // ModRM's register fields with their extension bits, which VEX, XOP and EVEX hold inverted.
 void take_register_fields(const ZydisDecodedInstruction& z, Decoded* out) {
   bool r = false, b = false;
@@ -318,8 +321,9 @@ void take_register_fields(const ZydisDecodedInstruction& z, Decoded* out) {
   }
   out->insn.rex_w = out->encoding == Encoding::kLegacy && out->insn.rex && z.raw.rex.W;
   if (!out->insn.has_modrm) return;
-  out->insn.reg = static_cast<u8>(z.raw.modrm.reg | (r ? 8 : 0));
-  out->insn.rm = static_cast<u8>(z.raw.modrm.rm | (b ? 8 : 0));
+  const unsigned mask = register_mask(out->insn);
+  out->insn.reg = static_cast<u8>((z.raw.modrm.reg | (r ? 8 : 0)) & mask);
+  out->insn.rm = static_cast<u8>((z.raw.modrm.rm | (b ? 8 : 0)) & mask);
 }
 
 bool avx_mask_move(u16 mnemonic) {
@@ -409,8 +413,8 @@ void take_mask(const ZydisDecodedInstruction& z, const ZydisDecodedOperand* oper
   }
   out->masked_memory = true;
   out->mask_is_vector = vector;
-  out->mask_register =
-      vector ? static_cast<u8>(~(z.raw.vex.vvvv) & 15) : static_cast<u8>(z.avx.mask.reg - ZYDIS_REGISTER_K0);
+  out->mask_register = vector ? static_cast<u8>(~(z.raw.vex.vvvv) & register_mask(out->insn))
+                              : static_cast<u8>(z.avx.mask.reg - ZYDIS_REGISTER_K0);
   out->mask_packed = z.meta.category == ZYDIS_CATEGORY_COMPRESS || z.meta.category == ZYDIS_CATEGORY_EXPAND;
   unsigned element = memory->element_size / 8;
   if (vector) {

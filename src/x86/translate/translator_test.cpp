@@ -253,6 +253,26 @@ TEST(Translator, aligned_vector_writes_across_pages_fault) {
   EXPECT_EQ(guest.run().reason, Exit::Reason::kShutdown);  // #GP, no interrupt table
 }
 
+TEST(Translator, a_write_across_pages_that_faulted_is_not_made_up_for) {
+  constexpr u64 kMark = 0x1122334455667788;
+  Guest64 guest;
+  reverse_data_pages(guest);
+  auto store_to = [&](u64 address) {  // movaps [rbx], xmm0
+    guest.state().gpr[kRbx] = address;
+    guest.state().mp_state = MpState::kRunnable;
+    guest.cpu->flush_tlb();
+    return guest.run().reason;
+  };
+  guest.code({0x0f, 0x29, 0x03, 0xf4});
+  EXPECT_EQ(store_to(Guest64::kData + 0xff8), Exit::Reason::kShutdown);  // #GP, no interrupt table
+  constexpr u64 kFirst = Guest64::kData + 511 * kPageSize, kSecond = kFirst - kPageSize;
+  guest.write<u64>(kFirst + 0xff8, kMark);
+  guest.write<u64>(kSecond, kMark);
+  EXPECT_EQ(store_to(Guest64::kData + 0x5000), Exit::Reason::kHalt);
+  EXPECT_EQ(guest.read<u64>(kFirst + 0xff8), kMark);
+  EXPECT_EQ(guest.read<u64>(kSecond), kMark);
+}
+
 TEST(Translator, the_second_page_of_a_read_is_the_one_that_faults) {
   Guest64 guest;
   guest.write<u64>(Guest64::kTables + 0x2000 + 8 * ((Guest64::kData >> 21) + 1), 0);
