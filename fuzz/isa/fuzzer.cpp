@@ -126,25 +126,27 @@ bool names_vmread(const Stream& stream) {
   return std::search(bytes.begin(), bytes.end(), std::begin(kOpcode), std::end(kOpcode)) != bytes.end();
 }
 
-// A far CALL that cannot push both its items: the first may be there already; and from 64-bit code to 32-bit
-// code AMD's CPUs push as the latter would, with the base and limit of SS.
+bool stack_faults(const Outcome& o) {
+  constexpr u8 kStackFault = 12, kPageFault = 14;
+  return o.vector == kPageFault || o.vector == kStackFault;
+}
+
+// A far CALL that cannot push both its items: the first may be there already; and AMD's CPUs push as the mode
+// that it goes to would, with its base and limit of SS.
 bool far_call_cannot_push(const x86::Decoded& d, const Outcome& native, const Outcome& guest) {
-  constexpr u8 kStackFault = 12, kPageFault = 14, kFarCall = 3, kDirectFarCall = 0x9a;
-  bool direct = d.insn.opcode == kDirectFarCall;
-  bool far_call = d.insn.mnemonic == ZYDIS_MNEMONIC_CALL && (direct || d.insn.reg == kFarCall);
-  auto faults = [](u8 vector) { return vector == kPageFault || vector == kStackFault; };
-  bool both = faults(native.vector) && faults(guest.vector);
-  bool left_64_bit_code =
-      native.vector == kStackFault && native.state.selectors[1] != guest.state.selectors[1];
-  return far_call && ((both && native.state.rip == guest.state.rip) || left_64_bit_code);
+  constexpr u8 kFarCall = 3, kDirectFarCall = 0x9a;
+  const bool direct = d.insn.opcode == kDirectFarCall;
+  const bool far_call = d.insn.mnemonic == ZYDIS_MNEMONIC_CALL && (direct || d.insn.reg == kFarCall);
+  const bool both = stack_faults(native) && stack_faults(guest);
+  const bool one_left = native.state.selectors[1] != guest.state.selectors[1];
+  return far_call && ((both && native.state.rip == guest.state.rip) || one_left);
 }
 
 // Which of its items a far RET reads first; AMD's CPUs also look behind what it pops before they look at the
 // selector.
 bool far_return_cannot_pop(const x86::Decoded& d, const Outcome& native, const Outcome& guest) {
-  constexpr u8 kPageFault = 14, kStackFault = 12, kAlignmentCheck = 17;
-  const u8 vector = native.vector;
-  const bool faults = vector == kPageFault || vector == kStackFault || vector == kAlignmentCheck;
+  constexpr u8 kAlignmentCheck = 17;
+  const bool faults = stack_faults(native) || native.vector == kAlignmentCheck;
   const bool far_return = d.category == ZYDIS_CATEGORY_RET && (d.insn.opcode & 0xfe) == 0xca;
   return far_return && faults && native.state.rip == guest.state.rip;
 }
@@ -156,10 +158,14 @@ bool known_difference(const Stream& stream, const Outcome& native, const Outcome
   bool canonical = static_cast<u64>(static_cast<i64>(guest.state.rip << 16) >> 16) == guest.state.rip;
   if (native.vector == kProtection && guest.vector == kProtection && !canonical) return true;
   x86::Decoded d;
+  if (stack_faults(guest) && instruction_at(stream, guest.state.rip, false, &d) &&
+      far_call_cannot_push(d, native, guest))
+    return true;
   bool same_place = native.state.rip == guest.state.rip;
   if (!instruction_at(stream, native.state.rip, false, &d))
     return same_place && native.vector == kProtection && guest.vector == kUndefined && names_vmread(stream);
-  if (far_call_cannot_push(d, native, guest) || far_return_cannot_pop(d, native, guest)) return true;
+  if (stack_faults(native) && far_call_cannot_push(d, native, guest)) return true;
+  if (far_return_cannot_pop(d, native, guest)) return true;
   // The return address that a CALL to no canonical address has written.
   const bool protection = same_place && native.vector == kProtection && guest.vector == kProtection;
   if (protection && d.insn.mnemonic == ZYDIS_MNEMONIC_CALL) return true;

@@ -146,9 +146,9 @@ bool decodes(const u8* bytes, unsigned size, unsigned code_bits, u64 rip, Decode
 
 // Undefined here, as the manual has it, but not on every CPU that looks like this one (--undefined lists
 // them, docs/conformance.md): VPERMQ and VPERMPD without W; outside 64-bit mode conversions from general
-// registers with W and rounding.
+// registers with W and rounding. And VMCALL with prefixes.
 bool only_the_host_has_it(const u8* bytes, unsigned size) {
-  static constexpr u8 kPrefixes[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67};
+  static constexpr u8 kPrefixes[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf2, 0xf3};
   const u8* at = bytes;
   while (size > 5 && std::find(std::begin(kPrefixes), std::end(kPrefixes), *at) != std::end(kPrefixes))
     ++at, --size;
@@ -156,7 +156,9 @@ bool only_the_host_has_it(const u8* bytes, unsigned size) {
   const bool permutes = at[0] == 0xc4 && (at[1] & 31) == 3 && (at[2] & 3) == 1 && at[3] <= 1;
   const bool converts =
       at[0] == 0x62 && (at[1] & 7) == 1 && (at[2] & 3) == 3 && (at[4] == 0x2a || at[4] == 0x7b);
-  return permutes || converts;
+  // With prefixes that it must not have; what the hypervisor beneath us makes of that is its own.
+  const bool calls_hypervisor = at[0] == 0x0f && at[1] == 0x01 && (at[2] == 0xc1 || at[2] == 0xd9);
+  return permutes || converts || calls_hypervisor;
 }
 
 // One byte long, and without effects beyond registers and flags.

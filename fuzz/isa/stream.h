@@ -68,6 +68,7 @@ class StreamMaker {
   void load_segment(Random& random, const Wish& wish);
   void put_segment_load(Random& random, unsigned segment, u16 selector);
   void inspect_segment(Random& random);
+  bool changes_mode(u16 selector) const;  // a transfer to this code segment
   void far_transfer(Random& random, const Wish& wish);
   unsigned put_far_transfer(Random& random, u16 selector, bool returning);
   void put_far_pointer_transfer(Random& random, u16 selector, unsigned* target);

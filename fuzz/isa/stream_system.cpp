@@ -138,10 +138,19 @@ void StreamMaker::inspect_segment(Random& random) {
 
 // --- Far transfers ---
 
+bool StreamMaker::changes_mode(u16 selector) const {
+  return m_code_bits == 64 ? is_code32(selector) : (selector & ~3) == (kUserCs64 & ~3);
+}
+
 // JMP or CALL to a far pointer. The offset's place goes to *target if it is in the instruction, and then it
 // is absolute.
 void StreamMaker::put_far_pointer_transfer(Random& random, u16 selector, unsigned* target) {
   bool call = random.one_in(2);
+  if (call && changes_mode(selector)) {  // the stack is a plain one (docs/quirks.md)
+    put_number(0xb8, kUserDs);
+    put({0x8e, 0xd0});  // MOV SS, EAX
+    m_generator.wrote(kRax);
+  }
   if (m_code_bits == 32 && random.one_in(2)) {
     put(joined({static_cast<u8>(call ? 0x9a : 0xea), 0, 0, 0, 0}, as_bytes(selector, 2)));
     *target = size() - 6;
@@ -230,7 +239,7 @@ void StreamMaker::far_transfer(Random& random, const Wish& wish) {
   auto offset = static_cast<u32>(here());
   for (unsigned i = 0; i < 4; ++i) m_case.bytes[target + i] = byte_of(offset, i);
   // In the wrong mode the code would be any instructions, also those whose results are undefined.
-  if (m_code_bits == 64 ? is_code32(selector) : (selector & ~3) == (other & ~3)) other_mode(random);
+  if (changes_mode(selector)) other_mode(random);
 }
 
 // --- Flags and the FPU ---

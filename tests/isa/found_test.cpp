@@ -192,6 +192,18 @@ TEST_F(Found, enter_copies_frame_pointers_that_it_has_pushed_itself) {
   }
 }
 
+TEST_F(Found, fxsave_clears_the_reserved_bytes_of_x87_registers) {
+  auto prepare = [](UserState& s) {
+    s.gpr[kRsiNumber] = kDataBase + 0x100;
+    s.gpr[kRdiNumber] = kDataBase + 0xf00;  // across pages: by C++
+  };
+  // MOV dword [RSI + 18H], 0: MXCSR; FXRSTOR [RSI]; FXSAVE [RDI]; XOR EAX, EAX; the pointers: MOV [RDI + 6],
+  // EAX and so on
+  agree({0xc7, 0x46, 0x18, 0,    0,    0,    0,    0x0f, 0xae, 0x0e, 0x0f, 0xae, 0x07, 0x31, 0xc0,
+         0x89, 0x47, 0x06, 0x89, 0x47, 0x0a, 0x89, 0x47, 0x0e, 0x89, 0x47, 0x12, 0x89, 0x47, 0x14},
+        prepare);
+}
+
 TEST_F(Found, maskmovq_behind_4_gib_is_beyond_the_segments_limit) {
   agree32({0x0f, 0xf7, 0xc6}, [](UserState& s) { s.gpr[kRdiNumber] = 0xffffffff; });
 }

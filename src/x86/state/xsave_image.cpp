@@ -115,7 +115,11 @@ void load_x87(CpuState& state, const u8* image) {
   words[0] = x87_control_word(words[0]);
   words[1] = x87_status_word(words[1], words[0]);
   std::memcpy(x87, words, sizeof words);
-  std::memcpy(x87 + kRegistersOffset, image + kRegistersOffset, kRegistersSize);
+  // The bytes above each 80-bit register are reserved, and saved as zeros.
+  constexpr u32 kRegister = 10, kSlot = 16;
+  std::memset(x87 + kRegistersOffset, 0, kRegistersSize);
+  for (u32 at = kRegistersOffset; at < kRegistersOffset + kRegistersSize; at += kSlot)
+    std::memcpy(x87 + at, image + at, kRegister);
 }
 
 }  // namespace
