@@ -47,7 +47,8 @@ Vcpu::Vcpu(Vm& vm, u32 id, SharedPage shared)
       m_tsc_khz(vm.default_tsc_khz()),
       m_hyperv(*this, vm.hyperv()),
       m_xen(*this, vm.xen()),
-      m_spin_ns(0) {
+      m_spin_ns(0),
+      m_async_page_faults(id, [this] { request(kRequestPagesArrived); }) {
   m_cpu = std::make_unique<x86::Cpu>(vm.machine(), static_cast<x86::Platform&>(*this));
   m_dirty_ring.set_cpu(m_cpu.get());
   m_cpu->reset(false);
@@ -231,7 +232,9 @@ bool Vcpu::mmio_read(Gpa address, void* data, unsigned size) {
 bool Vcpu::mmio_write(Gpa address, const void* data, unsigned size) {
   take_vapic_tpr();
   if (m_pv_eoi.offered() && m_lapic->owns_address(address)) settle_pv_eoi();
+  const bool apic_was_enabled = m_lapic && m_lapic->software_enabled();
   if (m_lapic && !in_lapic_hole(address) && m_vm.irqchip()->mmio_write(*m_lapic, address, data, size)) {
+    note_apic_enabled(apic_was_enabled);
     show_vapic();
     if (m_reports_tpr) note_tpr_access(address, true);
     return true;
@@ -286,6 +289,7 @@ std::optional<u8> Vcpu::acknowledge_interrupt() {
     m_cpu->request(x86::kAttentionEvent);
     return m_vm.xen().upcall_vector();
   }
+  m_cpu->look_for_absent_pages();
   auto vector = m_vm.irqchip()->acknowledge(*m_lapic);
   if (vector && m_hyperv.ends_by_itself(*vector) && m_lapic->highest_in_service() == *vector) m_lapic->eoi();
   if (vector && PvEoi::enabled(state())) offer_pv_eoi(*vector);
@@ -319,9 +323,29 @@ bool Vcpu::apic_msr_read(u32 index, u64* value) {
 
 bool Vcpu::apic_msr_write(u32 index, u64 value) {
   if (m_pv_eoi.offered()) settle_pv_eoi();
-  if (m_lapic) return m_lapic->msr_write(index, value);
+  if (m_lapic) {
+    const bool apic_was_enabled = m_lapic->software_enabled();
+    const bool written = m_lapic->msr_write(index, value);
+    note_apic_enabled(apic_was_enabled);
+    return written;
+  }
   if (index == irqchip::kMsrApicBase) return change_apic_base(value, false);
   return index == irqchip::kMsrTscDeadline;
+}
+
+bool Vcpu::async_page_fault_msr_write(u32 index, u64 value) {
+  return m_async_page_faults.write_msr(*m_cpu, m_lapic.get(), index, value);
+}
+
+std::optional<u32> Vcpu::await_page(const u8* host) {
+  return m_async_page_faults.begin(*m_cpu, m_vm.page_fetcher(), host);
+}
+
+void Vcpu::tell_of_pages() { m_async_page_faults.deliver(*m_cpu, *m_lapic); }
+
+void Vcpu::note_apic_enabled(bool was_enabled) {
+  if (!was_enabled && AsyncPageFaults::enabled(state()) && m_lapic->software_enabled())
+    request(kRequestPagesArrived);
 }
 
 bool Vcpu::has_counters() { return m_vm.has_performance_counters(); }

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/expected.h"
+#include "core/async_page_faults.h"
 #include "core/dirty_ring.h"
 #include "core/hyperv/processor.h"
 #include "core/pv_eoi.h"
@@ -113,6 +114,7 @@ class Vcpu final : private x86::Platform,
     kRequestTprAccess = 8,
     kRequestHypervTimers = 16,
     kRequestXenTimers = 32,
+    kRequestPagesArrived = 64,
   };
 
   Vcpu(Vm& vm, u32 id, SharedPage shared);
@@ -165,6 +167,11 @@ class Vcpu final : private x86::Platform,
   // --- what KVM tells its guests about time and waiting ---
   void show_running();  // before guest code runs
   void show_stopped();  // when it does not any more
+
+  // The guest hears of a page that it waited for; inside Cpu::run() or Cpu::visit_memory().
+  void tell_of_pages();
+  // The local APIC may be on now, and was not before.
+  void note_apic_enabled(bool was_enabled);
 
   // --- hypercalls (hypercalls.cpp) ---
   x86::Hypercall kvm_hypercall(u32* client_call);
@@ -227,6 +234,8 @@ class Vcpu final : private x86::Platform,
   bool counts_fixed(unsigned index) override;
   void performance_interrupt() override;
   void look_at_counters_at(u64 tsc) override;
+  bool async_page_fault_msr_write(u32 index, u64 value) override;
+  std::optional<u32> await_page(const u8* host) override;
   bool hides_invariant_tsc() override { return m_hyperv.hides_invariant_tsc(); }
   u64 client_tsc_offset(u64 value, u64 offset) override;
 
@@ -292,6 +301,7 @@ class Vcpu final : private x86::Platform,
   TimerThread::Timer* m_timer = nullptr;
   TimerThread::Timer* m_counter_timer = nullptr;  // once a performance counter needed it
   u64 m_spin_ns;
+  AsyncPageFaults m_async_page_faults;  // calls back until it is gone, so it goes first
 };
 
 }  // namespace anykvm::core

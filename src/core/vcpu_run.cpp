@@ -147,6 +147,7 @@ void Vcpu::show_running() {
   }
   if (m_vm.hyperv().tsc_page_stale()) m_cpu->visit_memory([this] { m_vm.hyperv().refresh_tsc_page(*m_cpu); });
   if (StealTime::enabled(state())) m_cpu->visit_memory([this] { m_steal_time.running(*m_cpu); });
+  if (AsyncPageFaults::enabled(state())) m_cpu->visit_memory([this] { m_cpu->look_for_absent_pages(); });
 }
 
 void Vcpu::show_stopped() {
@@ -226,11 +227,14 @@ void Vcpu::handle_apic_requests() {
   }
   if (requests & kRequestHypervTimers) m_cpu->visit_memory([this] { m_hyperv.run_timers(); });
   if (requests & kRequestXenTimers) m_cpu->visit_memory([this] { m_xen.expire(); });
+  if (requests & kRequestPagesArrived) m_cpu->visit_memory([this] { tell_of_pages(); });
   if (requests & kRequestInit) {
     ANYKVM_TRACE(irq, "vcpu {} gets INIT", m_id);
     m_cpu->reset(true);
     m_lapic->reset(true);
     state().msrs.kvm_pv_eoi = 0;
+    state().msrs.kvm_async_pf_int = 0;
+    m_async_page_faults.reset(*m_cpu);
     state().mp_state = m_lapic->is_bsp() ? x86::MpState::kRunnable : x86::MpState::kInitReceived;
     m_cpu->state_replaced();
   }

@@ -28,6 +28,7 @@
 #include "core/kvm_clock.h"
 #include "core/memory_slots.h"
 #include "core/msr_filter.h"
+#include "core/page_fetcher.h"
 #include "core/stats.h"
 #include "core/timer_thread.h"
 #include "core/tsc_sync.h"
@@ -137,6 +138,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   Result<> set_default_tsc_khz(u64 khz);
   u64 creation_tsc() const { return m_creation_tsc; }
   TscSync& tsc_sync() { return m_tsc_sync; }
+  PageFetcher& page_fetcher() { return m_page_fetcher; }
 
   hyperv::Partition& hyperv() { return m_hyperv; }
   xen::Domain& xen() { return m_xen; }
@@ -244,6 +246,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   MsrFilter m_msr_filter;
   CounterFilter m_counter_filter;
   std::atomic<bool> m_performance_counters{true};
+  PageFetcher m_page_fetcher;
   KvmClock m_clock;
   TscSync m_tsc_sync;
   hyperv::Partition m_hyperv;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/optimizations.h"
+#include "x86/mmu/absent_pages.h"
 #include "x86/mmu/client_writes.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/mmu/paging.h"
@@ -114,6 +115,7 @@ Guest<void> CodeFinder::fetch_page(Gva linear, FetchCache::Entry** out) {
     exit.code = 1;  // KVM_INTERNAL_ERROR_EMULATION
     return m_cpu.stop_for_client(exit);
   }
+  if (may_be_absent(m_context, *slot, t.gpa)) return GuestStop::absent(t.gpa);
   if (t.page_size > kPageSize) m_cpu.note_large_page(linear, t.page_size);
   m_private.fetch.put(
       linear, {tag, t.gpa.page(), slot->host + (t.gpa.page() - slot->base), &slot->meta(t.gpa), t.global});

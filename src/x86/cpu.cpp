@@ -7,6 +7,7 @@
 #include <new>
 
 #include "x86/cpu_private.h"
+#include "x86/mmu/absent_pages.h"
 #include "x86/state/xsave.h"
 #include "x86/sys/reset.h"
 
@@ -165,6 +166,17 @@ void Cpu::visit_memory(const std::function<void()>& work) {
   m_machine.enter_guest(*this);
   work();
   m_machine.leave_guest(*this);
+}
+
+void Cpu::tell_absent_pages(bool wanted, bool at_cpl0) {
+  m_tells_absent_pages = wanted;
+  m_context->absence_at_cpl0 = at_cpl0;
+  m_context->absence_epoch = 0;
+  look_for_absent_pages();
+}
+
+void Cpu::look_for_absent_pages() {
+  if (m_tells_absent_pages) m_context->absence_epoch = m_machine.absent_pages().look(m_machine.memory());
 }
 
 // --- Breakpoints ---

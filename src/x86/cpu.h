@@ -172,6 +172,12 @@ class Cpu {
   // meanwhile. It must not stop the world.
   void visit_memory(const std::function<void()>& work);
 
+  // The guest wants to be told of pages that the host has to fetch (Platform::await_page()), `at_cpl0` also
+  // in kernel code; or not. Where guest memory may be used.
+  void tell_absent_pages(bool wanted, bool at_cpl0);
+  // Now and then while it does: memory may have gone to where it has to be fetched from.
+  void look_for_absent_pages();
+
   // Guest TSC now, from the host TSC (scaled, offset).
   u64 read_tsc() const;
 
@@ -197,7 +203,8 @@ class Cpu {
   CpuModel m_model;
   Context* m_context;
   u8 m_number = 0;
-  bool m_watching = false;       // some breakpoint is enabled
+  bool m_watching = false;  // some breakpoint is enabled
+  bool m_tells_absent_pages = false;
   std::atomic<u64> m_visits{0};  // goes up with each entry to the guest and each exit; see Machine
   CpuState* m_state;             // inside *m_context
   counters::CpuCounts* m_counts;

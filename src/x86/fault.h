@@ -16,17 +16,20 @@ struct GuestFault {
   u64 payload = 0;  // #PF: the linear address for CR2; #DB: the bits to set in DR6
 };
 
-// `kFault`: deliver `fault`. `kExit`: Cpu::pending_exit() says what the client must do; the instruction is executed
-// again from its start when the client comes back (DESIGN D9). `kUnmapped`: the client has taken away guest RAM that the
-// instruction needs; as kExit, with Exit::Reason::kMemoryFault. `kAgain`: another vCPU was in the way; the instruction is
-// executed again from its start, at once.
+// `kFault`: deliver `fault`. `kExit`: Cpu::pending_exit() says what the client must do; the instruction is
+// executed again from its start when the client comes back (DESIGN D9). `kUnmapped`: the client has taken
+// away guest RAM that the instruction needs; as kExit, with Exit::Reason::kMemoryFault. `kAgain`: another
+// vCPU was in the way; the instruction is executed again from its start, at once. `kAbsent`: the host may
+// have to fetch the page at the guest-physical address in `fault.payload` first; the guest is told, or the
+// instruction is executed again and waits (mmu/absent_pages.h).
 struct GuestStop {
-  enum class Kind : u8 { kFault, kExit, kUnmapped, kAgain } kind = Kind::kFault;
+  enum class Kind : u8 { kFault, kExit, kUnmapped, kAgain, kAbsent } kind = Kind::kFault;
   GuestFault fault{};
 
   static GuestStop exit() { return {Kind::kExit, {}}; }
   static GuestStop unmapped() { return {Kind::kUnmapped, {}}; }
   static GuestStop again() { return {Kind::kAgain, {}}; }
+  static GuestStop absent(Gpa page) { return {Kind::kAbsent, {0, false, 0, page.value}}; }
   static GuestStop plain(u8 vector) { return {Kind::kFault, {vector, false, 0, 0}}; }
   static GuestStop with_error(u8 vector, u32 error) { return {Kind::kFault, {vector, true, error, 0}}; }
   static GuestStop de() { return plain(kVectorDe); }
@@ -39,7 +42,9 @@ struct GuestStop {
   static GuestStop ss(u32 error) { return with_error(kVectorSs, error); }
   static GuestStop gp(u32 error) { return with_error(kVectorGp, error); }
   static GuestStop ac() { return with_error(kVectorAc, 0); }
-  static GuestStop pf(u32 error, Gva address) { return {Kind::kFault, {kVectorPf, true, error, address.value}}; }
+  static GuestStop pf(u32 error, Gva address) {
+    return {Kind::kFault, {kVectorPf, true, error, address.value}};
+  }
 };
 
 // The result of anything done on behalf of a guest instruction. Use TRY() to pass a stop up.

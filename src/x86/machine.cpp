@@ -5,6 +5,7 @@
 
 #include "base/counters.h"
 #include "x86/cpu.h"
+#include "x86/mmu/absent_pages.h"
 #include "x86/mmu/client_writes.h"
 #include "x86/translate/code_cache.h"
 #include "x86/translate/host_signals.h"
@@ -24,6 +25,7 @@ Result<std::unique_ptr<Machine>> Machine::create() {
   install_host_signal_handlers();  // for guarded accesses outside Cpu::run()
   machine->m_code = TRY(CodeCache::create());
   machine->m_client_writes = ClientWrites::create(*machine->m_code);
+  machine->m_absent_pages = std::make_unique<AbsentPages>(*machine->m_client_writes);
   return machine;
 }
 
@@ -96,6 +98,7 @@ void Machine::change_slots(std::span<const Gpa> gone, std::vector<MemorySlot> co
     }
     m_client_writes->change_slots(left, come);
     m_memory.change_slots(gone, std::move(come));
+    m_absent_pages->memory_changed();
   });
 }
 

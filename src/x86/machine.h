@@ -18,6 +18,7 @@ namespace anykvm::x86 {
 class Cpu;
 class CodeCache;
 class ClientWrites;
+class AbsentPages;
 
 class Machine {
  public:
@@ -30,6 +31,7 @@ class Machine {
   const PhysicalMemory& memory() const { return m_memory; }
   CodeCache& code() { return *m_code; }
   ClientWrites& client_writes() { return *m_client_writes; }
+  AbsentPages& absent_pages() { return *m_absent_pages; }
 
   // Runs `change` while no vCPU of this VM executes guest code, then flushes every vCPU's TLB. Call it from
   // any thread except from inside Cpu::run()'s callbacks (Platform), and without holding a lock that such a
@@ -73,6 +75,7 @@ class Machine {
   PhysicalMemory m_memory;
   std::unique_ptr<CodeCache> m_code;
   std::unique_ptr<ClientWrites> m_client_writes;
+  std::unique_ptr<AbsentPages> m_absent_pages;
   std::mutex m_world;  // held by whoever stops the world
   std::mutex m_mutex;  // guards m_cpus and m_numbered; held to change what m_changed is about
   std::condition_variable m_changed;

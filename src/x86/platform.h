@@ -110,6 +110,17 @@ class Platform {
   virtual void look_at_counters_at(u64 tsc) { (void)tsc; }
   // CPUID.80000007H:EDX[8] reads 0 whatever the model says.
   virtual bool hides_invariant_tsc() { return false; }
+  // MSR_KVM_ASYNC_PF_*. False: #GP, or no such value for the client. Where guest memory may be used.
+  virtual bool async_page_fault_msr_write(u32 index, u64 value) {
+    (void)index, (void)value;
+    return false;
+  }
+  // The host has to fetch the page at `host`. The token that the guest is told in a page fault, and hears of
+  // again when the page is there; or nothing: the CPU itself waits for the page.
+  virtual std::optional<u32> await_page(const u8* host) {
+    (void)host;
+    return std::nullopt;
+  }
   // The guest's TSC frequency in kHz.
   virtual u32 tsc_khz() = 0;
 };

@@ -22,6 +22,7 @@ class QuietPlatform : public Platform {
   u64 kvmclock_ns(u64) override { return 0; }
   u32 tsc_khz() override { return 1000000; }
   bool enforces_pv_features() override { return true; }
+  bool async_page_fault_msr_write(u32, u64) override { return true; }
 };
 
 }  // namespace anykvm::x86

@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/trace.h"
 #include "x86/code_finder.h"
 #include "x86/cpu_private.h"
+#include "x86/mmu/absent_pages.h"
 #include "x86/mmu/client_writes.h"
 #include "x86/sys/events.h"
 #include "x86/sys/smm.h"
@@ -55,6 +57,20 @@ class GsBase {
     }
   }
   u64 m_before;
+};
+
+// While an event is delivered, the guest cannot be told of another.
+class WaitsForPages {
+ public:
+  explicit WaitsForPages(Context& context)
+      : m_context(context), m_epoch(std::exchange(context.absence_epoch, u8{0})) {}
+  ~WaitsForPages() { m_context.absence_epoch = m_epoch; }
+  WaitsForPages(const WaitsForPages&) = delete;
+  WaitsForPages& operator=(const WaitsForPages&) = delete;
+
+ private:
+  Context& m_context;
+  const u8 m_epoch;
 };
 
 Exit make_exit(Exit::Reason reason) {
@@ -256,6 +272,7 @@ class Dispatcher {
   MaybeExit deliver_from_events() {
     m_private.recheck_events = true;
     m_private.replay.begin_delivery();
+    const WaitsForPages waits(m_context);
     return delivered(deliver_injected(m_cpu));
   }
 
@@ -263,6 +280,7 @@ class Dispatcher {
   MaybeExit deliver_exception(const GuestFault& fault) {
     ++m_cpu.counts().exceptions;
     m_private.replay.begin_delivery();
+    const WaitsForPages waits(m_context);
     Guest<void> result = deliver_fault(m_cpu, fault);
     if (!result.ok()) {
       auto& exception = m_state.events.exception;
@@ -490,12 +508,32 @@ class Dispatcher {
       m_private.replay.done();  // the instruction has met nothing but RAM
       return {};
     }
+    if (stop.kind == GuestStop::Kind::kAbsent) return at_absent_page(Gpa(stop.fault.payload));
     if (stop.kind != GuestStop::Kind::kFault) return exit_of(stop);
     m_private.replay.done();  // the instruction's; the delivery has its own
     m_private.exit_after = false;
     ANYKVM_TRACE(fault, "{}: vector {} error {:#x} payload {:#x} at {:#x}", m_cpu.number(), stop.fault.vector,
                  stop.fault.error, stop.fault.payload, m_state.rip);
     return deliver_exception(stop.fault);
+  }
+
+  // The guest is told by a page fault whose address is a token; otherwise the instruction is executed again
+  // and waits for the page. That is so, too, if the client has answered accesses of it.
+  MaybeExit at_absent_page(Gpa address) {
+    const MemorySlot* slot = m_cpu.machine().memory().find(address);
+    if (!slot || !m_cpu.machine().absent_pages().is_absent(*slot, address, m_context.absence_epoch))
+      return {};
+    const bool half_done = m_private.replay.in_progress() && m_cpu.io_rip() == m_state.rip;
+    const bool can_tell = !half_done && !m_state.smm.active && (m_state.cr0 & kCr0Pg);
+    const u8* host = slot->host + (address.page() - slot->base);
+    const auto token = can_tell ? m_cpu.platform().await_page(host) : std::nullopt;
+    slot->meta(address).seen = token ? 0 : m_context.absence_epoch;
+    if (!token) return {};
+    ANYKVM_TRACE(fault, "{}: page {:#x} is awaited, token {:#x}, at {:#x}", m_cpu.number(), address.value,
+                 *token, m_state.rip);
+    m_private.replay.done();
+    m_private.exit_after = false;
+    return deliver_exception({kVectorPf, true, 0, *token});
   }
 
   MaybeExit delivered(const Guest<void>& result) {

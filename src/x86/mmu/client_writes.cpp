@@ -100,6 +100,12 @@ void ClientWrites::unregister_range(u8* host, u64 size) {
   if (m_watch_fd.valid()) ioctl(m_watch_fd.get(), UFFDIO_UNREGISTER, &range);
 }
 
+bool ClientWrites::watches(Gpa base) {
+  std::lock_guard lock(m_mutex);
+  auto range = m_ranges.find(base.value);
+  return range != m_ranges.end() && range->second.level == Level::kWatch;
+}
+
 // m_mutex. False as well where there is nothing to protect, and while mappings change (EAGAIN).
 bool ClientWrites::protect(u8* page, bool on) {
   uffdio_writeprotect request{};

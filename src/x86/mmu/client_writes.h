@@ -38,6 +38,9 @@ class ClientWrites {
   // What private anonymous memory gets.
   Level level() const;
 
+  // Is the memory of the slot at `base` registered with the userfaultfd of ours? Then it is with no other.
+  bool watches(Gpa base);
+
   // The slots of `gone` go, then those of `come` are there.
   void change_slots(const std::vector<MemorySlot>& gone, const std::vector<MemorySlot>& come);
   // The page is about to be translated from; PageMeta::has_code is set.

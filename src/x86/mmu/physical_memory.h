@@ -18,6 +18,7 @@ struct PageMeta {
   std::atomic<u8> writer{
       0};                    // 0: in nobody's TLB for writing; n: only in vCPU n-1's; 255: perhaps in several
   std::atomic<u8> guard{0};  // how writes of the client are noticed while there is code (mmu/client_writes)
+  std::atomic<u8> seen{0};   // the host had the page when its absence was looked for last (mmu/absent_pages)
 };
 
 // PageMeta for each page of a slot, all zero at first. Host memory is taken only for what is touched: a slot

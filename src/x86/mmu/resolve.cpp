@@ -1,6 +1,7 @@
 #include "x86/mmu/resolve.h"
 
 #include "x86/machine.h"
+#include "x86/mmu/absent_pages.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/translate/context.h"
 #include "x86/translate/mode.h"
@@ -28,6 +29,8 @@ Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privil
   const MemorySlot* slot = memory.find(translation.gpa);
   if (!slot || (slot->read_only && access == Access::kWrite))
     return PageAccess{Gpa(translation.gpa.value & ~kManagementSpace), nullptr, nullptr};
+  if (privilege == Privilege::kCurrent && may_be_absent(cpu.context(), *slot, translation.gpa)) [[unlikely]]
+    return GuestStop::absent(translation.gpa);
   if (translation.page_size > kPageSize) cpu.note_large_page(address, translation.page_size);
   const PageAccess page{translation.gpa, slot->host + (translation.gpa - slot->base), slot,
                         translation.global};

@@ -5,6 +5,7 @@
 #include "base/guarded_memory.h"
 #include "base/optimizations.h"
 #include "x86/cpu_private.h"
+#include "x86/mmu/absent_pages.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/mmu/paging.h"
 #include "x86/translate/thunks.h"
@@ -42,6 +43,8 @@ Guest<u8*> map_page(Context& context, Gva address, bool write, bool write_follow
                                       Privilege::kCurrent, cpu.model().physical_address_bits()));
   const MemorySlot* slot = memory.find(t.gpa);
   if (!slot || (write && slot->read_only)) return nullptr;
+  if (may_be_absent(context, *slot, t.gpa)) [[unlikely]]
+    return GuestStop::absent(t.gpa);
   if (write) {
     if (code_pages::announce_write(*slot, t.gpa, cpu.number())) return nullptr;
     slot->mark_dirty(t.gpa);

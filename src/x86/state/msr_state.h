@@ -46,6 +46,7 @@ struct MsrState {
   std::array<u64, 4 * kMachineCheckBanks> mc_banks{};        // CTL, STATUS, ADDR, MISC of each bank
   std::array<u64, kMachineCheckBanks> mc_ctl2{};
   u64 kvm_system_time = 0, kvm_wall_clock = 0, kvm_pv_eoi = 0;
+  u64 kvm_async_pf_en = 0, kvm_async_pf_int = 0;
 };
 
 }  // namespace anykvm::x86

@@ -88,6 +88,10 @@ struct Context : InZeroedMemory {
   u64 vector_dead = 1;       // 0: the guest's vector state is in the host's registers, state.xsave is stale
   u64 xsave_mask = 0;        // components that are switched
   u8 held_back = 0;          // bits of HeldBack
+  // Pages whose PageMeta::seen is another may be absent, which the guest wants to be told; 0: it does not, or
+  // none is.
+  u8 absence_epoch = 0;
+  bool absence_at_cpl0 = false;  // it wants to be told in kernel code, too
   // Not just host TSC + offset: scaled, forbidden (CR4.TSD) or no such instruction.
   bool rdtsc_by_helper = false, rdtscp_by_helper = false;
   u32 host_mxcsr = 0x1f80;
