@@ -130,6 +130,7 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
     if (!m_vm.has_pic()) m_cpu->set_interrupt_window_request(read_once(run.request_interrupt_window));
     const x86::Exit exit = run_guest();
     if (exit.reason == Reason::kMemoryFault) return Error{EFAULT, "guest memory is not mapped"};
+    if (exit.reason == Reason::kNoMemory) return Error{ENOMEM, "no memory to run the guest with"};
     if (exit.reason == Reason::kMmio && m_vm.is_private(Gpa(exit.gpa)))
       return report_private_access(exit.gpa);
     if (handle_exit(exit)) return {};
@@ -260,7 +261,8 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
   switch (exit.reason) {
     case Reason::kNone:
     case Reason::kInterrupted:
-    case Reason::kMemoryFault:  // run_until_exit() returns it
+    case Reason::kMemoryFault:  // run_until_exit() returns these
+    case Reason::kNoMemory:
       return false;
     case Reason::kHalt:
       m_stats.count(VcpuStat::halt_exits);

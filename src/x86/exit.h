@@ -23,8 +23,9 @@ struct Exit {
     kInterruptWindow,  // request_interrupt_window, and the window is open
     kPlatform,         // the platform asked for it (Cpu::exit_after_instruction())
     kMemoryFault,      // the client has unmapped guest RAM that is needed: EFAULT
-    kMsr               // RDMSR or WRMSR that the client answers: gpa (the index), write, data, code
-                       // (KVM_MSR_EXIT_REASON_*)
+    kNoMemory,  // the process has no memory for what has to be made now: ENOMEM; the next run() tries again
+    kMsr        // RDMSR or WRMSR that the client answers: gpa (the index), write, data, code
+                // (KVM_MSR_EXIT_REASON_*)
   };
 
   Reason reason = Reason::kNone;

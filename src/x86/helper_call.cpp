@@ -1,5 +1,7 @@
 // What a translated block calls for an instruction that C++ carries out. Compiled without vector
 // instructions: the guest's may be in the host's registers (kOpKeepsVector).
+#include <new>
+
 #include "x86/cpu_private.h"
 #include "x86/mmu/client_writes.h"
 #include "x86/translate/thunks.h"
@@ -47,7 +49,16 @@ class HelperCall {
     return (m_site.insn.rep || m_site.insn.repne) && m_state.rip == m_site.rip + m_moved;
   }
 
-  Guest<void> execute(const Insn& insn) { return m_site.op(m_cpu, insn); }
+  // An exception must not get to the translated code that called us. The instruction is executed again.
+  Guest<void> execute(const Insn& insn) {
+    try {
+      return m_site.op(m_cpu, insn);
+    } catch (const std::bad_alloc&) {
+      Exit exit;
+      exit.reason = Exit::Reason::kNoMemory;
+      return m_cpu.stop_for_client(exit);
+    }
+  }
 
   Guest<void> execute_moved() {
     Insn insn = m_site.insn;

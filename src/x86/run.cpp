@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "base/trace.h"
@@ -567,12 +568,12 @@ class Dispatcher {
     }
     mode.slow = mode.slow || m_slow;
     mode.narrow = m_narrow && !mode.slow && !mode.step;
-    Block* block = m_finder.find(mode);
+    Block* block = find_block(mode);
     // To claim a page the world may have been stopped, and others had their way meanwhile: whoever flushed
     // TLBs or changed memory does not wait for this CPU to get to its next poll.
     while (m_context.stamp.part.attention.load() & kAttentionWorld) {
       let_the_world_change();
-      block = m_finder.find(mode);
+      block = find_block(mode);
     }
     if (!block) {
       m_left = kNoRecord;
@@ -584,6 +585,18 @@ class Dispatcher {
     m_context.run_at(*block, m_state.rip);
     remember(*block);
     return block->code;
+  }
+
+  // Translated code is in no frame above this one, so an exception may pass. The next run() tries again.
+  Block* find_block(const Mode& mode) {
+    try {
+      return m_finder.find(mode);
+    } catch (const std::bad_alloc&) {
+      m_context.leave = Leave::kStop;
+      m_context.leave_pc = 0;
+      m_context.stop = m_cpu.stop_for_client(make_exit(Exit::Reason::kNoMemory));
+      return nullptr;
+    }
   }
 
   void remember(const Block& block) {

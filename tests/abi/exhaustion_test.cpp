@@ -4,7 +4,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <fstream>
+#include <utility>
 
 #include "kvm.h"
 
@@ -110,6 +112,76 @@ int with_less_and_less_memory() {
 TEST(Exhaustion, every_call_works_or_says_that_there_is_no_memory) {
   if (kAddressSanitizer) GTEST_SKIP() << "AddressSanitizer cannot go on without memory";
   EXPECT_EQ(in_child(with_less_and_less_memory), 0);
+}
+
+// All memory that malloc can have, but for what give_back() returns to it.
+class Hoard {
+ public:
+  Hoard() {
+    for (std::size_t size = 1 << 20; size >= 16;) {
+      auto* piece = static_cast<Piece*>(malloc(size));
+      if (!piece) {
+        size /= 2;
+        continue;
+      }
+      piece->next = m_pieces;
+      m_pieces = piece;
+    }
+  }
+  ~Hoard() { give_back(~0u); }
+  Hoard(const Hoard&) = delete;
+  Hoard& operator=(const Hoard&) = delete;
+
+  void give_back(unsigned pieces) {
+    for (; m_pieces && pieces; --pieces) free(std::exchange(m_pieces, m_pieces->next));
+  }
+
+ private:
+  struct Piece {
+    Piece* next;
+  };
+  Piece* m_pieces = nullptr;
+};
+
+// Code that takes all the memory there is for its translation: 4000 jumps over as many pages, each adding 1
+// to RAX. KVM_RUN says ENOMEM, and goes on where it was once there is memory.
+int run_without_memory() {
+  constexpr unsigned kJumps = 4000;
+  Guest guest({0xf4}, Guest::Chips::kNone);
+  Pages code(0x100000);
+  guest.enter_long_mode();
+  if (guest.run() != 0 || guest.set_region(1, 0x100000, code.size(), code.address()) != 0) return 1;
+  // inc rax; jmp to 256 bytes further on
+  const std::uint8_t step[] = {0x48, 0xff, 0xc0, 0xe9, 0xf8, 0x00, 0x00, 0x00};
+  for (unsigned i = 0; i < kJumps; ++i) std::memcpy(code.data() + i * 256, step, sizeof step);
+  code.data()[kJumps * 256] = 0xf4;  // hlt
+  kvm_regs regs = guest.regs();
+  regs.rip = 0x100000;
+  regs.rax = 0;
+  guest.set_regs(regs);
+  unsigned refused = 0;
+  long result = 0;
+  {
+    Limit limit(RLIMIT_AS, address_space_in_use());
+    Hoard hoard;
+    // The first attempts get further and further, or nowhere.
+    for (unsigned attempt = 0; attempt < 50; ++attempt) {
+      result = guest.run();
+      if (result == 0) break;
+      if (!is_out_of_memory(result)) return 2;
+      ++refused;
+      hoard.give_back(8);
+    }
+  }
+  if (!refused) return 3;
+  if (result != 0 && guest.run() != 0) return 4;
+  if (guest.shared->exit_reason != KVM_EXIT_HLT) return 5;
+  return guest.regs().rax == kJumps ? 0 : 6;
+}
+
+TEST(Exhaustion, run_without_memory_is_enomem_and_goes_on_when_there_is_some) {
+  if (kAddressSanitizer) GTEST_SKIP() << "AddressSanitizer cannot go on without memory";
+  EXPECT_EQ(in_child(run_without_memory), 0);
 }
 
 }  // namespace

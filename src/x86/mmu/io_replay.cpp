@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "x86/state/cpu_state.h"
+
 namespace anykvm::x86 {
 
 namespace {
@@ -17,6 +19,13 @@ bool tell(Platform& platform, BusAddress where, const void* data, unsigned size)
 }
 
 }  // namespace
+
+// Room from the start, since translated code may be among the callers of what adds to the log: an XSAVE of
+// every component, and what a client answers ahead.
+IoReplay::IoReplay() {
+  m_log.reserve(kXsaveAreaSize / 8);
+  m_ahead.reserve(kPageSize);
+}
 
 // The fragment that an earlier attempt logged for this access, or null. An instruction that does something
 // else than last time is another one (the client changed the state meanwhile): what is logged from here on is

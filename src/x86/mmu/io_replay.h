@@ -26,6 +26,8 @@ struct BusAddress {
 
 class IoReplay {
  public:
+  IoReplay();
+
   // Before each attempt at an instruction (or at one element of a repeated one): its accesses start over.
   // Where `rip` is not the last attempt's, the client moved the CPU elsewhere meanwhile: the log is
   // dropped.

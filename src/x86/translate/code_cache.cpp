@@ -117,7 +117,12 @@ Block* CodeCache::make(const Block& facts, const u8* bytes, unsigned size, const
   };
   Block* block = translate_block(facts, bytes, size, {m_thunks, m_slots, *m_records, *m_memory, known});
   if (!block) return *why = Untranslated::kNeedsMore, nullptr;
-  install(block, source);
+  try {
+    install(block, source);
+  } catch (const std::bad_alloc&) {
+    kill(block);  // parts of the tables may know it
+    throw;
+  }
   return block;
 }
 

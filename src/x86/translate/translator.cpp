@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <new>
 
 #include "base/counters.h"
 #include "base/optimizations.h"
@@ -344,6 +345,15 @@ std::size_t emit_entries(asmjit::x86::Assembler& a, EntryFlags wanted) {
   return host_entry;
 }
 
+// AsmJit would go on without an instruction that it had no memory for.
+class ThrowsWithoutMemory final : public asmjit::ErrorHandler {
+ public:
+  void handleError(asmjit::Error error, const char*, asmjit::BaseEmitter*) override { check(error); }
+  static void check(asmjit::Error error) {
+    if (error == asmjit::kErrorOutOfMemory) throw std::bad_alloc();
+  }
+};
+
 class Emission {
  public:
   Emission(const Block& facts, const Run& run, const TranslationPlace& place)
@@ -358,8 +368,11 @@ class Emission {
     made.ignores_flags = m_run.flags().entry() == EntryFlags::kIgnored;
     const auto base = reinterpret_cast<u64>(made.code);
     asmjit::CodeHolder code;
-    code.init(asmjit::Environment::host(), base);
-    asmjit::x86::Assembler a(&code);
+    ThrowsWithoutMemory thrower;
+    thrower.check(code.init(asmjit::Environment::host(), base));
+    code.setErrorHandler(&thrower);
+    asmjit::x86::Assembler a;
+    thrower.check(code.attach(&a));
     made.host_entry = emit_entries(a, m_run.flags().entry()) & 0x7f;
     const bool loops = m_run.loops();
     if (loops) made.loop_registers = m_run.loop_registers();
@@ -369,9 +382,9 @@ class Emission {
     m_run.emit(emitter);
     Block* block = emitter.finish(m_place.code.offset_of(made.code));
     m_pairs = emitter.pairs();
-    code.flatten();
-    code.resolveUnresolvedLinks();
-    code.relocateToBase(base);
+    thrower.check(code.flatten());
+    thrower.check(code.resolveUnresolvedLinks());
+    thrower.check(code.relocateToBase(base));
     m_code.assign(lead + code.codeSize(), 0xcc);
     code.copyFlattenedData(m_code.data() + lead, code.codeSize());
     block->host_bytes = static_cast<u32>(code.codeSize());
