@@ -7,13 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <mutex>
+
+#include "base/fork.h"
+
 namespace anykvm::core {
 
-// All eventfds share one inode; only /proc tells them apart ("eventfd-id" in fdinfo, Linux 5.2).
+// Of the copy: the client may close and open `number` meanwhile. All eventfds share one inode; only /proc
+// tells them apart ("eventfd-id" in fdinfo, Linux 5.2).
 Result<EventFd> EventFd::open(int number) {
+  // One at a time: while the file below is open, it may have a number that the client has just closed, and
+  // that another thread is about to name.
+  static ProcessMutex mutex;
+  std::lock_guard lock(mutex);
   Fd copy = duplicate_out_of_the_way(number);
   if (!copy.valid()) return Error{EBADF, "no such descriptor"};
-  Fd info(::open(fmt::format("/proc/self/fdinfo/{}", number).c_str(), O_RDONLY | O_CLOEXEC));
+  Fd info(::open(fmt::format("/proc/self/fdinfo/{}", copy.get()).c_str(), O_RDONLY | O_CLOEXEC));
   if (!info.valid()) return Error{errno, "cannot read /proc/self/fdinfo"};
   char text[512];
   ssize_t length = read(info.get(), text, sizeof text - 1);

@@ -20,6 +20,7 @@ class EventFd {
   // Takes the count; false if it was 0. Never blocks.
   bool take() const;
   bool same_as(const EventFd& other) const { return m_id == other.m_id; }
+  u64 id() const { return m_id; }
 
  private:
   EventFd(Fd fd, u64 id) : m_fd(std::move(fd)), m_id(id) {}

@@ -5,8 +5,10 @@
 #include <sys/eventfd.h>
 
 #include <algorithm>
+#include <set>
 #include <vector>
 
+#include "base/fork.h"
 #include "base/helper_thread.h"
 #include "base/trace.h"
 
@@ -15,7 +17,29 @@ namespace {
 
 constexpr u32 kKnownFlags = KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE;
 
+// The eventfds that are irqfds of some VM of this process.
+struct Claims {
+  ProcessMutex mutex;
+  std::set<u64> ids;  // mutex
+};
+
+Claims& claims() {
+  static Claims all;
+  return all;
+}
+
 }  // namespace
+
+IrqFds::Claim::Claim(const EventFd& event) {
+  std::lock_guard lock(claims().mutex);
+  if (claims().ids.insert(event.id()).second) m_id = event.id();
+}
+
+IrqFds::Claim::~Claim() {
+  if (!m_id) return;
+  std::lock_guard lock(claims().mutex);
+  claims().ids.erase(*m_id);
+}
 
 IrqFds::IrqFds(irqchip::IrqChip& chip) : m_chip(chip) {}
 
@@ -46,18 +70,19 @@ Result<> IrqFds::start() {
 }
 
 Result<> IrqFds::assign(const kvm_irqfd& request) {
-  Entry entry{request.gsi, TRY(EventFd::open(static_cast<int>(request.fd))), std::nullopt};
+  EventFd event = TRY(EventFd::open(static_cast<int>(request.fd)));
+  std::optional<EventFd> resample;
   if (request.flags & KVM_IRQFD_FLAG_RESAMPLE)
-    entry.resample = TRY(EventFd::open(static_cast<int>(request.resamplefd)));
+    resample = TRY(EventFd::open(static_cast<int>(request.resamplefd)));
   std::lock_guard lock(m_mutex);
-  if (std::ranges::any_of(m_entries, [&](const Entry& other) { return other.event.same_as(entry.event); }))
-    return Error{EBUSY, "this eventfd is an irqfd already"};
+  Claim claim(event);
+  if (!claim.granted()) return Error{EBUSY, "this eventfd is an irqfd already"};
   TRY(start());
-  m_entries.push_back(std::move(entry));
+  m_entries.push_back({request.gsi, std::move(event), std::move(claim), std::move(resample)});
   // Level-triggered: what was signalled before is seen at once.
-  epoll_event event{EPOLLIN, {}};
-  event.data.ptr = &m_entries.back();
-  if (epoll_ctl(m_epoll.get(), EPOLL_CTL_ADD, m_entries.back().event.number(), &event) == 0) return {};
+  epoll_event watch{EPOLLIN, {}};
+  watch.data.ptr = &m_entries.back();
+  if (epoll_ctl(m_epoll.get(), EPOLL_CTL_ADD, m_entries.back().event.number(), &watch) == 0) return {};
   int code = errno;
   m_entries.pop_back();
   return Error{code, "cannot watch the eventfd"};

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "base/expected.h"
 #include "base/fd.h"
@@ -28,9 +29,22 @@ class IrqFds {
   Result<> change(const kvm_irqfd& request);
 
  private:
+  // Whoever reads an eventfd takes its count from the others, so it is the irqfd of one VM at a time.
+  class Claim {
+   public:
+    explicit Claim(const EventFd& event);
+    Claim(Claim&& other) : m_id(std::exchange(other.m_id, std::nullopt)) {}
+    ~Claim();
+    bool granted() const { return m_id.has_value(); }
+
+   private:
+    std::optional<u64> m_id;
+  };
+
   struct Entry {
     u32 gsi;
     EventFd event;
+    Claim claim;
     std::optional<EventFd> resample;
   };
 

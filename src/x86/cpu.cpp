@@ -235,7 +235,11 @@ void Cpu::complete_io(const void* data, bool refused) { m_private->replay.comple
 Guest<bool> Cpu::client_msr(u32 index, bool write, u32 reason, u64* value) {
   return m_private->replay.msr(index, write, reason, value, m_private->exit);
 }
+bool Cpu::client_msr_answered(u32 index, bool write) const {
+  return m_private->replay.msr_answered(index, write);
+}
 Guest<u64> Cpu::client_hypercall(u32 code) { return m_private->replay.call(code, m_private->exit); }
+std::optional<u32> Cpu::answered_hypercall() const { return m_private->replay.answered_call(); }
 bool Cpu::io_pending() const { return m_private->replay.pending(); }
 void Cpu::io_done() { m_private->replay.done(); }
 void Cpu::io_element_done() { m_private->replay.element_done(); }

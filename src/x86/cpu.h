@@ -134,8 +134,10 @@ class Cpu {
   Guest<void> pio_read_ahead(u16 port, void* data, unsigned size, unsigned count);
   // RDMSR or WRMSR by the client (KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR). False: it refused.
   Guest<bool> client_msr(u32 index, bool write, u32 reason, u64* value);
+  bool client_msr_answered(u32 index, bool write) const;
   // The client's answer to a hypercall of kind `code` (KVM_EXIT_*).
   Guest<u64> client_hypercall(u32 code);
+  std::optional<u32> answered_hypercall() const;
   // The current instruction is complete: forget its answers.
   void io_done();
   // One element of a repeated instruction is complete: forget its answers, but not what was read ahead.

@@ -34,7 +34,11 @@ TEST(EnableCap, apic_bus_cycle_needs_an_apic_and_comes_before_vcpus) {
   EXPECT_EQ(enable_cap(without.vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, 40), -ENXIO);
   ASSERT_EQ(call(with.vm, KVM_CREATE_IRQCHIP), 0);
   EXPECT_EQ(enable_cap(with.vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, 0), -EINVAL);
+  EXPECT_EQ(call(with.vm, KVM_CHECK_EXTENSION, static_cast<unsigned long>(KVM_CAP_X86_APIC_BUS_CYCLES_NS)),
+            1);
   EXPECT_EQ(enable_cap(with.vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, 40), 0);
+  EXPECT_EQ(call(with.vm, KVM_CHECK_EXTENSION, static_cast<unsigned long>(KVM_CAP_X86_APIC_BUS_CYCLES_NS)),
+            40);
   Handle vcpu(call(with.vm, KVM_CREATE_VCPU));
   EXPECT_EQ(enable_cap(with.vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, 40), -EINVAL);
 }
@@ -103,6 +107,32 @@ TEST(MsrExits, filtered_write_is_the_clients_to_see) {
   EXPECT_EQ(guest.shared->msr.reason, static_cast<unsigned>(KVM_MSR_EXIT_REASON_FILTER));
   ASSERT_EQ(guest.run(), 0);
   EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+TEST(MsrExits, answer_counts_although_the_filter_was_lifted_meanwhile) {
+  Guest guest({0x66, 0xb9, 0x01, 0x01, 0x00, 0xc0, 0x0f, 0x32, 0xf4});  // mov ecx,c0000101h; rdmsr; hlt
+  std::uint8_t deny[8] = {};
+  kvm_msr_filter filter{}, none{};
+  filter.ranges[0] = {KVM_MSR_FILTER_READ, 1, 0xc0000101, deny};
+  ASSERT_EQ(call(guest.vm, KVM_X86_SET_MSR_FILTER, &filter), 0);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_X86_RDMSR));
+  guest.shared->msr.data = 0x1234;
+  ASSERT_EQ(call(guest.vm, KVM_X86_SET_MSR_FILTER, &none), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.regs().rax, 0x1234u);
+}
+
+TEST(MsrExits, answered_write_is_done_although_exits_were_switched_off_meanwhile) {
+  Guest guest({0x66, 0xb9, 0x78, 0x56, 0x34, 0x12, 0x0f, 0x30, 0xf4});  // mov ecx,12345678h; wrmsr; hlt
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_X86_WRMSR));
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, 0), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  EXPECT_EQ(guest.regs().rip, Guest::kCode + 9u);
 }
 
 TEST(MsrExits, bad_filters_are_refused) {

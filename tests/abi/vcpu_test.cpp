@@ -125,6 +125,27 @@ TEST(Cpuid, seed_X1_entries_read_back_exactly) {
   EXPECT_EQ(seen.entries[2].index, 1u);
 }
 
+TEST(Cpuid, entries_show_what_the_guest_switched_on) {
+  Guest guest({0xf4});
+  CpuidList list, seen;
+  list.nent = 1;
+  list.entries[0] = cpuid_entry(1, 0, 0x123);
+  list.entries[0].ecx = 1u << 26;  // XSAVE
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_CPUID2, &list), 0);
+  kvm_sregs sregs{};
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_SREGS, &sregs), 0);
+  sregs.cr4 |= 1u << 18;  // OSXSAVE
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_SREGS, &sregs), 0);
+  seen.nent = 16;
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_CPUID2, &seen), 0);
+  EXPECT_EQ(seen.entries[0].ecx, 3u << 26);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_CPUID2, &seen), 0);
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_CPUID2, &list), 0);
+  seen.entries[0].eax ^= 1;
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_CPUID2, &seen), -EINVAL);
+}
+
 TEST(Cpuid, seed_X1_short_buffer_is_e2big) {
   Guest guest;
   CpuidList list;
@@ -189,6 +210,22 @@ TEST(Msrs, value_reads_back) {
   request.entries[0].data = 0;
   ASSERT_EQ(call(guest.vcpu, KVM_GET_MSRS, &request), 1);
   EXPECT_EQ(request.entries[0].data, 0x12345678u);
+}
+
+TEST(Msrs, sysenter_addresses_have_32_bits_on_amd_cpus) {
+  Guest guest;
+  CpuidList list;
+  list.nent = 1;
+  list.entries[0] = {0, 0, 0, 1, 0x68747541, 0x444d4163, 0x69746e65, {}};  // AuthenticAMD
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_CPUID2, &list), 0);
+  MsrRequest request;
+  request.nmsrs = 2;
+  request.entries[0] = {0x175, 0, 0x123456789000};
+  request.entries[1] = {0x176, 0, 0x8000000000000001};
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_MSRS, &request), 2);
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_MSRS, &request), 2);
+  EXPECT_EQ(request.entries[0].data, 0x56789000u);
+  EXPECT_EQ(request.entries[1].data, 1u);
 }
 
 TEST(Msrs, too_long_list_is_e2big) {

@@ -216,6 +216,23 @@ TEST(IrqFd, seed_G2_wrong_arguments_are_refused) {
   EXPECT_EQ(call(with.vm, KVM_IRQFD, &request), -EBADF);
 }
 
+TEST(IrqFd, eventfd_belongs_to_one_vm_at_a_time) {
+  Vm first, second;
+  ASSERT_EQ(call(first.vm, KVM_CREATE_IRQCHIP), 0);
+  ASSERT_EQ(call(second.vm, KVM_CREATE_IRQCHIP), 0);
+  Handle event(eventfd(0, EFD_CLOEXEC));
+  kvm_irqfd request{};
+  request.fd = static_cast<std::uint32_t>(static_cast<int>(event));
+  ASSERT_EQ(call(first.vm, KVM_IRQFD, &request), 0);
+  EXPECT_EQ(call(second.vm, KVM_IRQFD, &request), -EBUSY);
+  request.flags = KVM_IRQFD_FLAG_DEASSIGN;
+  EXPECT_EQ(call(second.vm, KVM_IRQFD, &request), 0);
+  request.flags = 0;
+  EXPECT_EQ(call(second.vm, KVM_IRQFD, &request), -EBUSY);
+  first.vm = Handle();
+  EXPECT_EQ(call(second.vm, KVM_IRQFD, &request), 0);
+}
+
 TEST(IrqFd, seed_G2_deassigned_eventfd_can_be_assigned_again) {
   Vm vm;
   ASSERT_EQ(call(vm.vm, KVM_CREATE_IRQCHIP), 0);

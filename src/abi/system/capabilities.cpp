@@ -53,6 +53,7 @@ namespace vm {
 
 Result<long> check_extension(core::Vm& vm, u64 number) {
   const bool private_memory = number == KVM_CAP_MEMORY_ATTRIBUTES || number == KVM_CAP_GUEST_MEMFD;
+  if (number == KVM_CAP_X86_APIC_BUS_CYCLES_NS) return static_cast<long>(vm.apic_bus_cycle_ns());
   if (number == KVM_CAP_MULTI_ADDRESS_SPACE && vm.has_private_memory()) return 1;
   return private_memory && !vm.has_private_memory() ? 0 : capability(number);
 }

@@ -1,6 +1,5 @@
 // CPUID, MSRs, the local APIC, the TSC's rate.
 #include <errno.h>
-#include <string.h>
 
 #include "abi/client_list.h"
 #include "abi/cpuid_entries.h"
@@ -35,11 +34,6 @@ bool set_msr(core::Vcpu& vcpu, u32 index, u64 value) {
   return x86::write_msr(vcpu.cpu(), index, value, x86::MsrAccess::kClient);
 }
 
-bool same_entries(const std::vector<x86::CpuidEntry>& a, const std::vector<x86::CpuidEntry>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || memcmp(a.data(), b.data(), a.size() * sizeof(x86::CpuidEntry)) == 0);
-}
-
 Result<u32> cpuid_count(u64 list) {
   const u32 count = TRY(ClientPtr<u32>(list).read());
   if (count > kMaxCpuidEntries) return Error{E2BIG, "too many CPUID entries"};
@@ -48,7 +42,7 @@ Result<u32> cpuid_count(u64 list) {
 
 Result<long> replace_cpuid(core::Vcpu& vcpu, std::vector<x86::CpuidEntry> entries) {
   // A guest that has run may have cached what it saw; only the same again is accepted (KVM API 4.20).
-  if (vcpu.has_run() && !same_entries(entries, vcpu.cpu().model().entries()))
+  if (vcpu.has_run() && !vcpu.cpu().model().shows_the_same(entries, vcpu.cpu().state()))
     return Error{EINVAL, "CPUID cannot change after KVM_RUN"};
   TRY(vcpu.set_cpuid(std::move(entries)));
   return 0;
@@ -102,7 +96,7 @@ Result<long> get_cpuid2(core::Vcpu& vcpu, ClientPtr<kvm_cpuid2> list) {
   const ClientPtr<u32> count(list.address());
   const u32 room = TRY(count.read());
   TRY(write_items(count, room, items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)),
-                  client_cpuid(vcpu.cpu().model().entries())));
+                  client_cpuid(vcpu.cpu().model().entries_now(vcpu.cpu().state()))));
   return 0;
 }
 

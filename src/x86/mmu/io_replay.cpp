@@ -116,6 +116,21 @@ Guest<bool> IoReplay::msr(u32 index, bool write, u32 reason, u64* value, Exit& e
   return !fragment->refused;
 }
 
+const IoReplay::Fragment* IoReplay::next_answer() const {
+  return m_cursor < m_log.size() && m_log[m_cursor].answered ? &m_log[m_cursor] : nullptr;
+}
+
+bool IoReplay::msr_answered(u32 index, bool write) const {
+  const Fragment* answer = next_answer();
+  return answer && answer->where == BusAddress{.address = index, .msr = true} && answer->write == write;
+}
+
+std::optional<u32> IoReplay::answered_call() const {
+  const Fragment* answer = next_answer();
+  if (!answer || !answer->where.call) return std::nullopt;
+  return static_cast<u32>(answer->where.address);
+}
+
 Guest<u64> IoReplay::call(u32 code, Exit& exit) {
   const BusAddress where{.address = code, .call = true};
   Fragment* fragment = replayed(where, false, sizeof(u64));

@@ -4,6 +4,7 @@
 // Owner: x86::Cpu. Only the vCPU's thread.
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "x86/exit.h"
@@ -71,6 +72,11 @@ class IoReplay {
   // The client answers a hypercall of kind `code`.
   Guest<u64> call(u32 code, Exit& exit);
 
+  // The client has answered this access already. Then it counts, whatever filters say by now.
+  bool msr_answered(u32 index, bool write) const;
+  // The kind of the hypercall that the client has answered already.
+  std::optional<u32> answered_call() const;
+
   // The client's answer to the exit: what a read returned; null for writes. Without an open exit nothing
   // happens. `data` has as many items as the exit asked for.
   void complete(const void* data, bool refused = false);
@@ -96,6 +102,7 @@ class IoReplay {
   };
 
   Fragment* replayed(BusAddress where, bool write, unsigned size);
+  const Fragment* next_answer() const;
   GuestStop leave(const Fragment& fragment, Exit& exit);
   bool take_ahead(BusAddress where, void* data, unsigned size);
 

@@ -101,12 +101,14 @@ Guest<void> op_mov_to_cr(Cpu& cpu, const Insn& insn) {
 
 namespace {
 
-// An access that is filtered or that failed: #GP, unless the client wants to answer it.
+// An access that is filtered or that failed: #GP, unless the client wants to answer it. Its answer to an
+// earlier attempt counts, also if it lifted the filter meanwhile.
 Guest<void> msr_failed(Cpu& cpu, u32 index, bool write, bool filtered, u64* value) {
   u32 reason = filtered            ? KVM_MSR_EXIT_REASON_FILTER
                : msr_exists(index) ? KVM_MSR_EXIT_REASON_INVAL
                                    : KVM_MSR_EXIT_REASON_UNKNOWN;
-  if (!cpu.platform().msr_exit_wanted(reason)) return GuestStop::gp(0);
+  if (!cpu.client_msr_answered(index, write) && !cpu.platform().msr_exit_wanted(reason))
+    return GuestStop::gp(0);
   if (!TRY(cpu.client_msr(index, write, reason, value))) return GuestStop::gp(0);
   return {};
 }
@@ -115,7 +117,7 @@ Guest<void> msr_failed(Cpu& cpu, u32 index, bool write, bool filtered, u64* valu
 
 Guest<void> op_rdmsr(Cpu& cpu, const Insn&) {
   u32 index = ecx(cpu.state());
-  bool filtered = cpu.platform().msr_filtered(index, false);
+  bool filtered = cpu.client_msr_answered(index, false) || cpu.platform().msr_filtered(index, false);
   std::optional<u64> value;
   if (!filtered) value = read_msr(cpu, index, MsrAccess::kGuest);
   u64 answer = value.value_or(0);
@@ -127,7 +129,7 @@ Guest<void> op_rdmsr(Cpu& cpu, const Insn&) {
 Guest<void> op_wrmsr(Cpu& cpu, const Insn&) {
   u32 index = ecx(cpu.state());
   u64 value = edx_eax(cpu.state());
-  bool filtered = cpu.platform().msr_filtered(index, true);
+  bool filtered = cpu.client_msr_answered(index, true) || cpu.platform().msr_filtered(index, true);
   if (!filtered && write_msr(cpu, index, value, MsrAccess::kGuest)) return {};
   return msr_failed(cpu, index, true, filtered, &value);
 }

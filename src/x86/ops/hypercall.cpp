@@ -33,8 +33,9 @@ Guest<void> op_hypercall(Cpu& cpu, const Insn& insn) {
       insn.length >= kLength && !cpu.model().entries().empty() && insn.bytes[insn.length - 1] != native;
   if (foreign && !cpu.platform().fixes_hypercalls()) return GuestStop::ud();
   if (foreign) return patch(cpu, native);
-  u32 client_call = 0;
-  switch (cpu.platform().hypercall(&client_call)) {
+  const std::optional<u32> answered = cpu.answered_hypercall();
+  u32 client_call = answered.value_or(0);
+  switch (answered ? Hypercall::kClient : cpu.platform().hypercall(&client_call)) {
     case Hypercall::kDone:
       return {};
     case Hypercall::kUndefined:

@@ -10,7 +10,9 @@ namespace anykvm::x86 {
 
 // IA32_ARCH_CAPABILITIES of a new CPU: the weaknesses that the host says it does not have
 // (sys/msr_model.cpp).
+inline constexpr u64 kLfenceSerializes = 2;  // of DE_CFG
 u64 default_arch_capabilities();
+u64 default_microcode_revision();
 
 inline constexpr unsigned kMtrrVariableRanges = 8;
 inline constexpr unsigned kMachineCheckBanks = 32;
@@ -29,10 +31,11 @@ struct MsrState {
 
   // Those whose functions check or do more.
   u64 pat = 0x0007040600070406;
+  u64 sysenter_esp = 0, sysenter_eip = 0;
   u64 tsc_aux = 0, tsc_adjust = 0;
-  u64 misc_enable = 0x1801;  // fast strings; no branch trace, no precise event sampling
+  u64 misc_enable = 0x1800;  // no branch trace, no precise event sampling; firmware sets fast strings
   u64 feature_control = 0;
-  u64 microcode_revision = u64{1} << 32;
+  u64 microcode_revision = default_microcode_revision();
   u64 arch_capabilities = default_arch_capabilities();
   u64 spec_ctrl = 0;
   u64 tsx_ctrl = 0;

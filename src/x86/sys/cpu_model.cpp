@@ -133,6 +133,32 @@ void CpuModel::recompute() {
   }
 }
 
+// The bits of an entry that follow the state of the CPU.
+CpuidEntry CpuModel::with_state(CpuidEntry entry, const CpuState& state) const {
+  auto copy_bit = [](u32& reg, unsigned number, bool value) {
+    reg = (reg & ~(1u << number)) | (u32{value} << number);
+  };
+  const bool compacts = has(Feature::kXsavec) || has(Feature::kXsaves);
+  if (entry.function == 0x1) copy_bit(entry.ecx, 27, state.cr4 & kCr4Osxsave);
+  if (entry.function == 0x7 && entry.index == 0) copy_bit(entry.ecx, 4, state.cr4 & kCr4Pke);
+  if (entry.function == 0xd && entry.index == 0) entry.ebx = xsave_standard_size(state.xcr0);
+  if (entry.function == 0xd && entry.index == 1 && compacts) entry.ebx = xsave_compacted_size(state.xcr0);
+  return entry;
+}
+
+std::vector<CpuidEntry> CpuModel::entries_now(const CpuState& state) const {
+  std::vector<CpuidEntry> entries = m_entries;
+  if (!(state.cr4 & (kCr4Osxsave | kCr4Pke)) && state.xcr0 == kXcr0X87) return entries;
+  for (CpuidEntry& entry : entries) entry = with_state(entry, state);
+  return entries;
+}
+
+bool CpuModel::shows_the_same(const std::vector<CpuidEntry>& entries, const CpuState& state) const {
+  return std::ranges::equal(entries, m_entries, [&](const CpuidEntry& a, const CpuidEntry& b) {
+    return with_state(a, state) == with_state(b, state);
+  });
+}
+
 CpuidResult CpuModel::cpuid(u32 leaf, u32 subleaf, const CpuState& state) const {
   const CpuidEntry* entry = find(leaf, subleaf);
   if (!entry) entry = find_out_of_range(leaf, subleaf);
@@ -142,18 +168,11 @@ CpuidResult CpuModel::cpuid(u32 leaf, u32 subleaf, const CpuState& state) const 
     if (!first) return {};
     return {0, 0, subleaf & 0xff, first->edx};
   }
-  CpuidResult result{entry->eax, entry->ebx, entry->ecx, entry->edx};
-  auto copy_bit = [](u32& reg, unsigned number, bool value) {
-    reg = (reg & ~(1u << number)) | (u32{value} << number);
-  };
-  if (entry->function == 0x1) copy_bit(result.ecx, 27, state.cr4 & kCr4Osxsave);
-  if (entry->function == 0x7 && entry->index == 0) copy_bit(result.ecx, 4, state.cr4 & kCr4Pke);
+  const CpuidEntry now = with_state(*entry, state);
+  CpuidResult result{now.eax, now.ebx, now.ecx, now.edx};
   // IA32_TSX_CTRL.TSX_CPUID_CLEAR hides HLE and RTM.
   constexpr u32 kHleAndRtm = 1u << 4 | 1u << 11;
   if (entry->function == 0x7 && entry->index == 0 && (state.msrs.tsx_ctrl & 2)) result.ebx &= ~kHleAndRtm;
-  if (entry->function == 0xd && entry->index == 0) result.ebx = xsave_standard_size(state.xcr0);
-  bool compacts = has(Feature::kXsavec) || has(Feature::kXsaves);
-  if (entry->function == 0xd && entry->index == 1 && compacts) result.ebx = xsave_compacted_size(state.xcr0);
   return result;
 }
 

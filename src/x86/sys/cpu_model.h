@@ -15,6 +15,8 @@ struct CpuState;
 struct CpuidEntry {
   u32 function = 0, index = 0, flags = 0;
   u32 eax = 0, ebx = 0, ecx = 0, edx = 0;
+
+  bool operator==(const CpuidEntry&) const = default;
 };
 
 // Guest features by the manuals' names; the row of each in tables/features.def says where CPUID shows it.
@@ -34,6 +36,12 @@ class CpuModel {
   // Exactly what KVM_SET_CPUID2 stored (SEEDS X1).
   void set_entries(std::vector<CpuidEntry> entries);
   const std::vector<CpuidEntry>& entries() const { return m_entries; }
+
+  // What KVM_GET_CPUID2 tells: those, with what the guest has switched on since (OSXSAVE, OSPKE, the sizes of
+  // leaf 0DH).
+  std::vector<CpuidEntry> entries_now(const CpuState& state) const;
+  // Would storing these change what the guest sees? The bits that follow the state do not count.
+  bool shows_the_same(const std::vector<CpuidEntry>& entries, const CpuState& state) const;
 
   // Has the guest this feature? Until the client sets entries: no feature at all beyond x86-64-v1's.
   // Is `value` canonical for registers that hold an address for later? The widest form that the model has
@@ -57,6 +65,7 @@ class CpuModel {
 
  private:
   void recompute();
+  CpuidEntry with_state(CpuidEntry entry, const CpuState& state) const;
   const CpuidEntry* find(u32 leaf, u32 subleaf) const;
   const CpuidEntry* find_out_of_range(u32 leaf, u32 subleaf) const;
 
@@ -68,6 +77,9 @@ class CpuModel {
   u64 m_efer_supported = 0;
   bool m_intel = false;
 };
+
+// The vendor of the host's CPU is AMD, or one whose CPUs are AMD's.
+bool host_is_amd();
 
 // KVM_GET_SUPPORTED_CPUID: the host's CPUID, masked to what works in guests here (features.def).
 std::vector<CpuidEntry> supported_cpuid();

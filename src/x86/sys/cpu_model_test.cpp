@@ -9,11 +9,6 @@
 
 namespace anykvm::x86 {
 
-bool operator==(const CpuidEntry& a, const CpuidEntry& b) {
-  return a.function == b.function && a.index == b.index && a.flags == b.flags && a.eax == b.eax &&
-         a.ebx == b.ebx && a.ecx == b.ecx && a.edx == b.edx;
-}
-
 namespace {
 
 using testing::ElementsAreArray;

@@ -142,7 +142,7 @@ std::optional<u64> read_feature_msr(u32 index) {
     case 0x122:
       return fresh.tsx_ctrl;
     case 0xc0011029:
-      return fresh.de_cfg;
+      return kLfenceSerializes;
     default:
       return std::nullopt;
   }

@@ -73,6 +73,9 @@ bool set_arch_capabilities(Cpu& cpu, u32, u64 value, MsrAccess access) {
   return true;
 }
 
+// What KVM's guests start with: the revision is in the upper half on Intel's CPUs, in the lower on AMD's.
+u64 default_microcode_revision() { return host_is_amd() ? 0x01000065 : u64{1} << 32; }
+
 // Intel: the guest writes 0, executes CPUID and reads the revision (SDM 3A 10.11.7.1). The revision never
 // changes.
 std::optional<u64> get_microcode_revision(Cpu& cpu, u32, MsrAccess) {

@@ -13,7 +13,26 @@ bool set_segment_base(Cpu& cpu, SegmentIndex segment, u64 value) {
   return true;
 }
 
+// AMD's CPUs keep 32 bits, since they have no SYSENTER in long mode (APM 2 6.1.2); Intel's want a canonical
+// address.
+bool set_sysenter_address(Cpu& cpu, u64& stored, u64 value) {
+  const bool intel = cpu.model().intel() || cpu.model().entries().empty();
+  if (intel && !cpu.model().canonical_register(value)) return false;
+  stored = intel ? value : value & low_bits(32);
+  return true;
+}
+
 }  // namespace
+
+std::optional<u64> get_sysenter_esp(Cpu& cpu, u32, MsrAccess) { return cpu.state().msrs.sysenter_esp; }
+bool set_sysenter_esp(Cpu& cpu, u32, u64 value, MsrAccess) {
+  return set_sysenter_address(cpu, cpu.state().msrs.sysenter_esp, value);
+}
+
+std::optional<u64> get_sysenter_eip(Cpu& cpu, u32, MsrAccess) { return cpu.state().msrs.sysenter_eip; }
+bool set_sysenter_eip(Cpu& cpu, u32, u64 value, MsrAccess) {
+  return set_sysenter_address(cpu, cpu.state().msrs.sysenter_eip, value);
+}
 
 std::optional<u64> get_efer(Cpu& cpu, u32, MsrAccess) { return cpu.state().efer; }
 bool set_efer(Cpu& cpu, u32, u64 value, MsrAccess) { return write_efer(cpu, value).ok(); }

@@ -13,6 +13,13 @@
 #include "x86/sys/feature_table.h"
 
 namespace anykvm::x86 {
+
+bool host_is_amd() {
+  u32 eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __cpuid(0, eax, ebx, ecx, edx);
+  return ebx == 0x68747541 || ebx == 0x6f677948;  // "Auth", "Hygo"
+}
+
 namespace {
 
 constexpr u32 kLastBasicLeaf = 0x1f;
@@ -24,11 +31,6 @@ CpuidResult host_cpuid(u32 leaf, u32 subleaf = 0) {
   CpuidResult result{};
   __cpuid_count(leaf, subleaf, result.eax, result.ebx, result.ecx, result.edx);
   return result;
-}
-
-bool host_is_amd() {
-  u32 ebx = host_cpuid(0).ebx;
-  return ebx == 0x68747541 || ebx == 0x6f677948;  // "Auth", "Hygo"
 }
 
 CpuidEntry entry_of(u32 leaf, const CpuidResult& answer) {

@@ -255,7 +255,7 @@ BARE_TEST(msr, unknown_ones_fault) {
   CHECK_EQ(writing_msr(0x12345678, 0), kGp);
 }
 BARE_TEST(msr, addresses_must_be_canonical) {
-  for (u32 index : {0xc0000082u, 0xc0000083u, 0xc0000100u, 0xc0000101u, 0xc0000102u, 0x175u, 0x176u}) {
+  for (u32 index : {0xc0000082u, 0xc0000083u, 0xc0000100u, 0xc0000101u, 0xc0000102u}) {
     const u64 before = rdmsr(index);
     CHECK_EQ(writing_msr(index, bit(60)), kGp);
     CHECK_EQ(writing_msr(index, 0xffff800000001234), kNone);
