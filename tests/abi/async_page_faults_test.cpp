@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <deque>
 #include <set>
 #include <thread>
 
@@ -23,10 +24,11 @@ constexpr std::uint8_t kVector = 0x40;
 constexpr std::uint8_t kFaulted = 0x10, kReady = 0x11, kDone = 0x12;
 constexpr std::uint32_t kWakeAll = ~0u;
 
-// Memory whose pages nobody has until the test fills them.
+// Memory whose pages nobody has until the test fills them. The address is never used again: a thread that
+// waited for a page goes on when the descriptor is closed, and must not bring in one of the next test's.
 class LatePages {
  public:
-  explicit LatePages(std::size_t pages) : m_pages(pages * 4096) {
+  explicit LatePages(std::size_t pages) : m_pages(all_pages().emplace_back(pages * 4096)) {
     madvise(m_pages.data(), m_pages.size(), MADV_DONTNEED);
     m_fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC));
     uffdio_api api{};
@@ -61,7 +63,12 @@ class LatePages {
   }
 
  private:
-  Pages m_pages;
+  static std::deque<Pages>& all_pages() {
+    static std::deque<Pages> pages;
+    return pages;
+  }
+
+  Pages& m_pages;
   int m_fd = -1;
   bool m_usable = false;
 };

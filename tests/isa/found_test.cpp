@@ -216,6 +216,22 @@ TEST_F(Found, bounds_are_aligned_each_by_itself) {
   }
 }
 
+TEST_F(Found, first_of_two_bounds_is_checked_before_the_second) {
+  for (u64 offset = 0; offset < 10; ++offset) {
+    auto prepare = [&](UserState& s) { s.gpr[kRsiNumber] = 0xfffffff6 + offset; };
+    agree32(with_flags(kAlignmentFlag, {0x62, 0x06}), prepare);        // BOUND EAX, [ESI]
+    agree32(with_flags(kAlignmentFlag, {0x66, 0x62, 0x06}), prepare);  // BOUND AX, [ESI]
+  }
+}
+
+TEST_F(Found, parts_of_far_pointers_behind_4_gib) {
+  for (u64 offset = 0; offset < 10; ++offset) {
+    auto prepare = [&](UserState& s) { s.gpr[kRsiNumber] = 0xfffffff6 + offset; };
+    agree32(with_flags(kAlignmentFlag, {0xc4, 0x06}), prepare);        // LES EAX, [ESI]
+    agree32(with_flags(kAlignmentFlag, {0x66, 0xc4, 0x06}), prepare);  // LES AX, [ESI]
+  }
+}
+
 TEST_F(Found, parts_of_far_pointers_are_aligned_each_by_itself) {
   for (u64 offset = 0; offset < 8; ++offset)
     agree(with_flags(kAlignmentFlag, {0x66, 0x0f, 0xb4, 0x06}), [&](UserState& s) {  // LFS AX, [RSI]

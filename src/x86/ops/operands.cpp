@@ -26,11 +26,11 @@ u64 effective_offset(const CpuState& state, const Insn& insn) {
 
 Guest<Gva> two_part_operand(Cpu& cpu, const Insn& insn, unsigned first, unsigned second) {
   const CpuState& state = cpu.state();
-  Gva address = TRY(unaligned_address(state, insn.memory.segment, effective_offset(state, insn),
-                                      first + second, Access::kRead));
-  const bool aligned =
-      !fails_alignment_check(state, address, first) && !fails_alignment_check(state, address + first, second);
-  return aligned ? Guest<Gva>(address) : GuestStop::ac();
+  const SegmentIndex segment = insn.memory.segment;
+  const u64 offset = effective_offset(state, insn);
+  const Gva address = TRY(linear_address(state, segment, offset, first, Access::kRead));
+  TRY(linear_address(state, segment, offset + first, second, Access::kRead));
+  return address;
 }
 
 Guest<Gva> far_pointer_operand(Cpu& cpu, const Insn& insn) {
