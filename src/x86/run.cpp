@@ -423,6 +423,7 @@ class Dispatcher {
   }
 
   MaybeExit handle(Leave leave) {
+    m_context.crossing = 0;  // what has raised an exception does not write its copy back
     switch (leave) {
       case Leave::kLookup:
         return {};

@@ -115,7 +115,6 @@ void Cpu::note_large_page(Gva address, u64 size) {
 // The leader of a group is an access like any other, as far as faults and slow forms are concerned. What
 // follows it may never be executed, so its pages are only looked up.
 extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
-  context->crossing = 0;  // an instruction that raised an exception has left its copy behind
   const bool write = MissInfo::write(info), own_write = MissInfo::own_write(info);
   const bool has_slot = MissInfo::has_slot(info), leads = MissInfo::leads(info);
   const MmuIndex mmu = MissInfo::mmu(info);
