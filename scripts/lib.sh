@@ -8,7 +8,8 @@ started=$SECONDS
 build_packages=(g++ cmake ninja-build libzydis-dev libasmjit-dev libcli11-dev libfmt-dev libgtest-dev libgmock-dev
   libzstd-dev)
 client_packages=(qemu-system-x86 qemu-utils seabios gdb ipxe-qemu ovmf grub-common grub-pc-bin e2fsprogs grub-efi-amd64-bin)
-guest_packages=(busybox-static cpio gzip kmod)
+guest_packages=(busybox-static cpio gzip kmod zstd)
+source_package=linux-source-6.12  # the kernel's selftests
 bench_packages=(python3 libbenchmark-dev)
 
 say() { printf '==> [%3d s] %s\n' $((SECONDS - started)) "$*" >&2; }
@@ -55,9 +56,12 @@ build() {
   cmake --build "$dir" ${1:+--target "$@"} -- $quiet || die "the build failed"
 }
 
+# is_package NAME: can it be downloaded? (Ubuntu knows linux-image-amd64 only as a name that others provide.)
+is_package() { apt-cache policy "$1" | grep -q '^ *Candidate: [0-9]'; }
+
 # image_package NAME: echoes the image package that the metapackage NAME depends on now, or NAME if it is none.
 image_package() {
-  apt-cache show "$1" >/dev/null 2>&1 || return 1
+  is_package "$1" || return 1
   apt-cache depends --no-recommends --no-suggests "$1" |
     sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -1 | grep . || echo "$1"
 }
@@ -75,7 +79,7 @@ newest_kernel_package() {
 unpack_package() {
   local package=$1 dir=$2 deb
   say "downloading $package"
-  rm -rf "$dir" && mkdir -p "$dir"
+  mkdir -p "$dir"
   # As root, apt would otherwise complain that its own user cannot write here.
   (cd "$dir" && apt-get download -qq -o APT::Sandbox::User="$(id -un)" "$package") >&2 || die "cannot download $package"
   deb=("$dir"/*.deb)
@@ -87,6 +91,7 @@ unpack_package() {
 kernel_of_package() {
   local package=$1 dir=$guest_dir/$1
   if ! compgen -G "$dir/vmlinuz-*" >/dev/null; then
+    rm -rf "$dir.tmp"
     unpack_package "$package" "$dir.tmp"
     mkdir -p "$dir" && mv "$dir.tmp"/boot/vmlinuz-* "$dir/" || die "$package has no kernel"
     rm -rf "$dir.tmp"
@@ -158,11 +163,15 @@ add_module() {
 }
 
 make_devices_guest() {
-  local dir=$guest_dir/devices init=$root/tests/guests/devices/init package module
+  local dir=$guest_dir/devices init=$root/tests/guests/devices/init package part module
   package=$(image_package "${DEVICES_KERNEL:-linux-image-amd64}" || image_package linux-image-generic) ||
     die "no kernel package with drivers found; name one with DEVICES_KERNEL=linux-image-..."
   if [ "$dir/initrd.gz" -nt "$init" ] && [ "$dir/initrd.gz" -nt "${BASH_SOURCE[0]}" ]; then return; fi
-  unpack_package "$package" "$dir/package"
+  rm -rf "$dir/package"
+  # Ubuntu has the modules in packages of their own.
+  for part in "$package" "${package/image/modules}" "${package/image/modules-extra}"; do
+    ! is_package "$part" || unpack_package "$part" "$dir/package"
+  done
   mv "$dir"/package/boot/vmlinuz-* "$dir/vmlinuz" || die "$package has no kernel"
   start_initrd "$dir/initrd" "$init"
   mkdir "$dir/initrd/modules" "$dir/initrd/mnt"
