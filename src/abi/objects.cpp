@@ -167,9 +167,10 @@ std::shared_ptr<const Object> find_object(int fd) {
     }
     if (all.files.empty()) return nullptr;
   }
+  // Under the lock: what is closed meanwhile must not be remembered, it would keep the object for ever.
+  std::unique_lock lock(all.mutex);
   auto file = file_of(fd);
   if (!file) return nullptr;
-  std::unique_lock lock(all.mutex);
   auto entry = all.files.find(*file);
   if (entry == all.files.end()) return nullptr;
   remember_descriptor(all, fd, *file);
@@ -177,12 +178,12 @@ std::shared_ptr<const Object> find_object(int fd) {
 }
 
 std::shared_ptr<const Object> adopt_device(int fd) {
-  auto file = file_of(fd);
-  if (!file) return nullptr;
   Object device;
   device.system = std::make_shared<System>();
   Map& all = map();
   std::unique_lock lock(all.mutex);
+  auto file = file_of(fd);
+  if (!file) return nullptr;
   Entry& entry = all.files[*file];
   if (!entry.object) entry.object = std::make_shared<const Object>(std::move(device));
   remember_descriptor(all, fd, *file);
@@ -251,8 +252,8 @@ void forget(int fd) {
     std::shared_lock lock(all.mutex);
     if (!all.descriptors.contains(fd)) return;
   }
-  const auto now = file_of(fd);
   std::unique_lock lock(all.mutex);
+  const auto now = file_of(fd);
   auto known = all.descriptors.find(fd);
   if (known == all.descriptors.end() || known->second == now) return;
   const FileId file = known->second;

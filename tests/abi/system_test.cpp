@@ -2,6 +2,10 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <filesystem>
+#include <thread>
+
 #include "anykvm/anykvm.h"
 #include "kvm.h"
 
@@ -151,6 +155,37 @@ TEST(Descriptors, number_reused_for_a_new_vm_is_the_new_vm) {
   ASSERT_EQ(static_cast<int>(second), number);
   Handle vcpu(call(second, KVM_CREATE_VCPU));
   EXPECT_GE(static_cast<int>(vcpu), 0);
+}
+
+// Files of statistics, which live as long as the VM that was asked for one.
+long files_of_statistics() {
+  long count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    count += std::filesystem::read_symlink(entry, gone).string().starts_with("/memfd:anykvm-stats");
+  }
+  return count;
+}
+
+// Whoever looks a duplicate up while another thread closes it must not remember it: the VM would stay.
+TEST(Descriptors, duplicate_that_is_closed_while_in_use_does_not_keep_the_vm) {
+  constexpr int kRounds = 3000;
+  const long before = files_of_statistics();
+  System system;
+  for (int vm_number = 0; vm_number < 20; ++vm_number) {
+    Handle vm(call(system.fd, KVM_CREATE_VM));
+    ASSERT_GE(Handle(call(vm, KVM_GET_STATS_FD)), 0);
+    const int number = dup(vm);
+    ASSERT_EQ(kvm_close(number), 0);
+    std::atomic<bool> ends = false;
+    std::thread user([&] {
+      while (!ends) call(number, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY);
+    });
+    for (int i = 0; i < kRounds; ++i) EXPECT_EQ(kvm_close(dup(vm)), 0);
+    ends = true;
+    user.join();
+  }
+  EXPECT_EQ(files_of_statistics(), before);
 }
 
 // --- Attributes and emulated features ---
