@@ -90,8 +90,8 @@ struct FoundBlocks {
   void forget() { blocks.fill(nullptr); }
 };
 
-// How often groups of accesses turned out not to be in one piece, by the place in the code.
-class Narrowings {
+// How often translated code has left for the same reason lately, by the place.
+class LeavesLately {
  public:
   // So many within so much time (host TSC) are too many.
   bool too_many(u64 place, u64 now) {
@@ -137,7 +137,8 @@ struct Cpu::Private {
   FoundBlocks found;
   // What was written to code before is seen, and which pages are compared is known (ClientWrites).
   u64 moment = 0, compared_changes = 0;
-  Narrowings narrowings;
+  LeavesLately narrowings;  // groups of accesses that turned out not to be in one piece
+  LeavesLately bus_accesses;
   // Linear ranges, one in each half of the address space, that hold every large page in the TLB.
   struct Range {
     u64 first = ~u64{0}, last = 0;

@@ -436,6 +436,11 @@ class Dispatcher {
       case Leave::kSlow:
         restore_site(false);
         return as_slow_form();
+      case Leave::kBus:
+        if (m_private.bus_accesses.too_many(m_context.leave_pc, __rdtsc()))
+          m_code.do_by_bus(reinterpret_cast<const u8*>(m_context.leave_pc));
+        restore_site(false);
+        return as_slow_form();
       case Leave::kThrash:
         m_code.do_without_slot(reinterpret_cast<const u8*>(m_context.leave_pc));
         restore_site(false);

@@ -45,6 +45,10 @@ class SlotNumbers {
   // Instructions that were found to write across two pages that are apart.
   void note_crossing(Gpa instruction) { m_crossing.insert(instruction.value); }
   bool crosses(Gpa instruction) const { return m_crossing.contains(instruction.value); }
+  // Instructions whose accesses go to devices, so that they need not look into the TLB first.
+  bool note_bus(Gpa instruction) { return m_bus.insert(instruction.value).second; }
+  void forget_bus(Gpa instruction) { m_bus.erase(instruction.value); }
+  bool goes_to_bus(Gpa instruction) const { return m_bus.contains(instruction.value); }
   // Pages of code that much of the time goes to (translate/hot_pages.h): what is there may share.
   void note_hot(Gpa page) { m_hot.insert(page.value); }
   void note_changed(Gpa page) { m_hot.erase(page.value); }
@@ -65,7 +69,7 @@ class SlotNumbers {
   std::vector<Kind> m_kinds;
   u32 m_untaken = 0;
   bool m_short = false;
-  std::unordered_set<u64> m_avoided, m_alone, m_crossing, m_hot;
+  std::unordered_set<u64> m_avoided, m_alone, m_crossing, m_bus, m_hot;
 };
 
 struct AccessSlot {

@@ -245,7 +245,36 @@ TEST_F(AccessTest, seed_X9_slot_added_meanwhile_turns_mmio_into_ram) {
   std::vector<MemorySlot> slots = m_machine->memory().slots();
   slots.push_back(slot(2, kDevice, kPageSize, host(kRamSize + kPageSize)));
   m_machine->set_slots(slots);
+  m_cpu.flush_tlb();  // as Cpu::run() does where slots have changed
   EXPECT_EQ(read<u32>(0x5000), 0u);
+  EXPECT_EQ(m_platform.events.size(), 1u);
+}
+
+// The page is known to be a device's; it must not be once the tables say something else.
+TEST_F(AccessTest, page_that_was_a_device_is_looked_up_again_after_a_flush) {
+  map(0x5000, kDevice);
+  EXPECT_EQ(read<u32>(0x5010), 0x44332211u);
+  map(0x5000, kDevice + 0x1000);
+  EXPECT_EQ(read<u32>(0x5010), 0x44332211u);
+  poke(0x4000 + 5 * 8, 0x20000 | kAll);
+  m_cpu.flush_tlb_page(Gva(0x5000));
+  poke(0x20010, 77);
+  EXPECT_EQ(read<u64>(0x5010), 77u);
+  map(0x5000, kDevice);
+  EXPECT_EQ(read<u32>(0x5010), 0x44332211u);
+  poke(0x4000 + 5 * 8, 0x20000 | kAll);
+  m_cpu.flush_tlb_non_global();
+  EXPECT_EQ(read<u64>(0x5010), 77u);
+  EXPECT_EQ(m_platform.events, (std::vector<Event>{{false, kDevice + 0x10, 4, 0},
+                                                   {false, kDevice + 0x1010, 4, 0},
+                                                   {false, kDevice + 0x10, 4, 0}}));
+}
+
+// What was found by reading does not permit writing.
+TEST_F(AccessTest, device_that_was_read_is_still_protected_from_writes) {
+  map(0x5000, kDevice, kP | kU);
+  EXPECT_EQ(read<u32>(0x5010), 0x44332211u);
+  EXPECT_EQ(fault_of(store<u32>(m_cpu, Gva(0x5010), 1)), std::make_pair(3u, u64{0x5010}));
   EXPECT_EQ(m_platform.events.size(), 1u);
 }
 

@@ -16,6 +16,8 @@ void remember(Cpu& cpu, Gva address, const PageAccess& page, bool write, Privile
                                                          page.global);
 }
 
+PageAccess on_the_bus(Gpa gpa) { return {Gpa(gpa.value & ~kManagementSpace), nullptr, nullptr}; }
+
 }  // namespace
 
 MmuIndex mmu_of(const CpuState& state, Privilege privilege) {
@@ -23,12 +25,21 @@ MmuIndex mmu_of(const CpuState& state, Privilege privilege) {
 }
 
 Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privilege) {
+  if (access != Access::kFetch) {
+    const TlbTable& table = cpu.context().tlb[mmu_of(cpu.state(), privilege)];
+    if (const Gpa* page = table.find_bus(address, access == Access::kWrite))
+      return on_the_bus(*page + address.page_offset());
+  }
   const PhysicalMemory& memory = cpu.machine().memory();
   Translation translation =
       TRY(translate(cpu.state(), memory, address, access, privilege, cpu.model().physical_address_bits()));
   const MemorySlot* slot = memory.find(translation.gpa);
-  if (!slot || (slot->read_only && access == Access::kWrite))
-    return PageAccess{Gpa(translation.gpa.value & ~kManagementSpace), nullptr, nullptr};
+  if (!slot || (slot->read_only && access == Access::kWrite)) {
+    if (access != Access::kFetch)
+      cpu.context().tlb[mmu_of(cpu.state(), privilege)].fill_bus(address, translation.gpa,
+                                                                 access == Access::kWrite);
+    return on_the_bus(translation.gpa);
+  }
   if (privilege == Privilege::kCurrent && may_be_absent(cpu.context(), *slot, translation.gpa)) [[unlikely]]
     return GuestStop::absent(translation.gpa);
   if (translation.page_size > kPageSize) cpu.note_large_page(address, translation.page_size);

@@ -27,9 +27,19 @@ void TlbTable::flush() {
 
 void TlbTable::flush_non_global() {
   local.take_all([this](unsigned i) { forget(i); });
+  forget_bus_pages();
 }
 
-void TlbTable::flush_page(Gva address) { forget(index_of(address)); }
+void TlbTable::forget_bus_pages() {
+  if (!has_bus_pages) return;
+  for (BusPage& entry : bus) entry = {};
+  has_bus_pages = false;
+}
+
+void TlbTable::flush_page(Gva address) {
+  forget(index_of(address));
+  bus_entry(address) = {};
+}
 
 void TlbTable::forbid_writes(const u8* host_page) {
   u64 wanted = reinterpret_cast<u64>(host_page);

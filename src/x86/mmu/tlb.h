@@ -9,6 +9,8 @@
 //
 // Translated code takes `delta` where the operand's registers still give the linear address: one addition
 // less on the way to the bytes.
+//
+// Beside it, for C++ code only: pages lately found to be no memory but the bus's, so that MMIO need not walk.
 
 #include "base/types.h"
 #include "base/zeroed_memory.h"
@@ -22,6 +24,9 @@ inline constexpr unsigned kTlbEntries = 4096;
 
 enum MmuIndex : u8 { kMmuSupervisor = 0, kMmuUser = 1, kMmuSupervisorAc = 2, kMmuIndexCount = 3 };
 
+// A guest polls few devices at a time.
+inline constexpr unsigned kBusPages = 8;
+
 // SAFETY: only ever made by `new`, by itself or in a Context, so what no initializer names is zero.
 struct TlbTable : InZeroedMemory {
   u64 read_tag[kTlbEntries];
@@ -30,6 +35,13 @@ struct TlbTable : InZeroedMemory {
   u64 delta[kTlbEntries];        // host address - linear address
   EntrySet<kTlbEntries> global;  // filled, and kept by MOV to CR3 (SDM 3A 4.10.2.4)
   EntrySet<kTlbEntries> local;   // the others that are filled
+
+  struct BusPage {
+    u64 read_tag, write_tag;  // linear page + 1, if there is one for this kind of access
+    Gpa page;
+  };
+  BusPage bus[kBusPages];
+  bool has_bus_pages;
 
   TlbTable() { forget(0); }
 
@@ -60,6 +72,20 @@ struct TlbTable : InZeroedMemory {
     return offset <= kPageSize - size ? reinterpret_cast<u8*>(host[index] + offset) : nullptr;
   }
 
+  void fill_bus(Gva address, Gpa gpa, bool write) {
+    BusPage& entry = bus_entry(address);
+    const u64 tag = address.page().value + 1;
+    const bool same = (entry.read_tag == tag || entry.write_tag == tag) && entry.page == gpa.page();
+    if (!same) entry = {0, 0, gpa.page()};
+    (write ? entry.write_tag : entry.read_tag) = tag;
+    has_bus_pages = true;
+  }
+  // The physical page, if an access of this kind goes to the bus.
+  const Gpa* find_bus(Gva address, bool write) const {
+    const BusPage& entry = bus[bus_index(address)];
+    return (write ? entry.write_tag : entry.read_tag) == address.page().value + 1 ? &entry.page : nullptr;
+  }
+
   // The longest run of linear pages around `page`, whose entry is there, that one difference between host and
   // linear addresses serves: at most kExtentReach pages further on each side.
   static constexpr u64 kExtentReach = 512;
@@ -75,6 +101,9 @@ struct TlbTable : InZeroedMemory {
   void forbid_writes(const u8* host_page);
 
  private:
+  static constexpr unsigned bus_index(Gva address) { return (address.value >> 12) % kBusPages; }
+  BusPage& bus_entry(Gva address) { return bus[bus_index(address)]; }
+  void forget_bus_pages();
   void forget(unsigned index) { read_tag[index] = write_tag[index] = never(index); }
 };
 

@@ -36,13 +36,16 @@ bool may_be_written(const MemorySlot& slot, const Translation& t, u8 cpu_number)
 Guest<u8*> map_page(Context& context, Gva address, bool write, bool write_follows, MmuIndex mmu) {
   Cpu& cpu = *context.cpu;
   if (u8* known = context.tlb[mmu].find(address, 1, write || write_follows)) return known;
-  if (cpu.watches_data_near(address)) return nullptr;
+  if (cpu.watches_data_near(address) || context.tlb[mmu].find_bus(address, write)) return nullptr;
   ++context.counts->tlb_misses;
   const PhysicalMemory& memory = cpu.machine().memory();
   const Translation t = TRY(translate(context.state, memory, address, write ? Access::kWrite : Access::kRead,
                                       Privilege::kCurrent, cpu.model().physical_address_bits()));
   const MemorySlot* slot = memory.find(t.gpa);
-  if (!slot || (write && slot->read_only)) return nullptr;
+  if (!slot || (write && slot->read_only)) {
+    context.tlb[mmu].fill_bus(address, t.gpa, write);
+    return nullptr;
+  }
   if (may_be_absent(context, *slot, t.gpa)) [[unlikely]]
     return GuestStop::absent(t.gpa);
   if (write) {
@@ -131,7 +134,10 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
     return exact ? leave_fault(context, mapped.error()) : leave_for(context, Leave::kSlow);
   }
   u8* const own = mapped.value();
-  if (!own) return leave_for(context, Leave::kSlow);
+  if (!own) {
+    const bool bus = context->tlb[mmu].find_bus(address, own_write);
+    return leave_for(context, bus ? Leave::kBus : Leave::kSlow);
+  }
   if (crosses && !continues(*context, address, own, own_write, mmu))
     return access_across_pages(*context, address, own, info);
   u8* const host = own - MissInfo::own_at(info);
@@ -146,7 +152,7 @@ extern "C" u8* anykvm_tlb_miss(Context* context, u64 linear, u64 info) {
     context->access.fill(MissInfo::slot(info), extent, size, reinterpret_cast<u64>(host) - linear);
   if (whole || !leads) return host;
   const bool split = MissInfo::knows_split_pages(info) && on_split_pages(table, Gva(linear), size, write);
-  // The dispatcher sees some of those without a slot, and whether they are always split (Narrowings).
+  // The dispatcher sees some of those without a slot, and whether they are always split (LeavesLately).
   if (!split || (!has_slot && ++context->splits % kSplitsAside == 0))
     return leave_for(context, Leave::kNarrow);
   if (has_slot) context->access.note_split(MissInfo::slot(info), Gva(linear));

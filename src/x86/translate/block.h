@@ -61,7 +61,7 @@ struct HelperSite {
   bool serializes = false;
   bool roams = false;  // its block does: both are within the page at Block::kNowhere
   u16 code_page = 0;   // the block's
-  u8 counts = 0;  // bits by Counted
+  u8 counts = 0;       // bits by Counted
 };
 
 // A memory access by the slow path.
@@ -71,8 +71,11 @@ struct SlowSite {
   bool segmented = false;  // the address is an offset within `segment`; otherwise linear
   bool read = false, write = false;
   bool locked = false;             // LOCK, or XCHG
+  bool on_bus = false;             // slow for no other reason than SlotNumbers::goes_to_bus()
   bool first = true, last = true;  // of its instruction's accesses
   u16 size = 0;
+  Gpa instruction{};               // if on_bus
+  mutable u32 gone_elsewhere = 0;  // if on_bus: how often it was memory; any vCPU's thread counts, roughly
   // Masked vector accesses: only elements with their mask bit set are touched.
   u8 element = 0;       // bytes; 0: not masked
   u8 lanes = 0;         // mask bits; element i is active if bit i, i + elements, i + 2 elements ... is set

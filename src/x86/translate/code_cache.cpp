@@ -6,6 +6,7 @@
 
 #include "base/counters.h"
 #include "base/guarded_memory.h"
+#include "base/optimizations.h"
 #include "base/trace.h"
 #include "x86/mmu/code_pages.h"
 #include "x86/translate/perf_map.h"
@@ -297,6 +298,23 @@ void CodeCache::do_with_crossing(const u8* pc) {
 void CodeCache::do_without_group(const u8* pc) {
   std::lock_guard lock(m_mutex);
   make_anew(pc, &SlotNumbers::leave_alone);
+}
+
+// What roams has no RIP of its own to go on from when the client has to answer.
+void CodeCache::do_by_bus(const u8* pc) {
+  if (!optimizations().devices) return;
+  std::lock_guard lock(m_mutex);
+  Block* block = holding(pc);
+  Site site;
+  if (!block || block->roams) return;
+  if (!site_words::find(block->sites(), static_cast<u32>(pc - block->code), false, &site)) return;
+  if (m_slots.note_bus(block->gpa + site.guest_offset)) kill(block);
+}
+
+void CodeCache::do_by_tlb(Gpa instruction) {
+  std::lock_guard lock(m_mutex);
+  m_slots.forget_bus(instruction);
+  if (m_pages.contains(instruction.value / kPageSize)) drop_page(instruction.value / kPageSize);
 }
 
 void CodeCache::make_anew(const u8* pc, void (SlotNumbers::*note)(Gpa instruction)) {

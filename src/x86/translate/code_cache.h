@@ -78,6 +78,11 @@ class CodeCache {
   // The access that called a thunk and returns to `pc` is better off without leading a group.
   void do_without_group(const u8* pc);
 
+  // The access that called a thunk and returns to `pc` is better off in its slow form within its block.
+  void do_by_bus(const u8* pc);
+  // Or not, after all: no more than other accesses of the instruction.
+  void do_by_tlb(Gpa instruction);
+
   // An interrupt came while code in `page` ran. Gives the page's accesses slots where they are scarce and it
   // is one of the hottest.
   void sample(Gpa page);

@@ -23,11 +23,12 @@ class Cpu;
 enum class Leave : u64 {
   kLookup = 0,      // find the block at state.rip
   kStop = 1,        // a helper filled Context::stop
-  kSlow = 2,        // this instruction's memory access needs the slow form (MMIO, page crossing, code page)
+  kSlow = 2,        // this instruction's memory access needs the slow form (page crossing, code page)
   kSignal = 3,      // a host signal in translated code; Context::signal_*
   kThrash = 4,      // the slot of this instruction's access misses all the time
   kNarrow = 5,      // the bytes of this instruction's group of accesses are not in one piece
   kCrosses = 7,     // this instruction writes across two pages, and can be made to do so on a copy
+  kBus = 8,         // as kSlow: MMIO
   kHelperStop = 6,  // as kStop, and RIP and flags are those before the instruction already
 };
 

@@ -208,6 +208,8 @@ class Emitter {
   void look_into_slot(Miss& miss);
   void look_into_tlb(Miss& miss);
   bool wants_slot() const;
+  bool goes_to_bus() const;
+  Gpa guest_address() const { return m_block.gpa + (m_rip - m_block.rip); }  // of the instruction
   std::size_t code_page_offset() const;
   void rip_relative_offset(const Insn& insn, const asmjit::x86::Gp& to);
   void add_segment_base(SegmentIndex segment);

@@ -71,8 +71,12 @@ SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read,
   site.last = last;
   site.locked = read && write && is_locked(*m_decoded);
   site.size = static_cast<u16>(size);
+  site.on_bus = mode.direct_memory() && goes_to_bus();
+  site.instruction = guest_address();
   return &site;
 }
+
+bool Emitter::goes_to_bus() const { return !m_block.roams && m_slots.goes_to_bus(guest_address()); }
 
 // Whether the access can be looked up directly. R10 = linear address, if so.
 bool Emitter::prepare_access(SegmentIndex segment, bool write) {
@@ -81,7 +85,7 @@ bool Emitter::prepare_access(SegmentIndex segment, bool write) {
   if (mode.code64() && based) add_segment_base(segment);
   protect_flags();
   bool forbidden = segment == kCs && write;  // outside 64-bit mode; the slow path raises the fault
-  return mode.direct_memory() && (mode.code64() || (!based && !forbidden));
+  return mode.direct_memory() && !goes_to_bus() && (mode.code64() || (!based && !forbidden));
 }
 
 void Emitter::open_access(SegmentIndex segment, unsigned size, bool read, bool write, bool first, bool last) {
@@ -105,7 +109,7 @@ bool Emitter::open_indexed(SegmentIndex segment, unsigned size, bool read, bool 
 void Emitter::open_masked_access(const Decoded& d) {
   forget_delta();
   SegmentIndex segment = d.insn.memory.segment;
-  if (mode.direct_memory() && mode.code64()) {
+  if (mode.direct_memory() && mode.code64() && !goes_to_bus()) {
     if (mode.code64() && (segment == kFs || segment == kGs)) add_segment_base(segment);
     protect_flags();
     fast_access(d.insn.memory.size, d.memory_write, true);
@@ -135,8 +139,7 @@ void Emitter::slow_access(SlowSite* site) {
 
 // Kernels look at another object each time.
 bool Emitter::wants_slot() const {
-  return optimizations().slots && mode.mmu == kMmuUser &&
-         !m_slots.avoids(m_block.gpa + (m_rip - m_block.rip));
+  return optimizations().slots && mode.mmu == kMmuUser && !m_slots.avoids(guest_address());
 }
 
 Emitter::Miss Emitter::new_miss(unsigned size, bool write, bool masked) {
@@ -200,7 +203,7 @@ void Emitter::look_into_slot(Miss& miss) {
 
 bool Emitter::open_by_delta(u8 base, i64 displacement, SegmentIndex segment, unsigned size, bool write) {
   const bool plain = mode.code64() && mode.direct_memory() && segment != kFs && segment != kGs;
-  if (!plain || base >= 16 || !resident(base)) return false;
+  if (!plain || base >= 16 || !resident(base) || goes_to_bus()) return false;
   if (m_place.follows()) {
     if (m_delta_of != m_place.group) a.mov(kScratch, host::gs(m_group_delta[m_place.group]));
     m_delta_of = m_place.group;
@@ -297,7 +300,7 @@ void Emitter::begin_crossing() {
   const auto guest_offset = static_cast<u16>(m_rip - m_block.rip);
   if (miss.guest_offset != guest_offset || MissInfo::leads(miss.info) || MissInfo::masked(miss.info)) return;
   miss.info |= MissInfo::kMayCross;
-  if (!m_slots.crosses(m_block.gpa + guest_offset)) return;
+  if (!m_slots.crosses(guest_address())) return;
   m_crossing = true;
   miss.info |= MissInfo::kKnowsCrossing;
   miss.rest_begin = offset();

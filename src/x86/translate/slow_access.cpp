@@ -123,6 +123,16 @@ Guest<void> commit(Cpu& cpu, Context* context, const SlowSite& site) {
   return written ? Guest<void>{} : GuestStop::again();
 }
 
+// An instruction that used to go to a device may go to memory for once, or from now on.
+void check_habit(Cpu& cpu, const Context& context, const SlowSite& site) {
+  constexpr u32 kMostElsewhere = 64;
+  const TlbTable& table = context.tlb[mmu_index(cpu.state())];
+  const bool bus =
+      context.bounce_address != kInPlace && table.find_bus(Gva(context.bounce_address), site.write);
+  if (bus) return;
+  if (++site.gone_elsewhere == kMostElsewhere) cpu.machine().code().do_by_tlb(site.instruction);
+}
+
 }  // namespace
 
 extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site) {
@@ -137,6 +147,7 @@ extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite*
     context->leave = Leave::kStop;
     return nullptr;
   }
+  if (site->on_bus) check_habit(cpu, *context, *site);
   if (!site->write && site->last) cpu.io_done();
   return opened.value();
 }

@@ -121,6 +121,7 @@ class Run {
     }
     if (!m_count) return false;
     keep_shadow();
+    find_bus_accesses();
     plan_flags();
     find_groups();
     return true;
@@ -168,7 +169,7 @@ class Run {
   bool loops() const {
     // What is narrow goes back to the form with groups.
     const bool linked = !m_block.mode.step && !m_block.mode.slow && !m_block.mode.narrow &&
-                        !m_block.straddles && optimizations().links && optimizations().loops;
+                        !m_block.straddles && !m_on_bus && optimizations().links && optimizations().loops;
     const bool own_code = std::all_of(m_run.begin(), m_run.begin() + m_count, [](const Planned& p) {
       const bool may_call_cpp = p.policy.rule == Rule::kstring || p.policy.rule == Rule::kgather;
       return p.policy.kind == Policy::Kind::kAsIs || (p.policy.kind == Policy::Kind::kRule && !may_call_cpp);
@@ -244,15 +245,20 @@ class Run {
       m_run[m_count - 1].policy.kind = Policy::Kind::kHelper;
   }
 
+  void find_bus_accesses() {
+    for (unsigned i = 0; i < m_count && !m_block.roams; ++i)
+      m_on_bus |= m_slots.goes_to_bus(m_block.gpa + (m_run[i].rip - m_block.rip));
+  }
+
   void plan_flags() {
     for (unsigned i = 0; i < m_count; ++i) m_flags.add(m_run[i].decoded, m_run[i].policy, &m_run[i].flags);
     const Mode& mode = m_block.mode;
-    m_flags.finish(!mode.code64() || !mode.direct_memory(), loops());
+    m_flags.finish(!mode.code64() || !mode.direct_memory() || m_on_bus, loops());
   }
 
   void find_groups() {
     const Mode& mode = m_block.mode;
-    if (!mode.code64() || !mode.direct_memory() || mode.narrow || !optimizations().groups) return;
+    if (!mode.code64() || !mode.direct_memory() || mode.narrow || m_on_bus || !optimizations().groups) return;
     AccessGroups groups;
     for (unsigned i = 0; i < m_count; ++i) {
       Planned& p = m_run[i];
@@ -288,6 +294,7 @@ class Run {
   unsigned m_ways_out = 0;
   unsigned m_used = 0;
   bool m_next_straddles = false;
+  bool m_on_bus = false;  // some instruction goes_to_bus()
   unsigned m_count = 0;
   std::array<Planned, kMaxInstructions> m_run;
   FlagPlan m_flags;
