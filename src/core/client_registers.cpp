@@ -3,10 +3,12 @@
 #include <errno.h>
 #include <string.h>
 
+#include <algorithm>
 #include <bit>
 
 #include "core/vcpu.h"
 #include "core/vm.h"
+#include "x86/mmu/paging.h"
 #include "x86/sys/control_registers.h"
 
 namespace anykvm::core {
@@ -97,6 +99,7 @@ x86::CpuState proposed_state(Vcpu& vcpu, const Sregs& from) {
   state.cr3 = from.cr3;
   state.cr4 = from.cr4;
   state.efer = from.efer;
+  state.pdptes_valid = false;  // they belong to the CR3 that was
   state.cpl = implied_cpl(state);
   return state;
 }
@@ -110,9 +113,9 @@ template <class Sregs>
 Result<> apply_common(Vcpu& vcpu, const Sregs& from) {
   x86::CpuState proposed = proposed_state(vcpu, from);
   if (!x86::valid_sregs(vcpu.cpu().model(), proposed)) return Error{EINVAL, "no CPU can be in this state"};
-  if (from.cr8 > 15) return Error{EINVAL, "CR8 is above 15"};
   TRY(vcpu.set_apic_base(from.apic_base));
-  TRY(vcpu.set_task_priority(from.cr8));
+  // A value that CR8 cannot have is not taken over, and is no error here, as in the kernel.
+  [[maybe_unused]] const Result<> taken = vcpu.set_task_priority(from.cr8);
   const bool boot = vcpu.apic_base() & (1u << 8);
   if (boot && at_reset_vector(proposed)) proposed.mp_state = x86::MpState::kRunnable;
   vcpu.state() = proposed;
@@ -131,6 +134,14 @@ Result<> check_events(Vm& vm, const kvm_vcpu_events& events) {
   const bool exception = events.exception.injected || events.exception.pending;
   if (exception && (events.exception.nr > 31 || events.exception.nr == x86::kVectorNmi))
     return Error{EINVAL, "not an exception vector"};
+  return {};
+}
+
+// In system-management mode INITs are latched, so none can have been received.
+Result<> check_smm(Vcpu& vcpu, const kvm_vcpu_events& events) {
+  const bool wants_smm = (events.flags & KVM_VCPUEVENT_VALID_SMM) && (events.smi.smm || events.smi.pending);
+  if (wants_smm && vcpu.state().mp_state == x86::MpState::kInitReceived)
+    return Error{EINVAL, "no system-management mode after INIT"};
   return {};
 }
 
@@ -181,11 +192,13 @@ kvm_sregs get_sregs(Vcpu& vcpu) {
   return sregs;
 }
 
-// Page-directory pointers are read from memory at every walk here, so none are "loaded" that a client must
-// carry over.
 kvm_sregs2 get_sregs2(Vcpu& vcpu) {
   kvm_sregs2 sregs{};
   fill_common(vcpu, sregs);
+  if (x86::paging_mode(vcpu.state()) != x86::PagingMode::kPae) return sregs;
+  const auto pdptes = x86::pdptes_in_use(vcpu.state(), vcpu.vm().machine().memory());
+  std::ranges::copy(pdptes, sregs.pdptrs);
+  sregs.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
   return sregs;
 }
 
@@ -206,9 +219,13 @@ Result<> set_sregs(Vcpu& vcpu, const kvm_sregs& sregs) {
 Result<> set_sregs2(Vcpu& vcpu, const kvm_sregs2& sregs) {
   if (sregs.flags & ~u64{KVM_SREGS2_FLAGS_PDPTRS_VALID}) return Error{EINVAL, "unknown sregs2 flags"};
   const bool pae = (sregs.cr0 & x86::kCr0Pg) && (sregs.cr4 & x86::kCr4Pae) && !(sregs.efer & x86::kEferLma);
-  if ((sregs.flags & KVM_SREGS2_FLAGS_PDPTRS_VALID) && !pae)
-    return Error{EINVAL, "PDPTRs exist in PAE mode only"};
-  return apply_common(vcpu, sregs);
+  const bool has_pdptes = sregs.flags & KVM_SREGS2_FLAGS_PDPTRS_VALID;
+  if (has_pdptes && !pae) return Error{EINVAL, "PDPTRs exist in PAE mode only"};
+  TRY(apply_common(vcpu, sregs));
+  if (!has_pdptes) return {};
+  std::ranges::copy(sregs.pdptrs, vcpu.state().pdptes.begin());
+  vcpu.state().pdptes_valid = true;
+  return {};
 }
 
 kvm_vcpu_events get_vcpu_events(Vcpu& vcpu) {
@@ -248,6 +265,7 @@ kvm_vcpu_events get_vcpu_events(Vcpu& vcpu) {
 
 Result<> set_vcpu_events(Vcpu& vcpu, const kvm_vcpu_events& events) {
   TRY(check_events(vcpu.vm(), events));
+  TRY(check_smm(vcpu, events));
   x86::Events& to = vcpu.state().events;
   to.exception = {};
   to.exception.pending = (events.flags & KVM_VCPUEVENT_VALID_PAYLOAD) && events.exception.pending;

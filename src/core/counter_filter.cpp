@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "base/bits.h"
+#include "x86/sys/cpu_model.h"
 
 namespace anykvm::core {
 namespace {
@@ -25,17 +26,23 @@ Event masked_event(u64 entry) {
 
 }  // namespace
 
-Result<CounterFilter::Rules> CounterFilter::rules_of(const kvm_pmu_event_filter& header,
-                                                     const std::vector<u64>& events) {
+Result<> CounterFilter::check(const kvm_pmu_event_filter& header) {
   if (header.action != KVM_PMU_EVENT_ALLOW && header.action != KVM_PMU_EVENT_DENY)
     return Error{EINVAL, "neither allow nor deny"};
   if (header.flags & ~KVM_PMU_EVENT_FLAG_MASKED_EVENTS) return Error{EINVAL, "unknown flags"};
+  if (header.nevents > kMostFilterEvents) return Error{E2BIG, "too many events"};
+  return {};
+}
+
+Result<CounterFilter::Rules> CounterFilter::rules_of(const kvm_pmu_event_filter& header,
+                                                     const std::vector<u64>& events) {
   const bool masked = header.flags & KVM_PMU_EVENT_FLAG_MASKED_EVENTS;
-  constexpr u64 kMaskedBits = kSelect | kUnitMask | u64{1} << kExcludeBit | u64{0xff} << kMaskShift;
+  const u64 select_bits = x86::host_is_amd() ? kSelect : kSelect & 0xff;  // Intel's have 8 (KVM API 4.120)
+  const u64 masked_bits = select_bits | kUnitMask | u64{1} << kExcludeBit | u64{0xff} << kMaskShift;
   Rules rules{
       .allow = header.action == KVM_PMU_EVENT_ALLOW, .fixed = header.fixed_counter_bitmap, .events = {}};
   for (u64 entry : events) {
-    if (masked && (entry & ~kMaskedBits)) return Error{EINVAL, "bits that no masked event has"};
+    if (masked && (entry & ~masked_bits)) return Error{EINVAL, "bits that no masked event has"};
     // No counter can select these.
     if (!masked && (entry & ~(kSelect | kUnitMask))) continue;
     rules.events.push_back(masked ? masked_event(entry) : exact_event(entry));

@@ -28,7 +28,9 @@ class CounterFilter {
     };
     std::vector<Event> events;
   };
-  // EINVAL: an unknown action or flags, or bits that no entry has.
+  // EINVAL: an unknown action or flags. E2BIG: too many events.
+  static Result<> check(const kvm_pmu_event_filter& header);
+  // Of a header that was checked. EINVAL: bits that no entry has.
   static Result<Rules> rules_of(const kvm_pmu_event_filter& header, const std::vector<u64>& events);
 
   void set(Rules rules);

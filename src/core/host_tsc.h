@@ -14,6 +14,9 @@ inline u64 host_tsc() { return __rdtsc(); }
 // else against CLOCK_MONOTONIC for 10 ms.
 u32 host_tsc_khz();
 
+// Rates of guests' TSCs are below this: ioctls return them as a signed number of 32 bits.
+inline constexpr u32 kTscKhzEnd = 0x7fffffff;
+
 // value * multiplier / divisor without overflow in between.
 constexpr u64 scale(u64 value, u64 multiplier, u64 divisor) {
   return static_cast<u64>(static_cast<unsigned __int128>(value) * multiplier / divisor);

@@ -47,7 +47,8 @@ bool IoEvents::Entry::matches(IoBus on, u64 at, u64 value, unsigned size) const 
 }
 
 Result<> IoEvents::change(const kvm_ioeventfd& request) {
-  TRY(check(request));
+  const bool assigns = !(request.flags & KVM_IOEVENTFD_FLAG_DEASSIGN);
+  if (assigns) TRY(check(request));
   Entry entry{request.flags & KVM_IOEVENTFD_FLAG_PIO ? IoBus::kPio : IoBus::kMmio,
               request.addr,
               request.len,
@@ -55,7 +56,7 @@ Result<> IoEvents::change(const kvm_ioeventfd& request) {
               request.datamatch,
               TRY(EventFd::open(request.fd))};
   std::lock_guard lock(m_mutex);
-  if (!(request.flags & KVM_IOEVENTFD_FLAG_DEASSIGN)) {
+  if (assigns) {
     if (std::ranges::any_of(m_entries, [&](const Entry& other) { return other.collides_with(entry); }))
       return Error{EEXIST, "another ioeventfd takes these writes"};
     m_entries.push_back(std::move(entry));

@@ -51,6 +51,12 @@ IrqFds::~IrqFds() {
   m_thread.join();
 }
 
+Result<> IrqFds::check_deassign(const kvm_irqfd& request) {
+  if (request.flags & ~kKnownFlags) return Error{EINVAL, "unknown irqfd flags"};
+  TRY(EventFd::open(static_cast<int>(request.fd)));
+  return {};
+}
+
 Result<> IrqFds::change(const kvm_irqfd& request) {
   if (request.flags & ~kKnownFlags) return Error{EINVAL, "unknown irqfd flags"};
   return request.flags & KVM_IRQFD_FLAG_DEASSIGN ? deassign(request) : assign(request);

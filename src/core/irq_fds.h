@@ -27,6 +27,8 @@ class IrqFds {
   IrqFds& operator=(const IrqFds&) = delete;
 
   Result<> change(const kvm_irqfd& request);
+  // KVM_IRQFD_FLAG_DEASSIGN where nothing can be connected: the arguments count all the same.
+  static Result<> check_deassign(const kvm_irqfd& request);
 
  private:
   // Whoever reads an eventfd takes its count from the others, so it is the irqfd of one VM at a time.

@@ -103,6 +103,10 @@ Result<> Vcpu::set_signal_mask(std::optional<SignalSet> mask) {
 Result<> Vcpu::set_mp_state(u32 mp) {
   if (!m_lapic && mp != KVM_MP_STATE_RUNNABLE)
     return Error{EINVAL, "without a local APIC a vCPU is always runnable"};
+  // In system-management mode INIT and SIPI have to wait (KVM_SET_VCPU_EVENTS: latched_init).
+  const bool starts = mp == KVM_MP_STATE_INIT_RECEIVED || mp == KVM_MP_STATE_SIPI_RECEIVED;
+  if (starts && (state().smm.active || m_cpu->smi_waits()))
+    return Error{EINVAL, "no INIT and SIPI in system-management mode"};
   switch (mp) {
     case KVM_MP_STATE_SIPI_RECEIVED:
       state().mp_state = x86::MpState::kInitReceived;
@@ -163,9 +167,9 @@ bool Vcpu::change_apic_base(u64 value, bool from_client) {
   return true;
 }
 
-Result<> Vcpu::set_guest_tsc_khz(u64 khz) {
-  if (khz > ~u32{0}) return Error{EINVAL, "TSC rate is too large"};
-  const u32 rate = khz ? static_cast<u32>(khz) : host_tsc_khz();
+Result<> Vcpu::set_guest_tsc_khz(u32 khz) {
+  if (khz >= kTscKhzEnd) return Error{EINVAL, "TSC rate is too large"};
+  const u32 rate = khz ? khz : host_tsc_khz();
   x86::CpuState& cpu_state = state();
   const u64 now = host_tsc();
   const u64 guest_now = scaled(now, cpu_state.tsc_ratio) + cpu_state.tsc_offset;

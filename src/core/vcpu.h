@@ -55,6 +55,8 @@ class Vcpu final : private x86::Platform,
   Result<> set_signal_mask(std::optional<SignalSet> mask);
   Result<> set_mp_state(u32 state);
   u32 mp_state() const;
+  // Of the INIT and SIPI that came since the vCPU ran last; on its thread or while it does not run.
+  void accept_init_and_sipi();
   u32 sipi_vector() const { return m_sipi_vector.load(); }
   void set_sipi_vector(u32 vector) { m_sipi_vector = static_cast<u8>(vector); }
 
@@ -79,7 +81,7 @@ class Vcpu final : private x86::Platform,
   Result<> set_apic_base(u64 value);
 
   u32 guest_tsc_khz() const { return m_tsc_khz.load(); }
-  Result<> set_guest_tsc_khz(u64 khz);
+  Result<> set_guest_tsc_khz(u32 khz);
   // KVM_VCPU_TSC_OFFSET: guest TSC = scaled host TSC + offset.
   u64 tsc_offset() { return state().tsc_offset; }
   void set_tsc_offset(u64 offset);

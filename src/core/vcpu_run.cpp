@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <string>
+#include <utility>
 
 #include "base/trace.h"
 #include "core/client_registers.h"
@@ -216,19 +217,25 @@ bool Vcpu::finish_instruction() {
 // --- INIT and SIPI (SDM 3A 8.4) ---
 
 void Vcpu::handle_apic_requests() {
-  u8 requests = m_requests.load() ? m_requests.exchange(0) : 0;
-  if (m_init_latched && !state().smm.active) {
-    m_init_latched = false;
-    requests |= kRequestInit;
+  constexpr u8 kOthers = kRequestHypervTimers | kRequestXenTimers | kRequestPagesArrived;
+  const u8 requests = m_requests.load() & kOthers ? m_requests.fetch_and(static_cast<u8>(~kOthers)) : 0;
+  if (m_lapic) {
+    if (requests & kRequestHypervTimers) m_cpu->visit_memory([this] { m_hyperv.run_timers(); });
+    if (requests & kRequestXenTimers) m_cpu->visit_memory([this] { m_xen.expire(); });
+    if (requests & kRequestPagesArrived) m_cpu->visit_memory([this] { tell_of_pages(); });
   }
-  if (!requests || !m_lapic) return;
+  accept_init_and_sipi();
+}
+
+void Vcpu::accept_init_and_sipi() {
+  constexpr u8 kStarts = kRequestInit | kRequestSipi;
+  u8 requests = m_requests.load() & kStarts ? m_requests.fetch_and(static_cast<u8>(~kStarts)) : 0;
+  if (!m_lapic) return;
   if (state().smm.active) {
     m_init_latched = m_init_latched || (requests & kRequestInit);
-    requests &= static_cast<u8>(~(kRequestInit | kRequestSipi));
+    return;
   }
-  if (requests & kRequestHypervTimers) m_cpu->visit_memory([this] { m_hyperv.run_timers(); });
-  if (requests & kRequestXenTimers) m_cpu->visit_memory([this] { m_xen.expire(); });
-  if (requests & kRequestPagesArrived) m_cpu->visit_memory([this] { tell_of_pages(); });
+  if (std::exchange(m_init_latched, false)) requests |= kRequestInit;
   if (requests & kRequestInit) {
     ANYKVM_TRACE(irq, "vcpu {} gets INIT", m_id);
     m_cpu->reset(true);

@@ -63,10 +63,12 @@ Result<> Vm::set_boot_cpu(u64 id) {
 
 Result<> Vm::set_max_vcpu_ids(u64 limit) {
   std::lock_guard lock(m_mutex);
-  if (limit == 0 || limit > kMaxVcpuIds) return Error{EINVAL, "limit is 0 or too large"};
-  if (m_max_vcpu_ids == limit) return {};
-  if (m_max_vcpu_ids) return Error{EINVAL, "the limit is set already"};
+  if (limit > kMaxVcpuIds) return Error{EINVAL, "limit is too large"};
   if (m_boot_cpu.load() > limit) return Error{EINVAL, "the boot CPU is above the limit"};
+  // The first vCPU settles it, if nothing did before.
+  const u64 set = m_max_vcpu_ids || m_vcpus.empty() ? m_max_vcpu_ids : kMaxVcpuIds;
+  if (set == limit) return {};
+  if (set) return Error{EINVAL, "the limit is set already"};
   m_max_vcpu_ids = static_cast<u32>(limit);
   return {};
 }
@@ -89,8 +91,8 @@ Result<u64> Vm::pre_fault(u64 gpa, u64 size) {
   if (!slot) return Error{ENOENT, "no memory slot there"};
   const u64 offset = gpa - slot->base.value;
   const u64 length = std::min(size, slot->size - offset);
-  if (madvise(slot->host + offset, length, slot->read_only ? MADV_POPULATE_READ : MADV_POPULATE_WRITE) == 0)
-    return length;
+  // As reads do: private copies of a file's pages are not made yet (KVM API 4.143).
+  if (madvise(slot->host + offset, length, MADV_POPULATE_READ) == 0) return length;
   return Error{errno == ENOMEM || errno == EINVAL ? EFAULT : errno, "the slot's memory cannot be populated"};
 }
 
@@ -102,11 +104,11 @@ Result<Fd> Vm::stats_descriptor() {
 // --- settings ---
 
 Result<> Vm::set_apic_bus_cycle_ns(u64 ns) {
-  TRY(require_irqchip(ENXIO));
-  std::lock_guard lock(m_mutex);
   // The longest count (32 bits, divided by 128) must fit in 64 bits of nanoseconds.
   constexpr u64 kLongest = u64{1} << 25;
   if (ns == 0 || ns > kLongest) return Error{EINVAL, "no such bus frequency"};
+  TRY(require_irqchip(ENXIO));
+  std::lock_guard lock(m_mutex);
   if (!m_vcpus.empty()) return Error{EINVAL, "vCPUs exist already"};
   m_apic_bus_cycle_ns = ns;
   return {};
@@ -209,8 +211,11 @@ void Vm::rearm_pit() {
 }
 
 Result<> Vm::irqfd(const kvm_irqfd& request) {
+  if (request.flags & KVM_IRQFD_FLAG_DEASSIGN && !irqchip()) return IrqFds::check_deassign(request);
   TRY(require_irqchip(EINVAL));
-  if ((request.flags & KVM_IRQFD_FLAG_RESAMPLE) && !has_pic())
+  const bool resamples =
+      (request.flags & KVM_IRQFD_FLAG_RESAMPLE) && !(request.flags & KVM_IRQFD_FLAG_DEASSIGN);
+  if (resamples && !has_pic())
     return Error{EINVAL, "only our own PIC and IOAPIC can tell of the end of an interrupt"};
   return m_irq_fds->change(request);
 }
@@ -225,10 +230,10 @@ Result<> Vm::set_clock(const kvm_clock_data& data) {
   return {};
 }
 
-Result<> Vm::set_default_tsc_khz(u64 khz) {
-  if (khz > ~u32{0}) return Error{EINVAL, "TSC rate is too large"};
+Result<> Vm::set_default_tsc_khz(u32 khz) {
+  if (khz >= kTscKhzEnd) return Error{EINVAL, "TSC rate is too large"};
   if (has_vcpus()) return Error{EINVAL, "vCPUs exist already"};
-  m_default_tsc_khz = khz ? static_cast<u32>(khz) : host_tsc_khz();
+  m_default_tsc_khz = khz ? khz : host_tsc_khz();
   return {};
 }
 

@@ -135,7 +135,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   TimerThread& timers() { return m_timers; }
   // What new vCPUs start with.
   u32 default_tsc_khz() const { return m_default_tsc_khz.load(); }
-  Result<> set_default_tsc_khz(u64 khz);
+  Result<> set_default_tsc_khz(u32 khz);
   u64 creation_tsc() const { return m_creation_tsc; }
   TscSync& tsc_sync() { return m_tsc_sync; }
   PageFetcher& page_fetcher() { return m_page_fetcher; }
@@ -150,7 +150,7 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   void set_platform_info_readable(bool readable) { m_platform_info_readable = readable; }
   bool platform_info_readable() const { return m_platform_info_readable.load(); }
   // KVM_CAP_DISABLE_QUIRKS2: bits of KVM_X86_QUIRK_*.
-  void set_disabled_quirks(u64 quirks) { m_disabled_quirks = quirks; }
+  void disable_quirks(u64 quirks) { m_disabled_quirks |= quirks; }
   u64 disabled_quirks() const { return m_disabled_quirks.load(std::memory_order_relaxed); }
   bool has_quirk(u64 quirk) const { return !(disabled_quirks() & quirk); }
   // KVM_CAP_HALT_POLL: how long a vCPU may wait for a wake-up without sleeping.

@@ -39,11 +39,13 @@ Result<> Vm::get_dirty_log(u32 slot_id, u64 client_bitmap) {
 }
 
 Result<> Vm::clear_dirty_log(const kvm_clear_dirty_log& request) {
+  if (!m_dirty_ring_bytes.load() && request.first_page % 64)
+    return Error{EINVAL, "not from a multiple of 64 pages on"};
   std::lock_guard lock(m_slots_mutex);
   const x86::MemorySlot* slot = TRY(logged_slot(request.slot));
   const u64 pages = slot->size / kPageSize;
-  if (request.first_page % 64 || request.first_page > pages || request.num_pages > pages - request.first_page)
-    return Error{EINVAL, "not pages of the slot, or not from a multiple of 64 on"};
+  if (request.first_page > pages || request.num_pages > pages - request.first_page)
+    return Error{EINVAL, "not pages of the slot"};
   const bool to_the_end = request.num_pages == pages - request.first_page;
   if (request.num_pages % 64 && !to_the_end) return Error{EINVAL, "not a multiple of 64 pages"};
   std::vector<u64> cleared(align_up(request.num_pages, 64) / 64);

@@ -33,8 +33,10 @@ x86::GuestDebug guest_debug(const kvm_guest_debug& request) {
 
 // Unknown flags are ignored, as in the kernel; KVM_CAP_SET_GUEST_DEBUG2 tells which are known.
 Result<long> set_guest_debug(core::Vcpu& vcpu, const kvm_guest_debug& request) {
-  if (request.control & KVM_GUESTDBG_INJECT_DB) TRY(inject(vcpu, x86::kVectorDb));
-  if (request.control & KVM_GUESTDBG_INJECT_BP) TRY(inject(vcpu, x86::kVectorBp));
+  if (request.control & KVM_GUESTDBG_INJECT_DB)
+    TRY(inject(vcpu, x86::kVectorDb));
+  else if (request.control & KVM_GUESTDBG_INJECT_BP)
+    TRY(inject(vcpu, x86::kVectorBp));
   vcpu.cpu().set_guest_debug(guest_debug(request));
   vcpu.cpu().state_replaced();
   return 0;

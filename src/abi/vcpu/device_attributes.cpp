@@ -8,8 +8,8 @@
 namespace anykvm::abi::vcpu {
 namespace {
 
+// Flags are ignored, as in the kernel.
 Result<> check(const kvm_device_attr& attribute) {
-  if (attribute.flags) return Error{EINVAL, "flags must be 0"};
   if (attribute.group != KVM_VCPU_TSC_CTRL || attribute.attr != KVM_VCPU_TSC_OFFSET)
     return Error{ENXIO, "no such attribute of a vCPU"};
   return {};

@@ -1,6 +1,8 @@
 // CPUID, MSRs, the local APIC, the TSC's rate.
 #include <errno.h>
 
+#include <algorithm>
+
 #include "abi/client_list.h"
 #include "abi/cpuid_entries.h"
 #include "abi/handlers.h"
@@ -40,7 +42,17 @@ Result<u32> cpuid_count(u64 list) {
   return count;
 }
 
+// Linear addresses have 48 or 57 bits, or the model does not say.
+bool has_known_linear_width(const std::vector<x86::CpuidEntry>& entries) {
+  constexpr u32 kAddressSizes = 0x80000008;
+  const auto sizes = std::ranges::find(entries, kAddressSizes, &x86::CpuidEntry::function);
+  if (sizes == entries.end()) return true;
+  const u32 bits = sizes->eax >> 8 & 0xff;
+  return bits == 0 || bits == 48 || bits == 57;
+}
+
 Result<long> replace_cpuid(core::Vcpu& vcpu, std::vector<x86::CpuidEntry> entries) {
+  if (!has_known_linear_width(entries)) return Error{EINVAL, "no CPU has linear addresses of this width"};
   // A guest that has run may have cached what it saw; only the same again is accepted (KVM API 4.20).
   if (vcpu.has_run() && !vcpu.cpu().model().shows_the_same(entries, vcpu.cpu().state()))
     return Error{EINVAL, "CPUID cannot change after KVM_RUN"};
@@ -106,8 +118,9 @@ Result<long> get_lapic(core::Vcpu& vcpu, kvm_lapic_state& state) {
   return 0;
 }
 
-Result<long> set_lapic(core::Vcpu& vcpu, const kvm_lapic_state& state) {
+Result<long> set_lapic(core::Vcpu& vcpu, ClientPtr<kvm_lapic_state> from) {
   if (!vcpu.lapic()) return Error{EINVAL, "the vCPU has no local APIC"};
+  const kvm_lapic_state state = TRY(from.read());
   TRY(vcpu.lapic()->set_state(state, vcpu.vm().irqchip()->ids_32bit()));
   return 0;
 }
@@ -118,16 +131,16 @@ Result<long> tpr_access_reporting(core::Vcpu& vcpu, kvm_tpr_access_ctl& control)
   return 0;
 }
 
-Result<long> set_vapic_addr(core::Vcpu& vcpu, const kvm_vapic_addr& address) {
+Result<long> set_vapic_addr(core::Vcpu& vcpu, ClientPtr<kvm_vapic_addr> from) {
   if (!vcpu.lapic()) return Error{EINVAL, "the vCPU has no local APIC"};
-  TRY(vcpu.set_vapic_address(address.vapic_addr));
+  TRY(vcpu.set_vapic_address(TRY(from.read()).vapic_addr));
   return 0;
 }
 
 Result<long> get_tsc_khz(core::Vcpu& vcpu, u64) { return vcpu.guest_tsc_khz(); }
 
 Result<long> set_tsc_khz(core::Vcpu& vcpu, u64 khz) {
-  TRY(vcpu.set_guest_tsc_khz(khz));
+  TRY(vcpu.set_guest_tsc_khz(static_cast<u32>(khz)));  // an unsigned int to the kernel, too
   return 0;
 }
 

@@ -40,7 +40,9 @@ Result<long> smi(core::Vcpu& vcpu, u64) {
   return 0;
 }
 
+// An INIT or SIPI that waits shows as what comes of it, so that it is not lost where the state goes.
 Result<long> get_mp_state(core::Vcpu& vcpu, kvm_mp_state& state) {
+  vcpu.accept_init_and_sipi();
   state.mp_state = vcpu.mp_state();
   return 0;
 }

@@ -43,9 +43,9 @@ Result<long> enable_apic_bus_cycles_ns(core::Vm& vm, const kvm_enable_cap& reque
   return 0;
 }
 
-// The older capability takes any bits.
+// The older capability takes any bits. What is off stays off.
 Result<long> enable_disable_quirks(core::Vm& vm, const kvm_enable_cap& request) {
-  vm.set_disabled_quirks(request.args[0]);
+  vm.disable_quirks(request.args[0] & kQuirks);
   return 0;
 }
 

@@ -71,8 +71,9 @@ Result<long> set_tss_addr(core::Vm&, u64 address) {
   return 0;
 }
 
-Result<long> set_identity_map_addr(core::Vm& vm, const u64&) {
+Result<long> set_identity_map_addr(core::Vm& vm, ClientPtr<u64> address) {
   if (vm.has_vcpus()) return Error{EINVAL, "vCPUs exist already"};
+  TRY(address.read());
   return 0;
 }
 

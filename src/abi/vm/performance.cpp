@@ -15,7 +15,7 @@ Result<long> enable_pmu_capability(core::Vm& vm, const kvm_enable_cap& request) 
 
 Result<long> set_pmu_event_filter(core::Vm& vm, ClientPtr<kvm_pmu_event_filter> filter) {
   const kvm_pmu_event_filter header = TRY(filter.read());
-  if (header.nevents > core::kMostFilterEvents) return Error{E2BIG, "too many events"};
+  TRY(core::CounterFilter::check(header));
   const auto events = TRY(read_items(items_after<u64>(filter, sizeof header), header.nevents));
   vm.set_counter_filter(TRY(core::CounterFilter::rules_of(header, events)));
   return 0;

@@ -17,7 +17,7 @@ Result<long> set_clock(core::Vm& vm, const kvm_clock_data& data) {
 Result<long> get_tsc_khz(core::Vm& vm, u64) { return vm.default_tsc_khz(); }
 
 Result<long> set_tsc_khz(core::Vm& vm, u64 khz) {
-  TRY(vm.set_default_tsc_khz(khz));
+  TRY(vm.set_default_tsc_khz(static_cast<u32>(khz)));
   return 0;
 }
 

@@ -366,6 +366,16 @@ Guest<void> load_pdptes(CpuState& state, const PhysicalMemory& memory, u64 cr3,
   return {};
 }
 
+std::array<u64, 4> pdptes_in_use(const CpuState& state, const PhysicalMemory& memory) {
+  if (state.pdptes_valid) return state.pdptes;
+  std::array<u64, 4> in_memory{};
+  for (unsigned i = 0; i < in_memory.size(); ++i) {
+    const Guest<u64> entry = read_pdpte(state, memory, state.cr3, i);
+    if (entry.ok()) in_memory[i] = entry.value();
+  }
+  return in_memory;
+}
+
 DebugTranslation translate_for_debug(const CpuState& state, const PhysicalMemory& memory, Gva address) {
   u64 table = state.cr3 & kEntryAddress;
   switch (paging_mode(state)) {

@@ -52,6 +52,10 @@ Guest<Translation> translate(const CpuState& state, const PhysicalMemory& memory
 Guest<void> load_pdptes(CpuState& state, const PhysicalMemory& memory, u64 cr3,
                         unsigned physical_address_bits);
 
+// The PDPTEs that PAE paging uses now: the registers, or where they are not valid what the table in memory
+// has (0 where it cannot be read).
+std::array<u64, 4> pdptes_in_use(const CpuState& state, const PhysicalMemory& memory);
+
 // As KVM_TRANSLATE and debuggers need it: no permission checks, no A/D updates.
 struct DebugTranslation {
   bool valid = false, writable = false, user = false;
