@@ -80,8 +80,8 @@ using Target = core::Vcpu;
 #undef ANYKVM_ENABLED_CAPABILITY
 
 // The deviations from hardware that exist here and that a client can switch off.
-inline constexpr u64 kQuirks =
-    KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE | KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
+inline constexpr u64 kQuirks = KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE |
+                               KVM_X86_QUIRK_OUT_7E_INC_RIP | KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
 
 // Exits that can be switched off. PAUSE never exits; MWAIT is undefined.
 inline constexpr u64 kDisableExits = KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE;

@@ -58,6 +58,11 @@ std::optional<u64> guarded_update(void* at, unsigned size, Change change) {
 void guarded_memory_is_ready();
 bool guarded_memory_ready();
 
+// For signal handlers: the host's address that just faulted, of guest RAM for all we know. The thread's last
+// one.
+void note_guarded_fault(const void* address);
+const u8* guarded_fault_address();
+
 // For signal handlers: where to go on if the instruction at `pc` is such an access and faulted; else null.
 const u8* guarded_landing(const u8* pc);
 

@@ -1,6 +1,7 @@
 // VMCALL and VMMCALL: KVM's own calls (Linux: Documentation/virt/kvm/x86/hypercalls.rst).
 #include <linux/kvm_para.h>
 #include <sched.h>
+#include <string.h>
 #include <time.h>
 
 #include "core/vcpu.h"
@@ -123,10 +124,10 @@ void Vcpu::report_hypercall(const x86::Exit& exit) {
   if (exit.code == KVM_EXIT_HYPERV) return m_hyperv.describe_call(run.hyperv);
   if (exit.code == KVM_EXIT_XEN) return m_xen.describe_call(run.xen);
   const u64 mask = state().code64() ? ~u64{0} : 0xffffffff;
-  const u64 arguments[] = {gpr[x86::kRbx], gpr[x86::kRcx], gpr[x86::kRdx], gpr[x86::kRsi], 0, 0};
+  const u64 arguments[] = {gpr[x86::kRbx], gpr[x86::kRcx], gpr[x86::kRdx], gpr[x86::kRsi]};
+  memset(&run.hypercall, 0, sizeof run.hypercall);  // `flags` are wider than `longmode` (KVM API 5)
   run.hypercall.nr = gpr[x86::kRax] & mask;
-  for (unsigned i = 0; i < 6; ++i) run.hypercall.args[i] = arguments[i] & mask;
-  run.hypercall.ret = 0;
+  for (unsigned i = 0; i < std::size(arguments); ++i) run.hypercall.args[i] = arguments[i] & mask;
   run.hypercall.longmode = state().code64();
 }
 

@@ -157,6 +157,9 @@ class Vcpu final : private x86::Platform,
   void report_mmio(const x86::Exit& exit);
   void report_msr(const x86::Exit& exit);
   Error report_private_access(u64 gpa);
+  Error report_missing_memory();
+  void report_memory_fault(Gpa address, u64 flags);
+  void finish_out_to_vapic();
   void report_debug(const x86::Exit& exit);
   void report_internal_error(const x86::Exit& exit);
   void tell_instruction();

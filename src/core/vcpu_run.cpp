@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "base/guarded_memory.h"
 #include "base/trace.h"
 #include "core/client_registers.h"
 #include "core/vcpu.h"
@@ -38,6 +39,9 @@ u64 hypercall_result(const kvm_run& run, u32 kind) {
       return read_once(run.hypercall.ret);
   }
 }
+
+// QEMU's paravirtual APIC for guests of 32 bits (kvmvapic).
+constexpr u16 kVapicPort = 0x7e;
 
 // For the trace: what a port or MMIO exit asks for.
 std::string access_of_exit(const kvm_run& run) {
@@ -130,7 +134,7 @@ Result<> Vcpu::run_until_exit(RunSignals& signals) {
     }
     if (!m_vm.has_pic()) m_cpu->set_interrupt_window_request(read_once(run.request_interrupt_window));
     const x86::Exit exit = run_guest();
-    if (exit.reason == Reason::kMemoryFault) return Error{EFAULT, "guest memory is not mapped"};
+    if (exit.reason == Reason::kMemoryFault) return report_missing_memory();
     if (exit.reason == Reason::kNoMemory) return Error{ENOMEM, "no memory to run the guest with"};
     if (exit.reason == Reason::kMmio && m_vm.is_private(Gpa(exit.gpa)))
       return report_private_access(exit.gpa);
@@ -280,7 +284,9 @@ bool Vcpu::handle_exit(const x86::Exit& exit) {
     case Reason::kMmio:
       return !begin_region_access(exit) && (report_mmio(exit), true);
     case Reason::kPio:
-      return !begin_region_access(exit) && (report_pio(exit), true);
+      if (begin_region_access(exit)) return false;
+      if (exit.write && exit.port == kVapicPort) finish_out_to_vapic();
+      return report_pio(exit), true;
     case Reason::kShutdown:
       return run.exit_reason = KVM_EXIT_SHUTDOWN, true;
     case Reason::kDebug:
@@ -323,6 +329,17 @@ bool Vcpu::report_apic_access() {
 
 bool Vcpu::ready_for_client_interrupt() { return m_cpu->interrupts_open() && takes_client_interrupt(); }
 
+// KVM_X86_QUIRK_OUT_7E_INC_RIP: clients patch what lies before RIP when a guest's firmware writes to this
+// port. While the client debugs the guest, the exit after the instruction is its own.
+void Vcpu::finish_out_to_vapic() {
+  const x86::GuestDebug& debug = m_cpu->guest_debug();
+  if (!m_vm.has_quirk(KVM_X86_QUIRK_OUT_7E_INC_RIP) || debug.single_step || debug.hardware_breakpoints)
+    return;
+  m_cpu->complete_io(nullptr);
+  m_cpu->request(x86::kAttentionKick);
+  run_guest();  // what else may stop it does so again at the next KVM_RUN
+}
+
 void Vcpu::report_pio(const x86::Exit& exit) {
   ++m_cpu->counts().exits_io;
   m_stats.count(VcpuStat::io_exits);
@@ -355,11 +372,23 @@ void Vcpu::report_mmio(const x86::Exit& exit) {
 // executed again.
 Error Vcpu::report_private_access(u64 gpa) {
   m_cpu->io_done();
+  report_memory_fault(Gpa(gpa), KVM_MEMORY_EXIT_FLAG_PRIVATE);
+  return Error{EFAULT, "a private page has no memory"};
+}
+
+// The client has unmapped memory of a slot, or a file has become shorter. Which page it was is known by the
+// host's address.
+Error Vcpu::report_missing_memory() {
+  if (const auto address = m_vm.guest_address(guarded_fault_address())) report_memory_fault(*address, 0);
+  return Error{EFAULT, "guest memory is not mapped"};
+}
+
+// KVM API 7.34.
+void Vcpu::report_memory_fault(Gpa address, u64 flags) {
   kvm_run& run = m_shared.run();
   run.exit_reason = KVM_EXIT_MEMORY_FAULT;
-  const anykvm_memory_fault fault{KVM_MEMORY_EXIT_FLAG_PRIVATE, Gpa(gpa).page().value, kPageSize};
+  const anykvm_memory_fault fault{flags, address.page().value, kPageSize};
   memcpy(run.padding, &fault, sizeof fault);
-  return Error{EFAULT, "a private page has no memory"};
 }
 
 void Vcpu::report_msr(const x86::Exit& exit) {

@@ -85,6 +85,15 @@ bool Vm::is_guest_memory(Gpa address, u64 size) {
   return m_machine->memory().host(address, size) != nullptr;
 }
 
+std::optional<Gpa> Vm::guest_address(const u8* host) {
+  std::lock_guard lock(m_slots_mutex);
+  for (const x86::MemorySlot& slot : m_machine->memory().slots()) {
+    if (host >= slot.host && static_cast<u64>(host - slot.host) < slot.size)
+      return Gpa((slot.base.value + static_cast<u64>(host - slot.host)) & ~x86::kManagementSpace);
+  }
+  return std::nullopt;
+}
+
 Result<u64> Vm::pre_fault(u64 gpa, u64 size) {
   std::lock_guard lock(m_slots_mutex);
   const x86::MemorySlot* slot = m_machine->memory().find(Gpa(gpa));

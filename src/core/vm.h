@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -149,6 +150,8 @@ class Vm final : public std::enable_shared_from_this<Vm> {
   u64 apic_bus_cycle_ns() const { return m_apic_bus_cycle_ns.load(); }
   void set_platform_info_readable(bool readable) { m_platform_info_readable = readable; }
   bool platform_info_readable() const { return m_platform_info_readable.load(); }
+  // Where the guest finds what the host has at `host`; the first such place.
+  std::optional<Gpa> guest_address(const u8* host);
   // KVM_CAP_DISABLE_QUIRKS2: bits of KVM_X86_QUIRK_*.
   void disable_quirks(u64 quirks) { m_disabled_quirks |= quirks; }
   u64 disabled_quirks() const { return m_disabled_quirks.load(std::memory_order_relaxed); }

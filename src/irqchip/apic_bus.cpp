@@ -119,6 +119,13 @@ int ApicBus::deliver(const Message& message, Lapic* source) {
   return delivered;
 }
 
+bool ApicBus::has_destination(const Message& message) const {
+  for (unsigned i = 0; i < count(); i++) {
+    if (const Lapic* lapic = at(i); lapic && matches(message, *lapic, nullptr)) return true;
+  }
+  return false;
+}
+
 // SDM 3A 10.6.2.4: the lowest processor priority wins. Among equals the vector chooses, so that one interrupt
 // stays with one CPU.
 int ApicBus::deliver_lowest(const Message& message, Lapic* source) {

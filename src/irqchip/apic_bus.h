@@ -70,6 +70,9 @@ class ApicBus {
   // nobody took it, 0 if it merged with one pending, else the number of local APICs that took it.
   int deliver(const Message& message, Lapic* source);
 
+  // Whether an MSI names any local APIC, whatever that one makes of it.
+  bool has_destination(const Message& message) const;
+
   bool matches(const Message& message, const Lapic& target, const Lapic* source) const;
 
   unsigned count() const { return m_count.load(std::memory_order_acquire); }

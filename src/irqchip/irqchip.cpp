@@ -85,7 +85,11 @@ Result<int> IrqChip::signal_msi(const kvm_msi& msi) {
   if (msi.flags & ~KVM_MSI_VALID_DEVID) return Error{EINVAL, "unknown MSI flags"};
   kvm_irq_routing_msi route = as_route(msi);
   TRY(check_msi(route.address_hi, ids_32bit()));
-  return std::max(0, m_bus.deliver(decode_msi(route, ids_32bit()), nullptr));
+  const Message message = decode_msi(route, ids_32bit());
+  const int taken = m_bus.deliver(message, nullptr);
+  // -1 to the kernel, whose ioctl makes this errno of it.
+  if (taken < 0 && !m_bus.has_destination(message)) return Error{EPERM, "no local APIC has that address"};
+  return std::max(0, taken);
 }
 
 Result<> IrqChip::set_routing(std::span<const kvm_irq_routing_entry> entries) {

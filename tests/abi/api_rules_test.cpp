@@ -247,9 +247,17 @@ TEST(SignalMsi, device_id_is_ignored) {
   msi.address_lo = 0xfee00000;
   msi.data = 0x40;
   msi.flags = KVM_MSI_VALID_DEVID;
-  EXPECT_GE(call(guest.vm, KVM_SIGNAL_MSI, &msi), 0);
+  EXPECT_EQ(call(guest.vm, KVM_SIGNAL_MSI, &msi), 0);  // the local APIC is off by software
   msi.flags = KVM_MSI_VALID_DEVID << 1;
   EXPECT_EQ(call(guest.vm, KVM_SIGNAL_MSI, &msi), -EINVAL);
+}
+
+TEST(SignalMsi, nobody_there_is_eperm) {
+  TwoCpus guest;
+  kvm_msi msi{};
+  msi.address_lo = 0xfee00000 | 7 << 12;
+  msi.data = 0x40;
+  EXPECT_EQ(call(guest.vm, KVM_SIGNAL_MSI, &msi), -EPERM);
 }
 
 TEST(DirtyLog, clearing_looks_at_the_first_page_before_the_slot) {
@@ -302,6 +310,29 @@ TEST(EnableCap, quirks_that_are_off_stay_off) {
   std::uint32_t lint0 = 0;
   std::memcpy(&lint0, state.regs + 0x350, sizeof lint0);
   EXPECT_EQ(lint0, 0x10000u);
+}
+
+TEST(Quirks, rip_is_behind_an_out_to_port_7e) {
+  Guest guest({0xe6, 0x7e, 0xe6, 0x7f, 0xf4});  // out 7eh,al; out 7fh,al; hlt
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.shared->io.port, 0x7e);
+  EXPECT_EQ(guest.regs().rip, Guest::kCode + 2);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->io.port, 0x7f);
+  EXPECT_EQ(guest.regs().rip, Guest::kCode + 2);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+TEST(Quirks, rip_is_at_an_out_to_port_7e_if_the_quirk_is_off) {
+  Guest guest({0xe6, 0x7e, 0xf4});
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_OUT_7E_INC_RIP), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->io.port, 0x7e);
+  EXPECT_EQ(guest.regs().rip, Guest::kCode);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
 }
 
 TEST(EnableCap, max_vcpu_id_of_0_settles_nothing) {

@@ -130,6 +130,9 @@ Result<> VirtualCpu::set_info(const kvm_xen_vcpu_attr& attribute) {
   if (!off && address % sizeof(u32)) return Error{ENXIO, "not aligned"};
   Area placed;
   if (by_host && !off) placed.set_host(address);
+  u8 byte = 0;
+  if (placed.active() && !placed.load(m_vcpu.vm().machine().memory(), 0, &byte, 1))
+    return Error{EFAULT, "there is no memory"};
   if (!by_host) TRY(place(placed, address, kVcpuInfoSize));
   {
     std::lock_guard lock(m_info_mutex);

@@ -50,12 +50,14 @@ void handle(int signal, siginfo_t* info, void* raw) {
   auto& registers = ucontext->uc_mcontext.gregs;
   auto pc = reinterpret_cast<const u8*>(registers[REG_RIP]);
   if (const u8* landing = guarded_landing(pc)) {
+    note_guarded_fault(info->si_addr);
     registers[REG_RIP] = reinterpret_cast<greg_t>(landing);
     return;
   }
   const Current& current = t_current;
   bool ours = current.context && pc >= current.begin && pc < current.end;
   if (!ours) return chain(signal, info, raw);
+  note_guarded_fault(info->si_addr);
   Context& context = *current.context;
   context.leave = Leave::kSignal;
   context.leave_pc = reinterpret_cast<u64>(pc);
