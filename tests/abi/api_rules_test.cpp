@@ -179,6 +179,129 @@ TEST(VcpuEvents, system_management_mode_after_init_is_einval) {
   EXPECT_EQ(call(guest.vcpu, KVM_SET_VCPU_EVENTS, &events), -EINVAL);
 }
 
+TEST(VcpuEvents, shadow_is_kept_and_left_alone_without_its_flag) {
+  Guest guest;
+  kvm_vcpu_events events{}, seen{};
+  events.flags = KVM_VCPUEVENT_VALID_SHADOW;
+  events.interrupt.shadow = KVM_X86_SHADOW_INT_STI;
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_VCPU_EVENTS, &events), 0);
+  events.flags = 0;
+  events.interrupt.shadow = 0;
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_VCPU_EVENTS, &events), 0);
+  ASSERT_EQ(call(guest.vcpu, KVM_GET_VCPU_EVENTS, &seen), 0);
+  EXPECT_EQ(seen.interrupt.shadow, KVM_X86_SHADOW_INT_STI);
+  EXPECT_TRUE(seen.flags & KVM_VCPUEVENT_VALID_SHADOW);
+}
+
+// --- 4.29 ---
+
+TEST(Clock, its_value_comes_with_the_hosts_tsc_and_time) {
+  Vm vm;
+  kvm_clock_data first{}, second{};
+  ASSERT_EQ(call(vm.vm, KVM_GET_CLOCK, &first), 0);
+  ASSERT_EQ(call(vm.vm, KVM_GET_CLOCK, &second), 0);
+  EXPECT_EQ(first.flags, KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC);
+  EXPECT_GT(second.host_tsc, first.host_tsc);
+  EXPECT_GE(second.clock, first.clock);
+  EXPECT_GT(first.realtime, 1'000'000'000'000'000'000u);  // later than 2001
+  second.flags |= 1u << 31;
+  EXPECT_EQ(call(vm.vm, KVM_SET_CLOCK, &second), -EINVAL);
+}
+
+// --- 4.71, 4.72 ---
+
+TEST(Pit, speaker_shows_in_its_state) {
+  Guest guest({0xb0, 0x02, 0xe6, 0x61, 0xe6, 0x10},
+              Guest::Chips::kIrqchip);  // mov al,2; out 61h,al; out 10h,al
+  kvm_pit_config config{};
+  config.flags = KVM_PIT_SPEAKER_DUMMY;
+  ASSERT_EQ(call(guest.vm, KVM_CREATE_PIT2, &config), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->io.port, 0x10);
+  kvm_pit_state2 state{};
+  ASSERT_EQ(call(guest.vm, KVM_GET_PIT2, &state), 0);
+  EXPECT_EQ(state.flags, static_cast<std::uint32_t>(KVM_PIT_FLAGS_SPEAKER_DATA_ON));
+}
+
+// --- 4.87 ---
+
+TEST(GuestDebug, interrupts_are_held_back_if_the_client_wants) {
+  Guest guest({0xfb, 0x90, 0x90, 0xf4});  // sti; nop; nop; hlt
+  guest.set_handler(0x20, 0x2000, {0xe6, 0x12});
+  kvm_guest_debug debug{};
+  debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ;
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_GUEST_DEBUG, &debug), 0);
+  ASSERT_EQ(call(guest.vcpu, KVM_NMI), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  EXPECT_EQ(guest.regs().rip, Guest::kCode + 4);
+}
+
+// --- 4.97, 7.21 ---
+
+// mov ecx,1bh; mov eax,0ffffffffh; mov edx,eax; wrmsr: no APIC base has such bits
+#define BAD_APIC_BASE                                                                                     \
+  {                                                                                                       \
+    0x66, 0xb9, 0x1b, 0x00, 0x00, 0x00, 0x66, 0xb8, 0xff, 0xff, 0xff, 0xff, 0x66, 0x89, 0xc2, 0x0f, 0x30, \
+        0xf4                                                                                              \
+  }
+
+TEST(MsrExits, invalid_write_is_the_clients_if_it_asks_for_them) {
+  Guest guest(BAD_APIC_BASE);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_X86_WRMSR));
+  EXPECT_EQ(guest.shared->msr.reason, static_cast<unsigned>(KVM_MSR_EXIT_REASON_INVAL));
+  EXPECT_EQ(guest.shared->msr.index, 0x1bu);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+TEST(MsrExits, invalid_write_faults_if_only_unknown_ones_are_wanted) {
+  Guest guest(BAD_APIC_BASE);
+  guest.set_handler(13, 0x2000, {0xe6, 0x13});
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.shared->io.port, 0x13);
+}
+
+TEST(MsrExits, filter_without_ranges_allows_and_must_not_deny) {
+  Guest guest({0x66, 0xb9, 0x1b, 0x00, 0x00, 0x00, 0x0f, 0x32, 0xf4});  // mov ecx,1bh; rdmsr; hlt
+  kvm_msr_filter filter{};
+  filter.flags = KVM_MSR_FILTER_DEFAULT_DENY;
+  EXPECT_EQ(call(guest.vm, KVM_X86_SET_MSR_FILTER, &filter), -EINVAL);
+  filter.flags = KVM_MSR_FILTER_DEFAULT_ALLOW;
+  EXPECT_EQ(call(guest.vm, KVM_X86_SET_MSR_FILTER, &filter), 0);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+// --- 7.7 ---
+
+TEST(EnableCap, wide_apic_ids_count_in_messages_and_in_the_state) {
+  TwoCpus guest;
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS), 0);
+  kvm_msi msi{};
+  msi.address_lo = 0xfee00000;
+  msi.address_hi = 1;
+  EXPECT_EQ(call(guest.vm, KVM_SIGNAL_MSI, &msi), -EINVAL);
+  msi.address_hi = 0x100;  // CPU 256
+  EXPECT_EQ(call(guest.vm, KVM_SIGNAL_MSI, &msi), -EPERM);
+  SupportedCpuid cpuid = guest.supported_cpuid();
+  ASSERT_EQ(call(guest.second, KVM_SET_CPUID2, &cpuid), 0);
+  struct {
+    std::uint32_t nmsrs = 1, pad = 0;
+    kvm_msr_entry entry{0x1b, 0, 0xfee00c00};
+  } base;
+  ASSERT_EQ(call(guest.second, KVM_SET_MSRS, &base), 1);
+  kvm_lapic_state state{};
+  ASSERT_EQ(call(guest.second, KVM_GET_LAPIC, &state), 0);
+  EXPECT_EQ(state.regs[0x20], 1);  // not in the uppermost byte
+  state.regs[0x20] = 2;
+  EXPECT_EQ(call(guest.second, KVM_SET_LAPIC, &state), -EINVAL);
+}
+
 // --- Requests that need no look at their argument ---
 
 TEST(VcpuFd, without_a_local_apic_bad_pointers_are_not_looked_at) {
@@ -333,6 +456,17 @@ TEST(Quirks, rip_is_at_an_out_to_port_7e_if_the_quirk_is_off) {
   EXPECT_EQ(guest.regs().rip, Guest::kCode);
   ASSERT_EQ(guest.run(), 0);
   EXPECT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+TEST(Quirks, foreign_hypercall_is_undefined_if_the_quirk_is_off) {
+  Guest guest({0x0f, 0x01, 0xc1, 0x0f, 0x01, 0xd9, 0xf4});  // vmcall; vmmcall; hlt: one of them is foreign
+  guest.set_handler(6, 0x2000, {0xe6, 0x13});
+  SupportedCpuid cpuid = guest.supported_cpuid();
+  ASSERT_EQ(call(guest.vcpu, KVM_SET_CPUID2, &cpuid), 0);
+  ASSERT_EQ(enable_cap(guest.vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_FIX_HYPERCALL_INSN), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.shared->io.port, 0x13);
 }
 
 TEST(EnableCap, max_vcpu_id_of_0_settles_nothing) {

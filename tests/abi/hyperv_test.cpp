@@ -240,6 +240,32 @@ TEST(Hyperv, crash_of_the_guest_is_an_event_for_the_client) {
   EXPECT_EQ(guest.shared->io.port, 0x10);
 }
 
+TEST(Hyperv, reset_by_the_guest_is_an_event_for_the_client) {
+  // mov ecx,40000003h; mov eax,1; xor edx,edx; wrmsr
+  HypervGuest guest(
+      {0x66, 0xb9, 0x03, 0x00, 0x00, 0x40, 0x66, 0xb8, 0x01, 0x00, 0x00, 0x00, 0x66, 0x31, 0xd2, 0x0f, 0x30});
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_SYSTEM_EVENT));
+  EXPECT_EQ(guest.shared->system_event.type, static_cast<unsigned>(KVM_SYSTEM_EVENT_RESET));
+}
+
+TEST(Hyperv, client_is_the_kernel_debugger_s_other_end) {
+  // mov ecx,400000f1h; mov eax,1; xor edx,edx; wrmsr; mov ecx,400000f2h; rdmsr; hlt
+  HypervGuest guest({0x66, 0xb9, 0xf1, 0x00, 0x00, 0x40, 0x66, 0xb8, 0x01, 0x00, 0x00, 0x00, 0x66, 0x31,
+                     0xd2, 0x0f, 0x30, 0x66, 0xb9, 0xf2, 0x00, 0x00, 0x40, 0x0f, 0x32, 0xe6, 0x10});
+  ASSERT_EQ(guest.set_msr(0x400000f3, 0x5000), 1);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_HYPERV));
+  EXPECT_EQ(guest.shared->hyperv.type, static_cast<unsigned>(KVM_EXIT_HYPERV_SYNDBG));
+  EXPECT_EQ(guest.shared->hyperv.u.syndbg.msr, 0x400000f1u);
+  EXPECT_EQ(guest.shared->hyperv.u.syndbg.control, 1u);
+  EXPECT_EQ(guest.shared->hyperv.u.syndbg.send_page, 0x5000u);
+  guest.shared->hyperv.u.syndbg.status = 2;
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.regs().rax, 2u);
+}
+
 // --- Hypercalls ---
 
 constexpr std::initializer_list<std::uint8_t> kCallAndTell = {0x0f, 0x01, 0xc1, 0xe6, 0x10};  // vmcall; out

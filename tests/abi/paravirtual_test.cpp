@@ -53,6 +53,7 @@ TEST(Hypercall, client_answers_map_gpa_range_when_it_asked_for_it) {
   EXPECT_EQ(guest.shared->hypercall.args[0], 0x1000u);
   EXPECT_EQ(guest.shared->hypercall.args[1], 2u);
   EXPECT_EQ(guest.shared->hypercall.args[2], 3u);
+  EXPECT_EQ(guest.shared->hypercall.longmode, 0u);  // KVM_EXIT_HYPERCALL_LONG_MODE
   guest.shared->hypercall.ret = 42;
   ASSERT_EQ(guest.run(), 0);
   ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_HLT));
@@ -191,6 +192,29 @@ TEST(StealTime, record_is_kept_while_the_cpu_runs_and_says_when_it_does_not) {
   memcpy(&after, guest.memory.data() + 0x5008, sizeof after);
   EXPECT_GT(after, version);
   EXPECT_EQ(guest.memory.data()[0x5010] & 1, 1);  // it does not run now
+}
+
+TEST(StealTime, flush_asked_for_while_the_cpu_was_away_is_done_when_it_comes_back) {
+  // mov al,[203000h]; out 10h,al, twice
+  Guest guest(
+      {0xa0, 0x00, 0x30, 0x20, 0, 0, 0, 0, 0, 0xe6, 0x10, 0xa0, 0x00, 0x30, 0x20, 0, 0, 0, 0, 0, 0xe6, 0x10});
+  guest.enter_long_mode();
+  Pages other(0x10000);
+  ASSERT_EQ(guest.set_region(1, 0x400000, other.size(), other.address()), 0);
+  guest.memory.data()[0x3000] = 1;
+  other.data()[0x3000] = 2;
+  const auto map_second_large_page = [&](std::uint64_t entry) {
+    memcpy(guest.memory.data() + 0xb008, &entry, sizeof entry);
+  };
+  map_second_large_page(0x83);
+  ASSERT_EQ(guest.set_msr(kStealTimeMsr, 0x5000 | 1), 1);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.regs().rax & 0xff, 1u);
+  map_second_large_page(0x400083);
+  guest.memory.data()[0x5010] |= 2;  // KVM_VCPU_FLUSH_TLB, as another CPU of the guest would
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.regs().rax & 0xff, 2u);
+  EXPECT_EQ(guest.memory.data()[0x5010], 1);
 }
 
 // --- Ends of interrupts in memory ---

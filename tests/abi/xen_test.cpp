@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "kvm.h"
 
@@ -10,7 +11,10 @@ namespace anykvm::test {
 namespace {
 
 // Newer than the oldest headers we build with.
-constexpr std::uint16_t kAttrSharedInfoHva = 6;
+constexpr std::uint16_t kAttrRunstateUpdateFlag = 5;  // KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG
+constexpr std::uint16_t kAttrSharedInfoHva = 6;       // KVM_XEN_ATTR_TYPE_SHARED_INFO_HVA
+constexpr std::uint16_t kVcpuAttrInfoHva = 9;         // KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA
+constexpr std::uint32_t kTscUnstable = 1 << 7;        // KVM_XEN_HVM_CONFIG_PVCLOCK_TSC_UNSTABLE
 
 constexpr std::uint32_t kMsr = 0x40000200;
 constexpr std::uint64_t kSharedInfo = 0x4000, kVcpuInfo = 0x5000, kRunstate = 0x6000;
@@ -63,6 +67,8 @@ struct XenGuest : Guest {
   }
 };
 
+constexpr std::initializer_list<std::uint8_t> kWait = {0xfb, 0xf4, 0xeb, 0xfd};  // sti; hlt; jmp to hlt
+
 // --- Configuration ---
 
 TEST(Xen, configuration_with_unknown_flags_or_pages_beside_interception_is_einval) {
@@ -89,6 +95,79 @@ TEST(Xen, attributes_read_back) {
   kvm_xen_vcpu_attr outside{};
   outside.u.gpa = 1ull << 40;
   EXPECT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, outside), -EFAULT);
+}
+
+TEST(Xen, pages_can_be_given_by_the_clients_addresses) {
+  XenGuest guest(kWait);
+  Pages pages(0x2000);
+  kvm_xen_hvm_attr shared{};
+  shared.u.shared_info.gfn = pages.address() + 1;
+  EXPECT_EQ(guest.set(kAttrSharedInfoHva, shared), -EINVAL);
+  shared.u.shared_info.gfn = pages.address();
+  ASSERT_EQ(guest.set(kAttrSharedInfoHva, shared), 0);
+  kvm_xen_vcpu_attr info{};
+  info.u.gpa = pages.address() + 0x1002;
+  EXPECT_EQ(guest.set(kVcpuAttrInfoHva, info), -ENXIO);
+  info.u.gpa = 0x1000;
+  EXPECT_EQ(guest.set(kVcpuAttrInfoHva, info), -EFAULT);
+  info.u.gpa = pages.address() + 0x1000;
+  ASSERT_EQ(guest.set(kVcpuAttrInfoHva, info), 0);
+  ASSERT_EQ(guest.send(70), 0);
+  EXPECT_EQ(pages.data()[2048 + 70 / 8], 1 << 70 % 8);
+  EXPECT_EQ(pages.data()[0x1000], 1);
+  EXPECT_FALSE(guest.pending(70));
+}
+
+TEST(Xen, other_attributes_read_back) {
+  XenGuest guest({0xf4});
+  kvm_xen_hvm_attr attribute{};
+  attribute.u.xen_version = 4 << 16 | 17;
+  ASSERT_EQ(guest.set(KVM_XEN_ATTR_TYPE_XEN_VERSION, attribute), 0);
+  attribute = {};
+  attribute.u.vector = 15;
+  EXPECT_EQ(guest.set(KVM_XEN_ATTR_TYPE_UPCALL_VECTOR, attribute), -EINVAL);
+  attribute.u.long_mode = 1;
+  ASSERT_EQ(guest.set(kAttrRunstateUpdateFlag, attribute), 0);
+  attribute = {};
+  attribute.type = KVM_XEN_ATTR_TYPE_XEN_VERSION;
+  ASSERT_EQ(call(guest.vm, KVM_XEN_HVM_GET_ATTR, &attribute), 0);
+  EXPECT_EQ(attribute.u.xen_version, 4u << 16 | 17);
+  attribute.type = kAttrRunstateUpdateFlag;
+  ASSERT_EQ(call(guest.vm, KVM_XEN_HVM_GET_ATTR, &attribute), 0);
+  EXPECT_EQ(attribute.u.long_mode, 1);
+  attribute.type = KVM_XEN_ATTR_TYPE_EVTCHN;
+  EXPECT_EQ(call(guest.vm, KVM_XEN_HVM_GET_ATTR, &attribute), -ENOENT);
+}
+
+TEST(Xen, other_attributes_of_a_vcpu_read_back) {
+  XenGuest guest({0xf4});
+  kvm_xen_vcpu_attr attribute{};
+  attribute.u.vcpu_id = ~0u;
+  EXPECT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, attribute), -EINVAL);
+  attribute.u.vcpu_id = 3;
+  ASSERT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, attribute), 0);
+  attribute = {};
+  attribute.u.vector = 15;
+  EXPECT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, attribute), -EINVAL);
+  attribute.u.vector = 0x55;
+  ASSERT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, attribute), 0);
+  attribute.u.gpa = 0x7000;
+  ASSERT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, attribute), 0);
+  EXPECT_NE(guest.load<std::uint32_t>(0x7000), 0u);  // the version
+  for (auto [type, value] : {std::pair{KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, 3u},
+                             {KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, 0x55u},
+                             {KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, 0x7000u}}) {
+    attribute = {};
+    attribute.type = static_cast<std::uint16_t>(type);
+    ASSERT_EQ(call(guest.vcpu, KVM_XEN_VCPU_GET_ATTR, &attribute), 0);
+    EXPECT_EQ(attribute.u.gpa, value);
+  }
+}
+
+TEST(Xen, time_is_not_stable_if_the_client_says_so) {
+  XenGuest stable({0xf4}), unstable({0xf4}, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | kTscUnstable);
+  EXPECT_EQ(stable.load<std::uint8_t>(kVcpuInfo + 32 + 29), 1);
+  EXPECT_EQ(unstable.load<std::uint8_t>(kVcpuInfo + 32 + 29), 0);
 }
 
 TEST(Xen, shared_info_has_the_wall_clock) {
@@ -131,8 +210,6 @@ TEST(Xen, client_answers_hypercalls) {
 }
 
 // --- Events ---
-
-constexpr std::initializer_list<std::uint8_t> kWait = {0xfb, 0xf4, 0xeb, 0xfd};  // sti; hlt; jmp to hlt
 
 TEST(Xen, event_wakes_and_interrupts) {
   XenGuest guest(kWait);
@@ -184,7 +261,91 @@ TEST(Xen, timer_sends_its_event) {
   EXPECT_EQ(timer.u.timer.expires_ns, 0u);
 }
 
+// EVTCHNOP_send (4) of hypercall 32 from 32-bit registers; the port is at 3000H.
+long guest_sends(XenGuest& guest, std::uint32_t port) {
+  std::memcpy(guest.memory.data() + 0x3000, &port, sizeof port);
+  kvm_regs regs = guest.regs();
+  regs.rip = Guest::kCode;
+  regs.rax = 32;
+  regs.rbx = 4;
+  regs.rcx = 0x3000;
+  guest.set_regs(regs);
+  EXPECT_EQ(guest.run(), 0);
+  return guest.shared->exit_reason == KVM_EXIT_IO ? static_cast<long>(guest.regs().rax) : -1;
+}
+
+TEST(Xen, events_that_the_guest_sends_go_where_the_client_says) {
+  XenGuest guest({0x0f, 0x01, 0xc1, 0xe6, 0x10});  // vmcall; out 10h,al
+  EXPECT_EQ(guest_sends(guest, 7), -1);            // the client's
+  ASSERT_EQ(guest.shared->exit_reason, static_cast<unsigned>(KVM_EXIT_XEN));
+  EXPECT_EQ(guest.shared->xen.type, static_cast<unsigned>(KVM_EXIT_XEN_HCALL));
+  ASSERT_EQ(guest.run(), 0);  // with the answer
+  kvm_xen_hvm_attr route{};
+  route.u.evtchn.send_port = 7;
+  route.u.evtchn.type = 2;  // EVTCHNSTAT_interdomain
+  route.u.evtchn.deliver.port = {70, 0, KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL};
+  ASSERT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), 0);
+  EXPECT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), -EEXIST);
+  EXPECT_EQ(guest_sends(guest, 7), 0);
+  EXPECT_TRUE(guest.pending(70));
+  route.u.evtchn.flags = KVM_XEN_EVTCHN_UPDATE;
+  EXPECT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), 0);
+  route.u.evtchn.deliver.port.port = 71;
+  EXPECT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), -EINVAL);
+  route.u.evtchn.flags = KVM_XEN_EVTCHN_DEASSIGN | KVM_XEN_EVTCHN_UPDATE;
+  EXPECT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), -EINVAL);
+  route.u.evtchn.flags = KVM_XEN_EVTCHN_DEASSIGN;
+  EXPECT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), 0);
+  EXPECT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), -ENOENT);
+}
+
+TEST(Xen, reset_takes_all_routes_away) {
+  XenGuest guest({0xf4});
+  kvm_xen_hvm_attr route{}, reset{};
+  route.u.evtchn.send_port = 7;
+  route.u.evtchn.type = 2;
+  route.u.evtchn.deliver.port = {70, 0, KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL};
+  ASSERT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), 0);
+  reset.u.evtchn.flags = KVM_XEN_EVTCHN_RESET;
+  ASSERT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, reset), 0);
+  EXPECT_EQ(guest.set(KVM_XEN_ATTR_TYPE_EVTCHN, route), 0);
+}
+
+TEST(Xen, gsi_routed_to_an_event_channel_sends_its_event) {
+  XenGuest guest(kWait);
+  struct {
+    std::uint32_t nr = 1, flags = 0;
+    kvm_irq_routing_entry entry{};
+  } table;
+  table.entry.gsi = 40;
+  table.entry.type = KVM_IRQ_ROUTING_XEN_EVTCHN;
+  table.entry.u.xen_evtchn = {70, 0, KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL};
+  ASSERT_EQ(call(guest.vm, KVM_SET_GSI_ROUTING, &table), 0);
+  kvm_irq_level line{{40}, 1};
+  ASSERT_EQ(call(guest.vm, KVM_IRQ_LINE, &line), 0);
+  EXPECT_TRUE(guest.pending(70));
+}
+
 // --- Run states ---
+
+TEST(Xen, run_states_are_adjusted_by_what_adds_up) {
+  XenGuest guest({0xf4});
+  kvm_xen_vcpu_attr attribute{};
+  attribute.u.runstate = {1, 10, 1, 2, 3, 4};
+  ASSERT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA, attribute), 0);
+  ASSERT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA, attribute), 0);
+  attribute.u.runstate = {~0ull, 4, 1, 1, 1, 1};
+  ASSERT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADJUST, attribute), 0);
+  attribute.u.runstate.state_entry_time = 5;
+  EXPECT_EQ(guest.set(KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADJUST, attribute), -EINVAL);
+  attribute.type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA;
+  ASSERT_EQ(call(guest.vcpu, KVM_XEN_VCPU_GET_ATTR, &attribute), 0);
+  EXPECT_EQ(attribute.u.runstate.state, 1u);
+  EXPECT_EQ(attribute.u.runstate.state_entry_time, 14u);
+  EXPECT_EQ(attribute.u.runstate.time_offline, 5u);
+  attribute.type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADJUST;
+  EXPECT_EQ(call(guest.vcpu, KVM_XEN_VCPU_GET_ATTR, &attribute), -EINVAL);
+}
 
 TEST(Xen, run_states_add_up) {
   XenGuest guest({0xe6, 0x10});
