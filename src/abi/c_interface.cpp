@@ -168,7 +168,7 @@ unsigned anykvm_first_held(unsigned first, unsigned last) {
 
 void anykvm_replaced(int fd) { abi::forget(fd); }
 
-void anykvm_show_virtualization() { program::show_virtualization(); }
+void anykvm_show_virtualization() { program::show_virtualization(program::main_program()); }
 void anykvm_sigmask_changed() { core::signal_mask_changed(); }
 
 int anykvm_sigaction(int signal, const struct sigaction* action, struct sigaction* old) {

@@ -9,7 +9,10 @@
 #include <optional>
 
 #include "base/expected.h"
+#include "cli/host_checks.h"
 #include "cli/program_file.h"
+#include "resident/program_file.h"
+#include "resident/start.h"
 #include "vmm/notice.h"
 
 namespace anykvm::cli {
@@ -50,6 +53,12 @@ void prepend_to_preload(const std::string& library) {
   setenv("LD_PRELOAD", all.c_str(), 1);
 }
 
+std::vector<std::string> arguments_of(const ExecOptions& options) {
+  std::vector<std::string> arguments = options.command;
+  if (!options.argv0.empty()) arguments.front() = options.argv0;
+  return arguments;
+}
+
 int say(int code, const std::string& text) {
   vmm::notice(false, text);
   return code;
@@ -66,14 +75,19 @@ Outcome<int> exec(const ExecOptions& options) {
   const auto program = find_program(name);
   if (!program) return say(kNotFound, fmt::format("{}: no such command", name));
   if (auto reason = why_not_preloadable(*program)) return failure("{} {}", name, *reason);
+  const std::vector<std::string> words = arguments_of(options);
+  if (resident::is_static_program(program->c_str()) && access(program->c_str(), X_OK) == 0 &&
+      !(options.prefer_hardware && check_real_kvm().finding == Finding::kPresent)) {
+    const Error error = resident::start({*program, words, library, options.prefer_hardware});
+    return failure("{} is linked statically, and cannot be run here: {}", name, error.reason);
+  }
   prepend_to_preload(library);
   if (options.prefer_hardware)
     setenv("ANYKVM_PREFER_HARDWARE", "1", 1);
   else
     unsetenv("ANYKVM_PREFER_HARDWARE");
   std::vector<char*> arguments;
-  for (const std::string& argument : options.command)
-    arguments.push_back(const_cast<char*>(argument.c_str()));
+  for (const std::string& argument : words) arguments.push_back(const_cast<char*>(argument.c_str()));
   arguments.push_back(nullptr);
   execvp(program->c_str(), arguments.data());
   return say(errno == ENOENT ? kNotFound : kNotExecutable, fmt::format("{}: {}", name, strerror(errno)));

@@ -1,6 +1,7 @@
 #pragma once
 // `anykvm exec`: puts a command in this process's place, with the preload library that answers for /dev/kvm.
-// Owner: main(). Only from the main thread.
+// One that is linked statically runs inside this process (resident/start.h). Owner: main(). Only from the
+// main thread.
 
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@ namespace anykvm::cli {
 
 struct ExecOptions {
   bool prefer_hardware = false;
+  std::string argv0;                 // empty: as in `command`
   std::vector<std::string> command;  // at least its name
 };
 

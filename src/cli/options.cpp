@@ -123,6 +123,9 @@ CLI::App* add_exec(CLI::App& app, ExecOptions& options) {
       app.add_subcommand("exec", "run COMMAND [ARGUMENT...], and what it starts, with anykvm as /dev/kvm");
   exec->add_flag("--prefer-hardware", options.prefer_hardware,
                  "use the machine's own /dev/kvm if a virtual CPU can be made there, else anykvm");
+  exec->add_option("--argv0", options.argv0,
+                   "what the command is told that it was called (with an equals sign)")
+      ->type_name("NAME");
   exec->prefix_command();
   exec->footer("The first word that is no option of exec is the command; \"--\" may stand before it.");
   return exec;

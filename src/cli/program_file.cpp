@@ -57,14 +57,14 @@ bool names_dynamic_linker(int fd, const Elf64_Ehdr& header) {
   return false;
 }
 
-std::optional<std::string> why_not_elf(int fd) {
+std::optional<std::string> why_not_elf(int fd, bool interprets) {
   Elf64_Ehdr header{};
   if (!read_at(fd, 0, &header, sizeof header) || memcmp(header.e_ident, ELFMAG, SELFMAG) != 0)
     return std::nullopt;  // execve(2) will say what is wrong with it
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != EM_X86_64)
     return "is not a 64-bit x86 program, and KVM's API is offered to those only";
-  if (!names_dynamic_linker(fd, header))
-    return "is statically linked, so no library can be put in front of its system calls";
+  if (interprets && !names_dynamic_linker(fd, header))
+    return "is statically linked: start that with the script as its argument";
   return std::nullopt;
 }
 
@@ -94,7 +94,7 @@ std::optional<std::string> why_not(const std::string& path, unsigned depth) {
     return "changes the user or group, and such programs are started without preload libraries";
   if (gains_capabilities(path))
     return "has capabilities of its own, and such programs are started without preload libraries";
-  return why_not_elf(fd.get());
+  return why_not_elf(fd.get(), depth > 0);
 }
 
 }  // namespace

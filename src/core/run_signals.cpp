@@ -60,6 +60,9 @@ constexpr unsigned kEagerScans = 64;
 [[gnu::tls_model("initial-exec")]] thread_local constinit RunSignals* t_running = nullptr;
 [[gnu::tls_model("initial-exec")]] thread_local constinit unsigned t_scans = 0;
 
+// signal_arrives_with_next_run() was called.
+[[gnu::tls_model("initial-exec")]] thread_local constinit bool t_arrives_with_run = false;
+
 // The thread had no signal of a fault blocked when it was looked at last, and no change was reported since.
 [[gnu::tls_model("initial-exec")]] thread_local constinit bool t_faults_open = false;
 
@@ -68,6 +71,7 @@ std::array<unsigned, kSignals + 1> g_guards{};  // g_mutex: RunSignals objects t
 std::atomic<u64> g_last_scan{0};                // host TSC
 std::atomic<bool> g_reported{false};            // somebody calls signal_disposition_changed()
 std::atomic<bool> g_masks_reported{false};      // somebody calls signal_mask_changed()
+std::atomic<bool> g_elsewhere{false};           // signals_come_from_elsewhere() was called
 
 bool get_action(int signal, KernelAction* action) {
   return syscall(SYS_rt_sigaction, signal, nullptr, action, sizeof(SignalSet)) == 0;
@@ -93,6 +97,7 @@ void hook(int signal) {
 }
 
 void scan() {
+  if (g_elsewhere.load(std::memory_order_relaxed)) return;
   ANYKVM_COUNT(signal_scans);
   std::lock_guard lock(g_mutex);
   g_last_scan.store(host_tsc(), std::memory_order_relaxed);
@@ -232,6 +237,10 @@ RunSignals::RunSignals(SignalListener& listener, std::optional<SignalSet> mask)
   }
   t_running = this;
   std::atomic_signal_fence(std::memory_order_seq_cst);
+  if (t_arrives_with_run) {
+    t_arrives_with_run = false;
+    interrupt();
+  }
   // A run in a handler that interrupted another one has the handler's mask.
   const bool known = t_faults_open && !m_outer && g_masks_reported.load(std::memory_order_relaxed);
   if (known && !mask) return;
@@ -288,6 +297,18 @@ void signal_disposition_changed(int signal) {
     hook(signal);
   else
     g_last_scan.store(0, std::memory_order_relaxed);
+}
+
+void signals_come_from_elsewhere() {
+  g_elsewhere.store(true);
+  signal_disposition_changed(0);
+  signal_mask_changed();
+}
+
+void signal_arrives_with_next_run() { t_arrives_with_run = true; }
+
+void signal_arrived_here() {
+  if (t_running) t_running->interrupt();
 }
 
 }  // namespace anykvm::core

@@ -41,6 +41,8 @@ class RunSignals {
 
   // Called by the hook, on this thread.
   void arrived(siginfo_t& info);
+  // The same for a signal that another thread got.
+  void interrupt() { m_listener.signal_arrived(); }
 
  private:
   SignalListener& m_listener;
@@ -63,5 +65,13 @@ void signal_disposition_changed(int signal);
 
 // The same for the calling thread's mask: once one was reported, all are.
 void signal_mask_changed();
+
+// For a process whose handlers run on threads that know nothing of us: from now on they are left alone.
+// Somebody else hears of signals, and has each thread told that is in KVM_RUN for one which got a signal.
+void signals_come_from_elsewhere();
+// On the thread to be told, in a handler.
+void signal_arrived_here();
+// On a thread that is about to call KVM_RUN for one which has a signal pending.
+void signal_arrives_with_next_run();
 
 }  // namespace anykvm::core

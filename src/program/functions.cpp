@@ -58,17 +58,22 @@ std::optional<Range> Functions::around(const u8* pc) const {
   return range && range->has(pc) ? range : std::nullopt;
 }
 
+Image program_with(const Elf64_Phdr* headers, unsigned count, u64 moved) {
+  Image image;
+  for (unsigned i = 0; i < count; ++i) {
+    const auto& segment = headers[i];
+    const auto* at = reinterpret_cast<const u8*>(moved + segment.p_vaddr);
+    if (segment.p_type == PT_LOAD && (segment.p_flags & PF_X) && !(segment.p_flags & PF_W))
+      image.code.push_back({at, at + segment.p_filesz});
+    if (segment.p_type == PT_GNU_EH_FRAME) image.unwind_table = at;
+  }
+  return image;
+}
+
 Image main_program() {
   Image image;
   const auto look = [](dl_phdr_info* info, std::size_t, void* out) {
-    auto& found = *static_cast<Image*>(out);
-    for (unsigned i = 0; i < info->dlpi_phnum; ++i) {
-      const auto& segment = info->dlpi_phdr[i];
-      const auto* at = reinterpret_cast<const u8*>(info->dlpi_addr + segment.p_vaddr);
-      if (segment.p_type == PT_LOAD && (segment.p_flags & PF_X) && !(segment.p_flags & PF_W))
-        found.code.push_back({at, at + segment.p_filesz});
-      if (segment.p_type == PT_GNU_EH_FRAME) found.unwind_table = at;
-    }
+    *static_cast<Image*>(out) = program_with(info->dlpi_phdr, info->dlpi_phnum, info->dlpi_addr);
     return 1;  // the main program is the first
   };
   dl_iterate_phdr(look, &image);

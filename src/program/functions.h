@@ -29,11 +29,14 @@ class Functions {
   const u8* m_table;
 };
 
-// Segments of the main program.
+// Segments of a program.
 struct Image {
   std::vector<Range> code;
   const u8* unwind_table = nullptr;
 };
+// Of one whose program headers say so, mapped `moved` behind the addresses that they name.
+Image program_with(const Elf64_Phdr* headers, unsigned count, u64 moved);
+// The one that the dynamic linker started.
 Image main_program();
 
 }  // namespace anykvm::program

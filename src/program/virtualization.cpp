@@ -76,10 +76,9 @@ bool write_code(const u8* to, const std::vector<u8>& bytes) {
 
 }  // namespace
 
-void show_virtualization() {
+void show_virtualization(const Image& image) {
   const auto feature = missing_feature();
   if (!feature) return;
-  const Image image = main_program();
   const auto found = candidates(image.code);
   if (found.empty()) return;
   const Room room(found.front(), found.size() * kMaxDetourBytes);

@@ -26,12 +26,21 @@ says() { diff - "$dir/console"; }
 
 run tiny_vm "$anykvm" exec
 expect "tiny_vm" says <<<"Hello from the guest!"
-run interrupt "$anykvm" exec
-expect "interrupt" says <<END
+interrupt_says() {
+  says <<END
 the guest waits
 $(printf 'interrupt %d\n' 1 2 3 4 5)
 done
 END
+}
+run interrupt "$anykvm" exec
+expect "interrupt" interrupt_says
+if [ -x "$examples/example_tiny_vm_static" ]; then
+  run tiny_vm_static "$anykvm" exec
+  expect "tiny_vm, linked statically" says <<<"Hello from the guest!"
+  run interrupt_static "$anykvm" exec
+  expect "interrupt, linked statically" interrupt_says
+fi
 # ioregion_server HOW: what it is to say.
 ioregion_server() {
   run ioregion_server "$anykvm" exec

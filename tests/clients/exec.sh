@@ -1,7 +1,7 @@
 #!/bin/bash
-# anykvm exec with commands that need no guest. Usage: exec.sh ANYKVM DOORS HOST_KVM
+# anykvm exec with commands that need no guest. Usage: exec.sh ANYKVM DOORS HOST_KVM [DOORS_STATIC]
 set -u
-anykvm=$1 doors=$2 host_kvm=$3
+anykvm=$1 doors=$2 host_kvm=$3 doors_static=${4-}
 . "$(dirname "$0")/lib.sh"
 : >"$dir/console" >"$dir/messages"
 
@@ -25,9 +25,8 @@ sentence 127 'no-such-command: no such command' no-such-command
 sentence 127 '/no/such/command: no such command' /no/such/command
 echo 'just text' >"$dir/text"
 sentence 126 'text: Permission denied' "$dir/text"
-if busybox=$(type -P busybox) && ! readelf -l "$busybox" 2>/dev/null | grep -q INTERP; then
-  sentence 1 'statically linked' "$busybox" true
-  printf '#!%s sh\n' "$busybox" >"$dir/script"
+if [ "$doors_static" ]; then
+  printf '#!%s\n' "$doors_static" >"$dir/script"
   chmod +x "$dir/script"
   sentence 1 'is a script for .*statically linked' "$dir/script"
   printf '#! %s\n' "$dir/script" >"$dir/script2"
@@ -62,6 +61,11 @@ walk() {
   [ ! -s "$dir/console" ] || { echo "$what:"; cat "$dir/console"; failures=$((failures + 1)); }
 }
 walk "the doors on this machine" "$anykvm" exec "$doors"
+
+if [ "$doors_static" ]; then
+  walk "the doors, linked statically" "$anykvm" exec "$doors_static"
+  expect "the name that a static program is called by" [ "$("$anykvm" exec --argv0=which "$doors_static" which)" = anykvm ]
+fi
 
 expect "anykvm within anykvm" [ "$("$anykvm" exec "$anykvm" exec "$doors" which)" = anykvm ]
 
@@ -103,6 +107,10 @@ same() {
 }
 same "descriptors, forks, threads" "$doors" plain
 same "the CPU, but for virtualization" "$doors" cpu
+if [ "$doors_static" ]; then
+  same "descriptors, forks, threads, linked statically" "$doors_static" plain
+  same "the CPU, linked statically" "$doors_static" cpu
+fi
 cpu_information() { "$@" grep -v MHz /proc/cpuinfo | sed -E 's/^(flags.*) (vmx|svm)$/\1/'; }
 expect "/proc/cpuinfo is the machine's, but for virtualization" \
   [ "$(cpu_information "$anykvm" exec)" = "$(cpu_information env)" ]

@@ -26,6 +26,7 @@ struct Current {
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 struct sigaction g_previous[NSIG];  // what the client wants
 std::atomic<bool> g_installed{false};
+std::atomic<bool (*)(int, siginfo_t*, void*)> g_filter{nullptr};
 ProcessMutex g_mutex;                    // changes of g_previous
 thread_local bool t_installing = false;  // our own calls of sigaction() come by change_fault_action(), too
 
@@ -54,6 +55,7 @@ void handle(int signal, siginfo_t* info, void* raw) {
     registers[REG_RIP] = reinterpret_cast<greg_t>(landing);
     return;
   }
+  if (auto* filter = g_filter.load(std::memory_order_relaxed); filter && filter(signal, info, raw)) return;
   const Current& current = t_current;
   bool ours = current.context && pc >= current.begin && pc < current.end;
   if (!ours) return chain(signal, info, raw);
@@ -96,6 +98,8 @@ bool change_fault_action(int signal, const struct sigaction* action, struct siga
   if (old) *old = before;
   return true;
 }
+
+void set_fault_filter(bool (*filter)(int, siginfo_t*, void*)) { g_filter.store(filter); }
 
 void set_current_context(Context* context, const u8* leave_by_signal, const u8* code_begin,
                          const u8* code_end) {

@@ -17,6 +17,10 @@ void install_host_signal_handlers();
 // ours and passes on to the client's.
 bool change_fault_action(int signal, const struct sigaction* action, struct sigaction* old);
 
+// Asked first about each fault that is not at one of our guarded accesses: true if it was another's, who has
+// dealt with it. It may be on a thread whose thread-local storage is not ours.
+void set_fault_filter(bool (*filter)(int signal, siginfo_t* info, void* ucontext));
+
 // The context whose translated code this thread runs, for the handlers; null outside Cpu::run().
 void set_current_context(Context* context, const u8* leave_by_signal, const u8* code_begin,
                          const u8* code_end);

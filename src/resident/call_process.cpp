@@ -1,0 +1,129 @@
+// Calls that change the process: its heap, its filters, its program.
+#include <alloca.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/raw_syscall.h"
+#include "resident/call.h"
+#include "resident/heap.h"
+#include "resident/program_file.h"
+#include "resident/seccomp.h"
+#include "resident/signals.h"
+
+namespace anykvm::resident {
+namespace {
+
+using Strings = const char* const*;
+
+constexpr int kUserDispatch = 59;           // PR_SET_SYSCALL_USER_DISPATCH
+constexpr std::size_t kMostStrings = 1024;  // for which the stack of a trap has room
+
+std::size_t count(Strings strings) {
+  std::size_t number = 0;
+  while (strings && strings[number]) ++number;
+  return number;
+}
+
+bool has(Strings strings, const char* name) {
+  const std::size_t length = strlen(name);
+  for (; strings && *strings; ++strings)
+    if (strncmp(*strings, name, length) == 0 && (*strings)[length] == '=') return true;
+  return false;
+}
+
+// Arguments of "anykvm exec --argv0=NAME -- PROGRAM ARGUMENT..." in `out`.
+void through_anykvm(const char** out, const char* argv0, const char* program, Strings arguments) {
+  *out++ = g_identity.anykvm;
+  *out++ = "exec";
+  if (g_identity.hardware) *out++ = "--prefer-hardware";
+  *out++ = argv0;
+  *out++ = "--";
+  *out++ = program;
+  while (arguments && *arguments) *out++ = *arguments++;
+  *out = nullptr;
+}
+
+void with_library(const char** out, Strings environment) {
+  if (!has(environment, "LD_PRELOAD")) *out++ = g_identity.preload;
+  if (g_identity.hardware && !has(environment, "ANYKVM_PREFER_HARDWARE")) *out++ = g_identity.hardware;
+  while (environment && *environment) *out++ = *environment++;
+  *out = nullptr;
+}
+
+// The new program inherits the mask: the caller's, not a trap's.
+long execute(const char* path, Strings arguments, Strings environment, u64 mask) {
+  u64 everything = ~u64{0};
+  raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, reinterpret_cast<long>(&mask), 0, sizeof mask);
+  const long result = raw_syscall(SYS_execve, reinterpret_cast<long>(path), reinterpret_cast<long>(arguments),
+                                  reinterpret_cast<long>(environment));
+  raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, reinterpret_cast<long>(&everything), 0, sizeof everything);
+  return result;
+}
+
+long start_program(u64 mask, const char* path, Strings arguments, Strings environment) {
+  if (names_program(path)) path = g_identity.program;
+  const std::size_t room = count(arguments) + count(environment) + 16;
+  if (room > kMostStrings) return execute(path, arguments, environment, mask);
+  const auto strings = static_cast<const char**>(alloca(room * sizeof(char*)));
+  if (is_static_program(path)) {
+    const char* const name = arguments && *arguments ? *arguments++ : path;
+    constexpr char kOption[] = "--argv0=";
+    char* const argv0 = static_cast<char*>(alloca(sizeof kOption + strlen(name)));
+    strcpy(stpcpy(argv0, kOption), name);
+    through_anykvm(strings, argv0, path, arguments);
+    path = g_identity.anykvm;
+    arguments = strings;
+  } else {
+    with_library(strings, environment);
+    environment = strings;
+  }
+  return execute(path, arguments, environment, mask);
+}
+
+// execveat(2) of a whole name, or of a descriptor; of a name in a directory, the kernel does it.
+Answer start_program_at(const Call& call) {
+  const auto* path = reinterpret_cast<const char*>(call.b);
+  char link[32], target[PATH_MAX];
+  if (path && !*path && (call.e & AT_EMPTY_PATH)) {
+    name_descriptor(static_cast<int>(call.a), link);
+    const long size = raw_syscall(SYS_readlink, reinterpret_cast<long>(link), reinterpret_cast<long>(target),
+                                  sizeof target - 1);
+    if (size <= 0 || *target != '/') return std::nullopt;
+    target[size] = 0;
+    path = target;
+  } else if (!path || call.e || (*path != '/' && static_cast<int>(call.a) != AT_FDCWD)) {
+    return std::nullopt;
+  }
+  if (raw_syscall(SYS_access, reinterpret_cast<long>(path), X_OK) < 0) return std::nullopt;
+  return start_program(program_mask(call.context), path, reinterpret_cast<Strings>(call.c),
+                       reinterpret_cast<Strings>(call.d));
+}
+
+}  // namespace
+
+Answer call_on_process(const Call& call) {
+  switch (call.number) {
+    case SYS_brk:
+      return change_heap_end(static_cast<u64>(call.a));
+    case SYS_seccomp:
+      return call_on_seccomp(call);
+    case SYS_prctl:
+      if (call.a == kUserDispatch) return -EINVAL;
+      return call_on_seccomp(call);
+    case SYS_execveat:
+      return start_program_at(call);
+    case SYS_execve:
+      if (!call.a) return std::nullopt;
+      return start_program(program_mask(call.context), reinterpret_cast<const char*>(call.a),
+                           reinterpret_cast<Strings>(call.b), reinterpret_cast<Strings>(call.c));
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace anykvm::resident
