@@ -117,7 +117,17 @@ Fd open_again(int fd) {
       static_cast<int>(raw_syscall(SYS_openat, AT_FDCWD, reinterpret_cast<long>(path), O_RDWR | O_CLOEXEC)));
 }
 
-// Duplicates made behind our back keep an object alive too.
+// Those that were closed behind our back do not.
+void forget_closed(Map& all, const FileId& file, int except) {
+  std::erase_if(all.files[file].descriptors, [&](int fd) {
+    const bool gone = fd != except && file_of(fd) != file;
+    if (gone) all.descriptors.erase(fd);
+    return gone;
+  });
+}
+
+// Duplicates made behind our back keep an object alive too. Not the engine's own: a client may give us a
+// handle where an eventfd or a pipe is due.
 void adopt_duplicates(Map& all, const FileId& file, int except) {
   DIR* directory = opendir("/proc/self/fd");
   if (!directory) return;
@@ -125,7 +135,7 @@ void adopt_duplicates(Map& all, const FileId& file, int except) {
     char* end = nullptr;
     const int fd = static_cast<int>(strtol(entry->d_name, &end, 10));
     if (end == entry->d_name || *end || fd == except || fd == dirfd(directory)) continue;
-    if (file_of(fd) == file) remember_descriptor(all, fd, file);
+    if (file_of(fd) == file && !held_fds.has(static_cast<unsigned>(fd))) remember_descriptor(all, fd, file);
   }
   closedir(directory);
 }
@@ -210,6 +220,7 @@ std::optional<Result<int>> close_object(int fd) {
   auto known = all.descriptors.find(fd);
   if (known == all.descriptors.end()) return Error{EBADF, "closed meanwhile"};
   const FileId file = known->second;
+  forget_closed(all, file, fd);
   const bool last_known = all.files[file].descriptors.size() == 1;
   if (last_known) probe = open_again(fd);
   const long result = raw_syscall(SYS_close, fd);

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "anykvm/anykvm.h"
+#include "anykvm/ioregion.h"
 #include "kvm.h"
 
 namespace anykvm::test {
@@ -185,6 +186,38 @@ TEST(Descriptors, duplicate_that_is_closed_while_in_use_does_not_keep_the_vm) {
     ends = true;
     user.join();
   }
+  EXPECT_EQ(files_of_statistics(), before);
+}
+
+// The engine's own copy of a handle, which a client gave it for something else, is no handle.
+TEST(Descriptors, handle_that_serves_as_a_channel_is_closed_with_its_last_descriptor) {
+  if (on_real_kvm()) GTEST_SKIP() << "KVM_SET_IOREGION is anykvm's";
+  const long before = files_of_statistics();
+  Guest guest;
+  {
+    System system;
+    Handle channel(call(system.fd, KVM_CREATE_VM));
+    ASSERT_GE(Handle(call(channel, KVM_GET_STATS_FD)), 0);
+    EXPECT_EQ(files_of_statistics(), before + 1);
+    kvm_ioregion region{};
+    region.guest_paddr = 0xd0000000;
+    region.memory_size = 16;
+    region.read_fd = region.write_fd = channel;
+    ASSERT_EQ(call(guest.vm, KVM_SET_IOREGION, &region), 0);
+  }
+  EXPECT_EQ(files_of_statistics(), before);
+}
+
+// By a system call of the client's own, which nobody tells the engine of.
+TEST(Descriptors, duplicate_that_was_closed_past_the_engine_does_not_keep_the_vm) {
+  const long before = files_of_statistics();
+  System system;
+  Handle vm(call(system.fd, KVM_CREATE_VM));
+  ASSERT_GE(Handle(call(vm, KVM_GET_STATS_FD)), 0);
+  const int duplicate = dup(vm);
+  ASSERT_GE(call(duplicate, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY), 1);
+  ASSERT_EQ(close(duplicate), 0);
+  vm.reset();
   EXPECT_EQ(files_of_statistics(), before);
 }
 
