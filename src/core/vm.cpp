@@ -55,8 +55,8 @@ Result<std::shared_ptr<Vcpu>> Vm::create_vcpu(u64 id) {
 
 Result<> Vm::set_boot_cpu(u64 id) {
   std::lock_guard lock(m_mutex);
-  if (id > (m_max_vcpu_ids ? m_max_vcpu_ids : kMaxVcpuIds)) return Error{EINVAL, "vCPU id is too large"};
   if (!m_vcpus.empty()) return Error{EBUSY, "vCPUs exist already"};
+  if (id > (m_max_vcpu_ids ? m_max_vcpu_ids : kMaxVcpuIds)) return Error{EINVAL, "vCPU id is too large"};
   m_boot_cpu = static_cast<u32>(id);
   return {};
 }

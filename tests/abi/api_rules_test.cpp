@@ -112,6 +112,19 @@ TEST(Cpuid, linear_addresses_have_48_or_57_bits) {
   EXPECT_EQ(call(guest.vcpu, KVM_SET_CPUID2, &list), 0);
 }
 
+// --- 4.19 ---
+
+TEST(Msrs, what_says_which_cpu_it_is_stays_once_the_cpu_has_run) {
+  constexpr std::uint32_t kArchCapabilities = 0x10a;
+  Guest guest;
+  const std::uint64_t offered = guest.msr(kArchCapabilities);
+  EXPECT_EQ(guest.set_msr(kArchCapabilities, 0), 1);
+  EXPECT_EQ(guest.set_msr(kArchCapabilities, offered), 1);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.set_msr(kArchCapabilities, offered), 1);
+  EXPECT_EQ(guest.set_msr(kArchCapabilities, offered ^ 1), 0);
+}
+
 // --- 4.32, 4.38, 4.39 ---
 
 struct TwoCpus : Guest {
@@ -421,6 +434,13 @@ TEST(PreFault, leaves_private_copies_of_a_file_unmade) {
 }
 
 // --- 7.31, 7.32, 7.35 ---
+
+TEST(VmFd, boot_cpu_cannot_be_chosen_late_whatever_its_number) {
+  Vm vm;
+  EXPECT_EQ(call(vm.vm, KVM_SET_BOOT_CPU_ID, 1ul << 40), -EINVAL);
+  Handle vcpu(call(vm.vm, KVM_CREATE_VCPU));
+  EXPECT_EQ(call(vm.vm, KVM_SET_BOOT_CPU_ID, 1ul << 40), -EBUSY);
+}
 
 TEST(EnableCap, quirks_that_are_off_stay_off) {
   Guest guest({0xf4}, Guest::Chips::kIrqchip);

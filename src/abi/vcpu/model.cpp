@@ -29,9 +29,17 @@ Result<MsrList> read_msr_list(ClientPtr<kvm_msrs> list) {
   return msrs;
 }
 
+// What says which CPU it is stays as it is once the CPU has run; the same may be written again.
+bool is_settled(core::Vcpu& vcpu, u32 index) {
+  constexpr u32 kArchCapabilities = 0x10a, kPerfCapabilities = 0x345, kDecodeConfig = 0xc0011029;
+  return vcpu.has_run() &&
+         (index == kArchCapabilities || index == kPerfCapabilities || index == kDecodeConfig);
+}
+
 // The client may go from any mode of the local APIC to any other, unlike the guest.
 bool set_msr(core::Vcpu& vcpu, u32 index, u64 value) {
   constexpr u32 kApicBase = 0x1b;
+  if (is_settled(vcpu, index)) return x86::read_msr(vcpu.cpu(), index, x86::MsrAccess::kClient) == value;
   if (index == kApicBase) return vcpu.set_apic_base(value).ok();
   return x86::write_msr(vcpu.cpu(), index, value, x86::MsrAccess::kClient);
 }

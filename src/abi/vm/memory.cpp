@@ -17,15 +17,15 @@ Result<long> set_user_memory_region(core::Vm& vm, const kvm_userspace_memory_reg
 Result<long> set_user_memory_region2(core::Vm& vm, const kvm_userspace_memory_region2& region) {
   core::GuestBacking backing;
   const bool has_backing = region.flags & KVM_MEM_GUEST_MEMFD;
+  const u32 flags = region.flags & ~u32{KVM_MEM_GUEST_MEMFD};
+  if (has_backing && (flags || !vm.has_private_memory()))
+    return Error{EINVAL, "flags that go with no guest memory, or a VM without private memory"};
   if (has_backing && region.memory_size) {
     const auto object = find_object(static_cast<int>(region.guest_memfd));
     const bool open = object || fcntl(static_cast<int>(region.guest_memfd), F_GETFD) >= 0;
     if (!object || !object->guest_memory) return Error{open ? EINVAL : EBADF, "not guest memory"};
     backing = {object->guest_memory, region.guest_memfd_offset};
   }
-  const u32 flags = region.flags & ~u32{KVM_MEM_GUEST_MEMFD};
-  if (has_backing && (flags || !vm.has_private_memory()))
-    return Error{EINVAL, "flags that go with no guest memory, or a VM without private memory"};
   TRY(vm.set_user_memory_region(
       {region.slot, flags, region.guest_phys_addr, region.memory_size, region.userspace_addr}, backing));
   return 0;
