@@ -351,9 +351,11 @@ void Vcpu::report_pio(const x86::Exit& exit) {
   run.io.port = exit.port;
   run.io.count = exit.count;
   run.io.data_offset = KVM_PIO_PAGE_OFFSET * kPageSize;
+  const std::size_t size = std::min<std::size_t>(exit.size * exit.count, exit.data.size());
   if (exit.write)
-    memcpy(m_shared.pio_data(), exit.data.data(),
-           std::min<std::size_t>(exit.size * exit.count, exit.data.size()));
+    memcpy(m_shared.pio_data(), exit.data.data(), size);
+  else
+    memset(m_shared.pio_data(), 0, size);  // as the kernel: what a client leaves alone reads as zero
 }
 
 void Vcpu::report_mmio(const x86::Exit& exit) {

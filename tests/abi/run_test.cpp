@@ -92,6 +92,17 @@ TEST(Run, in_takes_the_clients_answer) {
   EXPECT_EQ(guest.regs().rax & 0xffff, 0xabcdu);
 }
 
+// gokvm's serial port leaves its interrupt identification at what it finds.
+TEST(Run, in_that_the_client_leaves_alone_reads_zero) {
+  Guest guest({0xb8, 0x34, 0x12, 0xe7, 0x60, 0xe5, 0x60, 0xf4});  // mov ax,1234h; out 60h,ax; in ax,60h; hlt
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+  ASSERT_EQ(guest.shared->io.direction, KVM_EXIT_IO_IN);
+  ASSERT_EQ(guest.run(), 0);
+  EXPECT_EQ(guest.regs().rax & 0xffff, 0u);
+}
+
 // mov ax,0c000h; mov ds,ax; ... The guest has 64 KiB of memory, so C0000H is no slot.
 TEST(Run, seed_X9_access_outside_slots_is_mmio_at_once) {
   Guest guest({0xb8, 0x00, 0xc0, 0x8e, 0xd8, 0xa1, 0x10, 0x00, 0xf4});  // mov ax,[10h]; hlt
