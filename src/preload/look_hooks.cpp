@@ -25,6 +25,12 @@ int answer(struct stat* status) {
   return 0;
 }
 
+// It is no symbolic link.
+ssize_t refuse_link() {
+  errno = EINVAL;
+  return -1;
+}
+
 // Everybody may read and write, nobody may execute.
 int answer_access(int mode) {
   if (!(mode & X_OK)) return 0;
@@ -129,17 +135,29 @@ int hook_faccessat(int directory, const char* path, int mode, int flags) {
 static constinit Real<ssize_t(const char*, char*, std::size_t)> real_readlink{"readlink"};
 ssize_t hook_readlink(const char*, char*, std::size_t) ANYKVM_HOOK(readlink);
 ssize_t hook_readlink(const char* path, char* out, std::size_t size) {
-  if (!is_our_device(AT_FDCWD, path)) return real_readlink(path, out, size);
-  errno = EINVAL;
-  return -1;
+  return is_our_device(AT_FDCWD, path) ? refuse_link() : real_readlink(path, out, size);
 }
 
 static constinit Real<ssize_t(int, const char*, char*, std::size_t)> real_readlinkat{"readlinkat"};
 ssize_t hook_readlinkat(int, const char*, char*, std::size_t) ANYKVM_HOOK(readlinkat);
 ssize_t hook_readlinkat(int directory, const char* path, char* out, std::size_t size) {
-  if (!is_our_device(directory, path)) return real_readlinkat(directory, path, out, size);
-  errno = EINVAL;
-  return -1;
+  return is_our_device(directory, path) ? refuse_link() : real_readlinkat(directory, path, out, size);
+}
+
+// The forms that -D_FORTIFY_SOURCE makes of calls with a buffer whose size is known.
+static constinit Real<ssize_t(const char*, char*, std::size_t, std::size_t)> real_readlink_chk{
+    "__readlink_chk"};
+ssize_t hook_readlink_chk(const char*, char*, std::size_t, std::size_t) ANYKVM_HOOK(__readlink_chk);
+ssize_t hook_readlink_chk(const char* path, char* out, std::size_t size, std::size_t room) {
+  return is_our_device(AT_FDCWD, path) ? refuse_link() : real_readlink_chk(path, out, size, room);
+}
+
+static constinit Real<ssize_t(int, const char*, char*, std::size_t, std::size_t)> real_readlinkat_chk{
+    "__readlinkat_chk"};
+ssize_t hook_readlinkat_chk(int, const char*, char*, std::size_t, std::size_t) ANYKVM_HOOK(__readlinkat_chk);
+ssize_t hook_readlinkat_chk(int directory, const char* path, char* out, std::size_t size, std::size_t room) {
+  return is_our_device(directory, path) ? refuse_link()
+                                        : real_readlinkat_chk(directory, path, out, size, room);
 }
 
 static constinit Real<char*(const char*, char*)> real_realpath{"realpath"};
@@ -147,6 +165,13 @@ char* hook_realpath(const char*, char*) ANYKVM_HOOK(realpath);
 char* hook_realpath(const char* path, char* out) {
   if (!is_our_device(AT_FDCWD, path)) return real_realpath(path, out);
   return out ? strcpy(out, "/dev/kvm") : strdup("/dev/kvm");
+}
+
+static constinit Real<char*(const char*, char*, std::size_t)> real_realpath_chk{"__realpath_chk"};
+char* hook_realpath_chk(const char*, char*, std::size_t) ANYKVM_HOOK(__realpath_chk);
+char* hook_realpath_chk(const char* path, char* out, std::size_t room) {
+  if (!is_our_device(AT_FDCWD, path)) return real_realpath_chk(path, out, room);
+  return strcpy(out, "/dev/kvm");  // a fortified buffer has room for PATH_MAX
 }
 
 }  // namespace anykvm::preload

@@ -144,6 +144,9 @@ static void test_looking(void) {
   expect("eaccess", eaccess(DEVICE, R_OK | W_OK) == 0);
   expect("readlink", fails_with(readlink(DEVICE, text, sizeof text), EINVAL));
   expect("readlinkat", fails_with(readlinkat(dev, "kvm", text, sizeof text), EINVAL));
+  const volatile size_t room = sizeof text; /* a size that the compiler does not know */
+  expect("readlink to that", fails_with(readlink(DEVICE, text, room), EINVAL));
+  expect("readlinkat to that", fails_with(readlinkat(dev, "kvm", text, room), EINVAL));
   expect("realpath", realpath("/dev/./kvm", text) && strcmp(text, DEVICE) == 0);
   expect("syscall(SYS_stat)", is_device_status((int)syscall(SYS_stat, DEVICE, &status), &status));
   expect("syscall(SYS_lstat)", is_device_status((int)syscall(SYS_lstat, DEVICE, &status), &status));

@@ -1,7 +1,7 @@
 #!/bin/bash
-# anykvm exec with commands that need no guest. Usage: exec.sh ANYKVM DOORS HOST_KVM [DOORS_STATIC]
+# anykvm exec with commands that need no guest. Usage: exec.sh ANYKVM DOORS DOORS_FORTIFIED HOST_KVM [DOORS_STATIC]
 set -u
-anykvm=$1 doors=$2 host_kvm=$3 doors_static=${4-}
+anykvm=$1 doors=$2 doors_fortified=$3 host_kvm=$4 doors_static=${5-}
 . "$(dirname "$0")/lib.sh"
 : >"$dir/console" >"$dir/messages"
 
@@ -61,6 +61,7 @@ walk() {
   [ ! -s "$dir/console" ] || { echo "$what:"; cat "$dir/console"; failures=$((failures + 1)); }
 }
 walk "the doors on this machine" "$anykvm" exec "$doors"
+walk "the doors, fortified" "$anykvm" exec "$doors_fortified"
 
 if [ "$doors_static" ]; then
   walk "the doors, linked statically" "$anykvm" exec "$doors_static"
