@@ -1,9 +1,8 @@
 // What a translated block calls for an instruction that C++ carries out. Compiled without vector
 // instructions: the guest's may be in the host's registers (kOpKeepsVector).
-#include <new>
-
 #include "x86/cpu_private.h"
 #include "x86/mmu/client_writes.h"
+#include "x86/no_memory.h"
 #include "x86/translate/thunks.h"
 
 namespace anykvm::x86 {
@@ -49,15 +48,8 @@ class HelperCall {
     return (m_site.insn.rep || m_site.insn.repne) && m_state.rip == m_site.rip + m_moved;
   }
 
-  // An exception must not get to the translated code that called us. The instruction is executed again.
   Guest<void> execute(const Insn& insn) {
-    try {
-      return m_site.op(m_cpu, insn);
-    } catch (const std::bad_alloc&) {
-      Exit exit;
-      exit.reason = Exit::Reason::kNoMemory;
-      return m_cpu.stop_for_client(exit);
-    }
+    return or_no_memory(m_cpu, [&] { return m_site.op(m_cpu, insn); });
   }
 
   Guest<void> execute_moved() {

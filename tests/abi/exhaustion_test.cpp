@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <thread>
 #include <utility>
 
 #include "kvm.h"
@@ -182,6 +183,46 @@ int run_without_memory() {
 TEST(Exhaustion, run_without_memory_is_enomem_and_goes_on_when_there_is_some) {
   if (kAddressSanitizer) GTEST_SKIP() << "AddressSanitizer cannot go on without memory";
   EXPECT_EQ(in_child(run_without_memory), 0);
+}
+
+// What ended threads have left to new ones.
+void use_up_spare_stacks() {
+  for (unsigned i = 0; i < 32; ++i) std::thread([] { pause(); }).detach();
+}
+
+// A store that arms the local APIC's timer, whose thread there is no memory for.
+int access_without_memory() {
+  Guest guest(
+      {0xbf, 0x80, 0x03, 0xe0, 0xfe, 0x89, 0x37, 0xe6, 0x10},  // mov edi,fee00380h; mov [rdi],esi; out
+      Guest::Chips::kIrqchip);
+  guest.enter_long_mode();
+  const std::uint64_t directory = 0xc003, page = 0xfee00083;
+  std::memcpy(guest.memory.data() + 0xa000 + 8 * 3, &directory, sizeof directory);
+  std::memcpy(guest.memory.data() + 0xc000 + 8 * 503, &page, sizeof page);
+  guest.set_lapic(0xf0, 0x1ff);
+  guest.set_lapic(0x320, 0x40);  // one shot
+  kvm_regs regs = guest.regs();
+  const std::uint64_t begin = regs.rip;
+  if (guest.run() != 0 || guest.shared->exit_reason != KVM_EXIT_IO) return 1;  // a count of 0 arms nothing
+  regs.rsi = 0x10000000;
+  guest.set_regs(regs);
+  use_up_spare_stacks();
+  {
+    Limit limit(RLIMIT_AS, address_space_in_use() + (1 << 20));  // less than a stack
+    if (!is_out_of_memory(guest.run())) return 2;
+    if (guest.regs().rip != begin + 5) return 3;
+  }
+  if (guest.run() != 0 || guest.shared->exit_reason != KVM_EXIT_IO) return 4;
+  kvm_lapic_state lapic{};
+  if (call(guest.vcpu, KVM_GET_LAPIC, &lapic) != 0) return 5;
+  std::uint32_t count = 0;
+  std::memcpy(&count, lapic.regs + 0x390, sizeof count);
+  return count ? 0 : 6;
+}
+
+TEST(Exhaustion, access_without_memory_is_enomem_and_is_made_when_there_is_some) {
+  if (kAddressSanitizer) GTEST_SKIP() << "AddressSanitizer cannot go on without memory";
+  EXPECT_EQ(in_child(access_without_memory), 0);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "x86/cpu_private.h"
 #include "x86/mmu/access.h"
+#include "x86/no_memory.h"
 #include "x86/state/xsave.h"
 #include "x86/translate/thunks.h"
 
@@ -141,7 +142,7 @@ extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite*
   context->slow_gpr = context->state.gpr;
   context->slow_flags = context->flags_image;
   if (site->first) cpu.io_begin(site->rip);
-  auto opened = open(cpu, context, address, *site);
+  const Guest<u8*> opened = or_no_memory(cpu, [&] { return open(cpu, context, address, *site); });
   if (!opened.ok()) {
     context->stop = opened.error();
     context->leave = Leave::kStop;
@@ -154,7 +155,7 @@ extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite*
 
 extern "C" u64 anykvm_slow_commit(Context* context, const SlowSite* site) {
   Cpu& cpu = *context->cpu;
-  auto written = commit(cpu, context, *site);
+  const Guest<void> written = or_no_memory(cpu, [&] { return commit(cpu, context, *site); });
   if (!written.ok()) {
     // The client has to act first, or another vCPU was faster; the instruction starts over from the registers
     // that it began with.
