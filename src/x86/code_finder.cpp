@@ -45,7 +45,7 @@ Block* CodeFinder::find(const Mode& mode) {
 
 JumpedTo CodeFinder::way_to(const Block& block) const {
   const bool compared = block.straddles || !optimizations().moments || ClientWrites::compares(*m_page->meta);
-  return {m_state.rip + block.mode.cs_base, m_page->global, block.straddles, compared};
+  return {m_state.rip + block.mode.cs_base, m_page->global, block.straddles, compared, block.host_entry};
 }
 
 // Looks only where it need not walk: what runs was found a moment ago.

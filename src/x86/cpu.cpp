@@ -24,6 +24,7 @@ Cpu::Cpu(Machine& machine, Platform& platform)
   m_context->cpu = this;
   m_context->counts = m_counts;
   m_context->xsave_mask = host_xcr0_usable();
+  m_context->far_links.begin(machine.code().thunks().far_miss);
   m_context->flush_tlb();
   m_number = machine.add_cpu(this);
   reset(false);

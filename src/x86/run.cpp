@@ -364,8 +364,9 @@ class Dispatcher {
     m_left = kNoRecord;
     const auto pc = reinterpret_cast<const u8*>(m_context.leave_pc);
     m_context.leave_pc = 0;
-    m_state.rip = m_context.rip_of(*m_code.block_at(pc));
-    m_context.forget_jump_to(m_state.rip);
+    const Block& block = *m_code.block_at(pc);
+    m_state.rip = m_context.rip_of(block);
+    m_context.forget_jumps_to(block, m_state.rip);
   }
 
   MaybeExit after_instruction() {

@@ -116,7 +116,7 @@ Block* CodeCache::make(const Block& facts, const u8* bytes, unsigned size, const
   const KnownCode known = [&](u64 rip) {
     return m_blocks->find(facts.gpa + (rip - facts.rip), rip, facts.mode);
   };
-  Block* block = translate_block(facts, bytes, size, {m_thunks, m_slots, *m_records, *m_memory, known});
+  Block* block = translate_block(facts, bytes, size, {m_thunks, m_slots, m_far_links, *m_records, *m_memory, known});
   if (!block) return *why = Untranslated::kNeedsMore, nullptr;
   try {
     install(block, source);
@@ -361,6 +361,7 @@ void CodeCache::clear() {
   m_blocks->clear();
   m_pages.clear();
   m_slots.take_back();
+  m_far_links.take_back();
   m_all = {};
   m_records->clear();
   m_memory->rewind(m_after_thunks);

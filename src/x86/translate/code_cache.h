@@ -62,6 +62,7 @@ class CodeCache {
   // The RIP that it leads to, from the block that `context` has just left. No lock.
   u64 target_of(RecordRef link, const Context& context) const;
   // Is that block to be of Mode::narrow? No lock.
+  const FarLink& far_link(RecordRef ref) const { return *m_records->at<FarLink>(ref); }
   bool leads_to_narrow(RecordRef link) const;
   // No lock.
   const Block& block_of(RecordRef ref) const { return *m_records->at<Block>(ref); }
@@ -141,6 +142,7 @@ class CodeCache {
   std::unique_ptr<CodeMemory> m_memory;
   Thunks m_thunks;
   SlotNumbers m_slots;
+  FarLinkNumbers m_far_links;
   HotPages m_hot_pages;
   const u8* m_after_thunks = nullptr;
   u16 m_last_number = 0;  // of page_number()

@@ -12,6 +12,7 @@
 #include "x86/state/cpu_state.h"
 #include "x86/translate/access_groups.h"
 #include "x86/translate/block.h"
+#include "x86/translate/far_links.h"
 #include "x86/translate/flag_recovery.h"
 #include "x86/translate/jump_entries.h"
 
@@ -121,6 +122,7 @@ struct Context : InZeroedMemory {
 
   alignas(16) JumpEntry jumps[kJumpCacheEntries];
   JumpEntries jump_entries;
+  FarLinks far_links;
 
   TlbTable tlb[kMmuIndexCount];
   AccessSlots access;
@@ -135,6 +137,7 @@ struct Context : InZeroedMemory {
     const u64 page = rip & ~(kPageSize - 1);
     if (!block.roams || code_pages[block.code_page] == page) return;
     flush_jumps_to_page(Gva(code_pages[block.code_page]));
+    if (far_links.leads_from(block.code_page)) far_links.forget_local();
     code_pages[block.code_page] = page;
   }
   // The block runs, or has just left.
@@ -147,6 +150,11 @@ struct Context : InZeroedMemory {
   void forget_jump_to(u64 rip) {
     forget_jump(jump_cache_index(rip));
     forget_jump(second_jump_index(rip));
+  }
+  // It is dead, and led to from `rip`.
+  void forget_jumps_to(const Block& block, u64 rip) {
+    forget_jump_to(rip);
+    far_links.forget_to(block);
   }
   // From `rip` in the mode of `stamp_word`, to the host code at `target`.
   void add_jump(u64 rip, u64 stamp_word, u64 target, const JumpedTo& to) {
@@ -164,12 +172,14 @@ struct Context : InZeroedMemory {
   }
   void flush_jump_cache() {
     jump_entries.take_all([this](unsigned i) { forget_jump(i); });
+    far_links.forget_all();
   }
   void flush_jumps_to_compared_pages() {
     jump_entries.take_compared([this](unsigned i) { forget_jump(i); });
   }
   // INVLPG
   void flush_jumps_to_page(Gva page) {
+    if (jump_entries.may_lead_to(page)) far_links.forget_all();
     jump_entries.take_page(page, [this](unsigned i) { forget_jump(i); });
   }
   // MOV to CR3: what global pages gave stays.
@@ -177,6 +187,7 @@ struct Context : InZeroedMemory {
     for (auto& table : tlb) table.flush_non_global();
     access.flush();
     jump_entries.take_local([this](unsigned i) { forget_jump(i); });
+    far_links.forget_local();
   }
   void flush_tlb() {
     for (auto& table : tlb) table.flush();

@@ -9,12 +9,14 @@ namespace anykvm::x86 {
 using namespace asmjit::x86;  // register names
 using host::kScratch;
 
-Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, RecordMemory& records,
-                 const Block& facts, const FlagPlan& flags, const IgnoresFlags& ignores_flags)
+Emitter::Emitter(Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, FarLinkNumbers& far_links,
+                 RecordMemory& records, const Block& facts, const FlagPlan& flags,
+                 const IgnoresFlags& ignores_flags)
     : a(assembler),
       mode(facts.mode),
       m_thunks(thunks),
       m_slots(slots),
+      m_far_links(far_links),
       m_records(records),
       m_block(facts),
       m_flag_plan(flags),

@@ -25,8 +25,9 @@ using IgnoresFlags = std::function<bool(u64 rip)>;
 class Emitter {
  public:
   // `facts`: of the block to be made.
-  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, SlotNumbers& slots, RecordMemory& records,
-          const Block& facts, const FlagPlan& flags, const IgnoresFlags& ignores_flags);
+  Emitter(asmjit::x86::Assembler& assembler, const Thunks& thunks, SlotNumbers& slots,
+          FarLinkNumbers& far_links, RecordMemory& records, const Block& facts, const FlagPlan& flags,
+          const IgnoresFlags& ignores_flags);
 
   asmjit::x86::Assembler& a;
   const Mode mode;
@@ -239,6 +240,7 @@ class Emitter {
   void emit_jump_out(Exit& exit);
   bool jumps_on() const;
   void jump_by_cache(u64 target);
+  bool jump_by_far_link(u64 target);
   void jump_by_index(asmjit::Label& miss);
   void emit_gate();
   void jump_through_cache(const asmjit::x86::Mem& tag, const asmjit::x86::Mem& destination,
@@ -248,6 +250,7 @@ class Emitter {
 
   const Thunks& m_thunks;
   SlotNumbers& m_slots;
+  FarLinkNumbers& m_far_links;
   RecordMemory& m_records;
   Block m_block;
   const FlagPlan& m_flag_plan;

@@ -201,11 +201,25 @@ void Emitter::jump_to(u64 target, bool next_straddles) {
     }
   } else if (!jumps_on()) {
     leave_to(target);
-  } else {
+  } else if (!jump_by_far_link(target)) {
     protect_flags(kFlagsArithmetic);
     jump_by_cache(target);
   }
   m_flags = before;
+}
+
+// Flags stay where they are. A loop has a jump backwards or one through the jump cache, so jumps forwards
+// need not look at the attention byte.
+bool Emitter::jump_by_far_link(u64 target) {
+  const bool wanted = optimizations().far_links && !m_block.straddles && !mode.counts();
+  if (!wanted || m_flags == FlagsAt::kRecovered) return false;
+  const u32 number = m_far_links.next(m_flags == FlagsAt::kHost);
+  if (number == kNoFarLink) return false;
+  if (target <= m_rip) poll(target);
+  const FarLink* link = m_records.make(FarLink{target, number, m_block.code_page});
+  a.mov(kScratch.r32(), m_records.ref(link));
+  a.jmp(host::gs(offsetof(Context, far_links) + offsetof(FarLinks, target) + 8 * std::size_t{number}));
+  return true;
 }
 
 // Flags are in the image.

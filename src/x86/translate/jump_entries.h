@@ -36,6 +36,7 @@ struct JumpedTo {
   bool global;             // its page is
   bool straddles = false;  // it continues on the next page
   bool compared = false;   // its bytes are to be compared after each moment (ClientWrites)
+  u8 host_entry = 0;       // Block::host_entry
 };
 
 class JumpEntries {
@@ -44,6 +45,7 @@ class JumpEntries {
     const bool kept = to.global && !to.straddles;
     m_page[index] = page_number(to.start);
     m_straddles[index] = to.straddles;
+    m_host_entry[index] = to.host_entry;
     (kept ? m_global : m_local).add(index);
     (kept ? m_local : m_global).remove(index);
     set_compared(index, to.compared);
@@ -56,9 +58,20 @@ class JumpEntries {
     const bool kept = m_global.has(from);
     m_page[to] = m_page[from];
     m_straddles[to] = m_straddles[from];
+    m_host_entry[to] = m_host_entry[from];
     (kept ? m_global : m_local).add(to);
     (kept ? m_local : m_global).remove(to);
     set_compared(to, m_compared.has(from));
+  }
+
+  // Of a filled entry: is it right until its page is flushed?
+  bool lasts(unsigned index) const { return !m_straddles[index] && !m_compared.has(index); }
+  bool global(unsigned index) const { return m_global.has(index); }
+  unsigned host_entry(unsigned index) const { return m_host_entry[index]; }
+  // Has a jump led to this page since what leads there was taken? May be true of others, too.
+  bool may_lead_to(Gva page) const {
+    const u16 number = page_number(page.value);
+    return m_local_pages.has(number) || m_global_pages.has(number);
   }
 
   // Each calls `forget` with the entries that must go.
@@ -80,7 +93,7 @@ class JumpEntries {
   template <class Forget>
   void take_page(Gva page, Forget forget) {
     const u16 number = page_number(page.value);
-    if (!m_local_pages.has(number) && !m_global_pages.has(number)) return;
+    if (!may_lead_to(page)) return;
     auto forget_there = [&](unsigned i) {
       const bool before = m_straddles[i] && (m_page[i] + 1) % kPageNumbers == number;
       if (m_page[i] == number || before) forget(i);
@@ -105,6 +118,7 @@ class JumpEntries {
 
   u16 m_page[kJumpCacheEntries] = {};
   bool m_straddles[kJumpCacheEntries] = {};
+  u8 m_host_entry[kJumpCacheEntries] = {};
   EntrySet<kJumpCacheEntries> m_global, m_local;
   EntrySet<kJumpCacheEntries> m_compared;  // some of either
   // Pages that entries may lie in, by number.

@@ -173,6 +173,22 @@ TEST_P(RoamingTest, code_jumps_from_one_of_its_addresses_to_the_other_and_back) 
   EXPECT_EQ(state.gpr[kRdx], 100 * kUser + 50 * GetParam());
 }
 
+TEST_P(RoamingTest, calls_to_another_page_from_one_address_and_the_other) {
+  guest.code({0xe8, 0xfb, 0x0f, 0x00, 0x00,              // again: call 1000H
+              0x48, 0x8d, 0x05, 0x06, 0x00, 0x00, 0x00,  // lea rax, [rip + 6] (there)
+              0x4c, 0x31, 0xc0, 0x90, 0xff, 0xe0,        // xor rax, r8; nop; jmp rax
+              0x48, 0x01, 0xda, 0xff, 0xc9, 0x75, 0xe7,  // there: add rdx, rbx; dec ecx; jnz again
+              0xfa},                                     // cli
+             kUser);
+  guest.code({0x48, 0x8d, 0x1d, 0xf9, 0xff, 0xff, 0xff, 0xc3}, kNextPage);  // lea rbx, [rip - 7]; ret
+  CpuState& state = guest.state();
+  state.gpr[kR8] = GetParam();
+  state.gpr[kRcx] = 100;
+  state.gpr[kRdx] = 0;
+  EXPECT_EQ(run_user(kUser), kUser + 25);
+  EXPECT_EQ(state.gpr[kRdx], 100 * kNextPage + 50 * GetParam());
+}
+
 TEST_P(RoamingTest, overwritten_code_is_seen_at_every_address) {
   guest.code({0xb8, 0x01, 0x00, 0x00, 0x00, 0xfa}, kUser);  // mov eax, 1; cli
   EXPECT_EQ(run_there(), kUser + 5);

@@ -78,6 +78,8 @@ std::vector<GeneratedFunction> generated_functions(const Thunks& thunks, const u
       {"anykvm_thunk_leave_flags_in_host", thunks.leave_flags_in_host, kJumpedToByBlock},
       {"anykvm_thunk_leave_flags_in_image", thunks.leave_flags_in_image, kJumpedToByBlock},
       {"anykvm_thunk_jump_miss", thunks.jump_miss, kJumpedToByBlock},
+      {"anykvm_thunk_far_miss_flags_in_host", thunks.far_miss[0], kJumpedToByBlock},
+      {"anykvm_thunk_far_miss_flags_in_image", thunks.far_miss[1], kJumpedToByBlock},
       {"anykvm_thunk_stale_flags_in_host", thunks.stale_flags_in_host, kCalledByBlock},
       {"anykvm_thunk_stale_flags_in_image", thunks.stale_flags_in_image, kCalledByBlock},
       {"anykvm_thunk_leave_by_signal", thunks.leave_by_signal, kJumpedToByBlock},

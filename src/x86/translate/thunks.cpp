@@ -102,6 +102,23 @@ void make_jump_miss(Assembler& a, const u8* leave) {
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave)));
 }
 
+// Flags are in the image.
+void make_far_miss(Assembler& a, const u8* leave) {
+  asmjit::Label miss = a.newLabel();
+  save_caller_saved(a);
+  a.mov(rdi, ANYKVM_GS(self));
+  a.mov(esi, r11d);
+  a.call(asmjit::Imm(reinterpret_cast<u64>(&anykvm_follow_far_link)));
+  a.mov(r10, rax);
+  load_caller_saved(a);
+  a.mov(r11d, kNoRecord);
+  a.test(r10, r10);
+  a.jz(miss);
+  a.jmp(r10);
+  a.bind(miss);
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave)));
+}
+
 // The common end of thunks whose C++ part wants to leave: every register is saved, the caller's return
 // address is on the stack.
 void leave_from_call(Assembler& a) {
@@ -352,6 +369,11 @@ Thunks make_thunks(CodeMemory& memory) {
   t.enter = reinterpret_cast<RecordRef (*)(Context*, const u8*)>(assemble(memory, make_enter));
   t.leave_flags_in_image = assemble(memory, make_leave_flags_in_image);
   t.jump_miss = assemble(memory, [&](Assembler& a) { make_jump_miss(a, t.leave_flags_in_image); });
+  t.far_miss[1] = assemble(memory, [&](Assembler& a) { make_far_miss(a, t.leave_flags_in_image); });
+  t.far_miss[0] = assemble(memory, [&](Assembler& a) {
+    host::save_flags(a);
+    make_far_miss(a, t.leave_flags_in_image);
+  });
   t.leave_flags_in_host = assemble(memory, [](Assembler& a) {
     host::save_flags(a);
     make_leave_flags_in_image(a);

@@ -26,6 +26,8 @@ struct Thunks {
   // Jumped to where the jump cache does not have state.rip at its first place: goes on at the second one, or
   // leaves. Flags are in the image, R11 as above.
   const u8* jump_miss = nullptr;
+  // Jumped to through an empty place of a far link, R11 = FarLink: with flags in the host, and in the image.
+  const u8* far_miss[2] = {};
   // Called from where dead blocks begin (CodeCache::divert).
   const u8* stale_flags_in_host = nullptr;
   const u8* stale_flags_in_image = nullptr;
@@ -123,6 +125,8 @@ u64 anykvm_run_helper(Context* context, const HelperSite* site);
 u8* anykvm_slow_access(Context* context, u64 address, const SlowSite* site);
 u64 anykvm_slow_commit(Context* context, const SlowSite* site);  // zero: leave
 // Compiled without vector instructions, too.
+// The host code to go on at, which expects flags in the image; 0: the dispatcher finds it. state.rip is set.
+u64 anykvm_follow_far_link(Context* context, RecordRef far_link);
 void anykvm_recover_flags(Context* context, u64, const FlagRecovery* recovery);
 }
 

@@ -384,7 +384,8 @@ class Emission {
     const bool loops = m_run.loops();
     if (loops) made.loop_registers = m_run.loop_registers();
     const IgnoresFlags ignores_flags = [this](u64 rip) { return m_run.ignores_flags_at(rip); };
-    Emitter emitter(a, m_place.thunks, m_place.slots, m_place.records, made, m_run.flags(), ignores_flags);
+    Emitter emitter(a, m_place.thunks, m_place.slots, m_place.far_links, m_place.records, made, m_run.flags(),
+                    ignores_flags);
     if (loops) emitter.begin_loop(m_run.uses_vector());
     m_run.emit(emitter);
     Block* block = emitter.finish(m_place.code.offset_of(made.code));

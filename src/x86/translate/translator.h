@@ -17,6 +17,7 @@ using KnownCode = std::function<const Block*(u64 rip)>;
 struct TranslationPlace {
   const Thunks& thunks;
   SlotNumbers& slots;
+  FarLinkNumbers& far_links;
   RecordMemory& records;
   CodeMemory& code;
   const KnownCode& known;

@@ -1,0 +1,101 @@
+#pragma once
+// Direct jumps to other pages. Such a jump goes through a place of its own in the vCPU's Context:
+//
+//   mov r11d, FarLink      jmp gs:[target of its number]
+//
+// which leads to the target's code, or, while it is empty, to a thunk that looks into the jump cache and
+// fills the place from there (anykvm_follow_far_link). So flags stay where they are, and the code in between
+// is short. A place is right as long as the entry of the jump cache that it was filled from would be, so all
+// that flushes those empties places, too (Context). Owner: FarLinks, Context of one vCPU, only its thread;
+// FarLinkNumbers, CodeCache, whose mutex is held.
+
+#include "base/types.h"
+#include "x86/mmu/entry_set.h"
+#include "x86/translate/block.h"
+
+namespace anykvm::x86 {
+
+inline constexpr u32 kFarLinks = 131072;
+inline constexpr u32 kNoFarLink = ~u32{0};
+
+// What the thunk knows of a jump. As long as its code.
+struct FarLink {
+  u64 target = 0;  // RIP, of a block that roams as Block::rip
+  u32 number = 0;
+  u16 code_page = 0;  // Block::code_page; 0: does not roam
+};
+
+// Hands out numbers to translations. Even ones are of jumps with the flags in the host's register, odd ones
+// of those with flags in the image.
+class FarLinkNumbers {
+ public:
+  // kNoFarLink: none left.
+  u32 next(bool flags_in_host) {
+    u32& used = m_used[!flags_in_host];
+    return used < kFarLinks / 2 ? 2 * used++ + u32{!flags_in_host} : kNoFarLink;
+  }
+  // Nobody uses any of them any more.
+  void take_back() { m_used[0] = m_used[1] = 0; }
+
+ private:
+  u32 m_used[2] = {};
+};
+
+// SAFETY: only ever made in a Context, so what no initializer names is zero.
+struct FarLinks {
+  u64 target[kFarLinks];  // host code
+
+  // `thunks`: where empty places lead, for even and for odd numbers.
+  void begin(const u8* const (&thunks)[2]) {
+    for (unsigned odd : {0u, 1u}) m_empty[odd] = reinterpret_cast<u64>(thunks[odd]);
+    for (u32 number = 0; number < kFarLinks; ++number) empty(number);
+  }
+  // An empty place. `global`: to a global page, from code that is at one address.
+  void fill(const FarLink& link, u64 to, bool global) {
+    target[link.number] = to;
+    m_journal[global][m_filled[global]++] = link.number;
+    m_from.add(link.code_page);
+  }
+  u32 filled() const { return m_filled[0] + m_filled[1]; }
+  // Is a place filled of a jump in this page's code that roams?
+  bool leads_from(u16 code_page) const { return m_from.has(code_page); }
+
+  void forget_all() {
+    forget(m_filled[1], m_journal[1]);
+    forget_local();
+  }
+  void forget_local() {
+    forget(m_filled[0], m_journal[0]);
+    m_from.clear();
+  }
+  // Those that lead to a block which is dead.
+  void forget_to(const Block& block) {
+    for (unsigned global : {0u, 1u}) forget_to(block, m_filled[global], m_journal[global]);
+  }
+
+ private:
+  void empty(u32 number) { target[number] = m_empty[number & 1]; }
+  void forget(u32& filled, const u32* journal) {
+    for (u32 i = 0; i < filled; ++i) empty(journal[i]);
+    filled = 0;
+  }
+  void forget_to(const Block& block, u32& filled, u32* journal) {
+    const auto image = reinterpret_cast<u64>(block.code), host = reinterpret_cast<u64>(block.code_host());
+    for (u32 i = 0; i < filled;) {
+      const u64 to = target[journal[i]];
+      if (to == image || to == host) {
+        empty(journal[i]);
+        journal[i] = journal[--filled];
+      } else {
+        ++i;
+      }
+    }
+  }
+
+  u64 m_empty[2];
+  u32 m_filled[2];
+  u32 m_journal[2][kFarLinks];  // filled places; the second: to global pages
+  EntrySet<kCodePages> m_from;  // Block::code_page of jumps whose places are filled, but for global ones
+};
+
+}  // namespace anykvm::x86
