@@ -16,7 +16,7 @@ namespace anykvm::core {
 
 Result<> Vcpu::set_vapic_address(u64 address) {
   if (address && !m_vm.is_guest_memory(Gpa(address), sizeof(u32)))
-    return Error{EFAULT, "the word is not in guest memory"};
+    return Error{EINVAL, "the word is not in guest memory"};
   m_vapic = address ? std::optional(Gpa(address)) : std::nullopt;
   m_cpu->request(x86::kAttentionEvent);
   return {};

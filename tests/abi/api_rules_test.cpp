@@ -112,6 +112,20 @@ TEST(Cpuid, linear_addresses_have_48_or_57_bits) {
   EXPECT_EQ(call(guest.vcpu, KVM_SET_CPUID2, &list), 0);
 }
 
+// --- 4.88 ---
+
+TEST(SystemFd, emulated_cpuid_wants_clean_padding) {
+  System system;
+  SupportedCpuid list{};
+  list.header.nent = 256;
+  list.entries[200].padding[2] = 1;
+  EXPECT_EQ(call(system.fd, KVM_GET_EMULATED_CPUID, &list), -EINVAL);
+  list.header.nent = 200;
+  EXPECT_EQ(call(system.fd, KVM_GET_EMULATED_CPUID, &list), 0);
+  list.header.nent = 0;
+  EXPECT_EQ(call(system.fd, KVM_GET_EMULATED_CPUID, &list), -E2BIG);
+}
+
 // --- 4.19 ---
 
 TEST(Msrs, what_says_which_cpu_it_is_stays_once_the_cpu_has_run) {

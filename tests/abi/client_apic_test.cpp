@@ -124,7 +124,7 @@ TEST(VapicAddress, task_priority_in_memory_is_the_apics) {
   ASSERT_EQ(guest.run(), 0);
   EXPECT_EQ(guest.regs().rax & 0xff, 0x40u);
   address.vapic_addr = 0x10000000;
-  EXPECT_EQ(call(guest.vcpu, KVM_SET_VAPIC_ADDR, &address), -EFAULT);
+  EXPECT_EQ(call(guest.vcpu, KVM_SET_VAPIC_ADDR, &address), -EINVAL);
 }
 
 // --- Quirks of the local APIC ---

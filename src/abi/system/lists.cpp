@@ -34,7 +34,15 @@ Result<long> get_supported_cpuid(System&, ClientPtr<kvm_cpuid2> list) {
   return write_cpuid(list, x86::supported_cpuid());
 }
 
+// The client's entries have to be there already, with clean padding (unlike KVM_GET_SUPPORTED_CPUID's).
 Result<long> get_emulated_cpuid(System&, ClientPtr<kvm_cpuid2> list) {
+  const u32 room = std::min(TRY(ClientPtr<u32>(list.address()).read()), kMaxCpuidEntries);
+  const auto entries = read_items(items_after<kvm_cpuid_entry2>(list, offsetof(kvm_cpuid2, entries)), room);
+  const auto is_clean = [](const kvm_cpuid_entry2& entry) {
+    return !entry.padding[0] && !entry.padding[1] && !entry.padding[2];
+  };
+  if (!entries.ok() || !std::ranges::all_of(entries.value(), is_clean))
+    return Error{EINVAL, "entries that cannot be read, or with padding"};
   return write_cpuid(list, x86::emulated_cpuid());
 }
 
