@@ -4,14 +4,12 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "base/fd.h"
-#include "base/raw_syscall.h"
 
 namespace anykvm::resident {
 namespace {
@@ -19,21 +17,6 @@ namespace {
 constexpr u64 kPage = 4096;
 u64 page_down(u64 address) { return address & ~(kPage - 1); }
 u64 page_up(u64 address) { return page_down(address + kPage - 1); }
-
-bool read_at(long fd, u64 offset, void* to, std::size_t size) {
-  return raw_syscall(SYS_pread64, fd, reinterpret_cast<long>(to), static_cast<long>(size),
-                     static_cast<long>(offset)) == static_cast<long>(size);
-}
-
-bool read_header(long fd, Elf64_Ehdr& header) {
-  return read_at(fd, 0, &header, sizeof header) && memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 &&
-         header.e_ident[EI_CLASS] == ELFCLASS64 && header.e_machine == EM_X86_64 &&
-         (header.e_type == ET_EXEC || header.e_type == ET_DYN);
-}
-
-bool read_segment(long fd, const Elf64_Ehdr& header, unsigned number, Elf64_Phdr& segment) {
-  return read_at(fd, header.e_phoff + u64{number} * header.e_phentsize, &segment, sizeof segment);
-}
 
 int protection_of(const Elf64_Phdr& segment) {
   return (segment.p_flags & PF_R ? PROT_READ : 0) | (segment.p_flags & PF_W ? PROT_WRITE : 0) |
@@ -87,18 +70,6 @@ bool mentions_device(const Elf64_Phdr& segment, u64 moved) {
 }
 
 }  // namespace
-
-bool is_static_program(const char* path) {
-  const long fd = raw_syscall(SYS_open, reinterpret_cast<long>(path), O_RDONLY | O_CLOEXEC, 0);
-  if (fd < 0) return false;
-  Elf64_Ehdr header;
-  bool is = read_header(fd, header);
-  Elf64_Phdr segment;
-  for (unsigned i = 0; is && i < header.e_phnum; ++i)
-    is = read_segment(fd, header, i, segment) && segment.p_type != PT_INTERP;
-  raw_syscall(SYS_close, fd);
-  return is;
-}
 
 Result<Image> map_program(const char* path) {
   const Fd fd(open(path, O_RDONLY | O_CLOEXEC));

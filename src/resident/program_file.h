@@ -10,6 +10,9 @@ namespace anykvm::resident {
 
 // A 64-bit x86 program that needs no dynamic linker. Also in a trap.
 bool is_static_program(const char* path);
+// Parts of such a file. False: it is none.
+bool read_header(long fd, Elf64_Ehdr& header);
+bool read_segment(long fd, const Elf64_Ehdr& header, unsigned number, Elf64_Phdr& segment);
 
 struct Image {
   u64 entry = 0;

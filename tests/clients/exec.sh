@@ -65,6 +65,11 @@ walk "the doors, fortified" "$anykvm" exec "$doors_fortified"
 
 if [ "$doors_static" ]; then
   walk "the doors, linked statically" "$anykvm" exec "$doors_static"
+  static_child() { expect "a static child of $1" [ "$("$anykvm" exec "${@:2}")" = anykvm ]; }
+  static_child "a shell" bash -c "'$doors_static' which"
+  static_child "one that clears the environment" env -i "$doors_static" which
+  static_child "one that searches for it" env PATH="$(dirname "$doors_static")" "$(basename "$doors_static")" which
+  static_child "anykvm" "$anykvm" exec "$doors_static" which
   expect "the name that a static program is called by" [ "$("$anykvm" exec --argv0=which "$doors_static" which)" = anykvm ]
 fi
 
