@@ -23,7 +23,7 @@ constexpr std::size_t kSize = 1 << 20, kOwnSize = 4096;
 constexpr std::size_t kWaySize = 48, kWays = (kSize - kOwnSize) / kWaySize, kBuckets = 1 << 15;
 
 u8* g_area = nullptr;
-SpinLock g_lock;
+LeafLock g_lock;
 std::size_t g_ways = 0;                  // g_lock
 std::atomic<u16> g_bucket_of[kBuckets];  // 1 + number of a way, by hash
 struct {

@@ -90,6 +90,7 @@ struct CompanionThread {
       auto* start = static_cast<Start*>(raw);
       Companion* companion = start->companion;
       companion->m_thread = static_cast<int>(raw_syscall(SYS_gettid));
+      forget_record();  // of a child with the same number, long ago
       open_signals();
       start->id->store(companion->m_thread);
       return body(companion);
@@ -172,7 +173,9 @@ void lose_companions() {
 long fork_with_own_thread_storage() {
   g_ordering.lock();
   const long child = with_own_storage([]() -> long {
+    LeafLock::lock_all();
     const long forked = fork();
+    LeafLock::unlock_all();
     return forked < 0 ? -errno : forked;
   });
   g_ordering.unlock();

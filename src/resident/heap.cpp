@@ -13,7 +13,7 @@ namespace {
 constexpr u64 kMostRoom = u64{256} << 30, kLeastRoom = 16 << 20, kPage = 4096;
 u64 g_room = kMostRoom;                    // less where addresses are limited (RLIMIT_AS)
 u64 g_begin = 0, g_end = 0, g_usable = 0;  // g_lock; usable up to a page's end
-SpinLock g_lock;
+LeafLock g_lock;
 
 u64 page_up(u64 address) { return (address + kPage - 1) & ~(kPage - 1); }
 

@@ -18,7 +18,7 @@ struct Kept {
   u64 mask = 0;
 };
 std::array<Kept, 512> g_kept;  // as many vCPUs as have a mask
-SpinLock g_lock;
+LeafLock g_lock;
 std::atomic<unsigned> g_count{0};
 
 Kept* find(int fd) {

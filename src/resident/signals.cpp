@@ -26,7 +26,7 @@ struct Action {
 };
 
 std::array<Action, 32> g_wanted{};  // by signal: what the program wants done about what is ours
-SpinLock g_lock;
+LeafLock g_lock;
 std::atomic<u64> g_ours{kTraps};
 
 long kernel_action(int signal, const Action* action, Action* old) {

@@ -17,4 +17,23 @@ class SpinLock {
   std::atomic_flag m_locked{};
 };
 
+// One that nobody takes another lock under. A fork(2) waits until all are free, and the child finds them so.
+class LeafLock : public SpinLock {
+ public:
+  LeafLock() : m_next(s_first) { s_first = this; }
+  LeafLock(const LeafLock&) = delete;
+  LeafLock& operator=(const LeafLock&) = delete;
+
+  static void lock_all() {
+    for (LeafLock* lock = s_first; lock; lock = lock->m_next) lock->lock();
+  }
+  static void unlock_all() {
+    for (LeafLock* lock = s_first; lock; lock = lock->m_next) lock->unlock();
+  }
+
+ private:
+  static inline constinit LeafLock* s_first = nullptr;  // made before the program starts
+  LeafLock* m_next;
+};
+
 }  // namespace anykvm::resident

@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::size_t kTasks = 4096;
 std::array<Task, kTasks> g_tasks;
-SpinLock g_lock;                // who takes and frees records
+LeafLock g_lock;                // who takes and frees records
 std::atomic<int> g_threads{1};  // of the process
 std::atomic<int> g_process{0};
 
@@ -99,6 +99,10 @@ bool begin_copied_task() {
 }
 
 void end_task(Task& task) { task.id.store(0); }
+
+void forget_record() {
+  if (Task* task = this_task()) end_task(*task);
+}
 
 void count_thread() { g_threads.fetch_add(1); }
 bool is_last_thread() { return g_threads.fetch_sub(1) == 1; }

@@ -43,6 +43,9 @@ bool begin_copied_task();
 // The calling thread's goes. Its companion and its stack are the caller's business.
 void end_task(Task& task);
 
+// The calling thread is the engine's: a record under its number is a child's that is gone.
+void forget_record();
+
 // A thread is about to be started; one is about to end: true if it is the process's last.
 void count_thread();
 bool is_last_thread();
