@@ -70,7 +70,7 @@ class HelperCall {
   u64 next_block() {
     if (m_private.recheck_events || m_state.events.triple_fault || (m_state.rflags & kFlagRf))
       return kHelperLeaves;
-    const JumpEntry& entry = m_context.jumps[jump_cache_index(m_state.rip)];
+    const JumpEntry& entry = m_context.jumps[jump_cache_index(m_state.rip, m_context.user())];
     // With an attention bit set the sum is never 0 (LinkStamp).
     if (static_cast<u64>(entry.tag) + m_state.rip + m_context.stamp.word != 0) return kHelperLeaves;
     m_state.events.shadow = 0;

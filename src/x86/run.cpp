@@ -569,7 +569,7 @@ class Dispatcher {
     Mode mode = m_private.mode;
     mode.step = mode.step || m_near_breakpoint;
     if (!m_slow && !m_narrow && m_left == kNoRecord && !mode.step) {
-      const JumpEntry& entry = m_context.jumps[jump_cache_index(rip)];
+      const JumpEntry& entry = m_context.jumps[jump_cache_index(rip, m_context.user())];
       u64 stamp = m_context.stamp.word & ~u64{0xff};
       if (static_cast<u64>(entry.tag) + rip + stamp == 0) return reinterpret_cast<const u8*>(entry.target);
     }
@@ -609,7 +609,8 @@ class Dispatcher {
   void remember(const Block& block) {
     if (block.mode.step || block.mode.slow || block.mode.narrow) return;
     const u64 stamp = m_context.stamp.word & ~u64{0xff};
-    m_context.add_jump(m_state.rip, stamp, reinterpret_cast<u64>(block.code), m_finder.way_to(block));
+    m_context.add_jump(m_state.rip, m_context.user(), stamp, reinterpret_cast<u64>(block.code),
+                       m_finder.way_to(block));
   }
 
   Cpu& m_cpu;

@@ -128,8 +128,7 @@ struct Context : InZeroedMemory {
   AccessSlots access;
 
   Context() {
-    forget_jump(0);
-    forget_jump(kFirstJumps);
+    for (bool user : {false, true}) forget_jump(first_jumps(user)), forget_jump(second_jumps(user));
   }
 
   // C++ is about to enter the block at `rip`.
@@ -145,25 +144,33 @@ struct Context : InZeroedMemory {
     return block.roams ? code_pages[block.code_page] + (block.rip - Block::kNowhere) : block.rip;
   }
 
-  // The tag of an address of another index: of 2 or 0. So zeros are forgotten entries but for two.
-  void forget_jump(unsigned index) { jumps[index].tag = index == 0 || index == kFirstJumps ? -2 : 0; }
+  // The tag of an address of another index: of 2 or 0. So zeros are forgotten entries but for four.
+  void forget_jump(unsigned index) {
+    const bool of_zero = index < kFirstOfSeconds ? index % kFirstJumps == 0 : index % kSecondJumps == 0;
+    jumps[index].tag = of_zero ? -2 : 0;
+  }
   void forget_jump_to(u64 rip) {
-    forget_jump(jump_cache_index(rip));
-    forget_jump(second_jump_index(rip));
+    for (bool user : {false, true}) {
+      forget_jump(jump_cache_index(rip, user));
+      forget_jump(second_jump_index(rip, user));
+    }
   }
   // It is dead, and led to from `rip`.
   void forget_jumps_to(const Block& block, u64 rip) {
     forget_jump_to(rip);
     far_links.forget_to(block);
   }
+  static_assert(kFirstOfSeconds % kSecondJumps == 0);
+  // Is the running code a user's?
+  bool user() const { return state.cpl == 3; }
   // From `rip` in the mode of `stamp_word`, to the host code at `target`.
-  void add_jump(u64 rip, u64 stamp_word, u64 target, const JumpedTo& to) {
-    const unsigned index = jump_cache_index(rip);
+  void add_jump(u64 rip, bool user, u64 stamp_word, u64 target, const JumpedTo& to) {
+    const unsigned index = jump_cache_index(rip, user);
     const i64 tag = static_cast<i64>(-(rip + stamp_word));
     const JumpEntry before = jumps[index];
     const u64 before_rip = static_cast<u64>(-before.tag);  // but for the mode, which no index depends on
-    if (before.tag != tag && jump_cache_index(before_rip) == index) {
-      const unsigned second = second_jump_index(before_rip);
+    if (before.tag != tag && jump_cache_index(before_rip, user) == index) {
+      const unsigned second = second_jump_index(before_rip, user);
       jumps[second] = before;
       jump_entries.copy(index, second);
     }

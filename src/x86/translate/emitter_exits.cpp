@@ -227,7 +227,8 @@ void Emitter::jump_by_cache(u64 target) {
   show_overflows();
   load_rip(kAddress, target);
   if (m_block.roams) return jump_by_index(m_cache_miss);
-  const std::size_t entry = offsetof(Context, jumps) + sizeof(JumpEntry) * jump_cache_index(target);
+  const std::size_t entry =
+      offsetof(Context, jumps) + sizeof(JumpEntry) * jump_cache_index(target, mode.cpl == 3);
   jump_through_cache(host::gs(entry + offsetof(JumpEntry, tag)),
                      host::gs(entry + offsetof(JumpEntry, target)), m_cache_miss);
 }
@@ -293,9 +294,9 @@ void Emitter::jump_by_index(asmjit::Label& miss) {
   a.xor_(kScratch.r32(), kAddress.r32());
   a.and_(kScratch.r32(), kJumpIndexMask);
   static_assert(sizeof(JumpEntry) == 16);
-  jump_through_cache(host::gs_indexed(offsetof(Context, jumps) + offsetof(JumpEntry, tag), kScratch),
-                     host::gs_indexed(offsetof(Context, jumps) + offsetof(JumpEntry, target), kScratch),
-                     miss);
+  const std::size_t first = offsetof(Context, jumps) + sizeof(JumpEntry) * first_jumps(mode.cpl == 3);
+  jump_through_cache(host::gs_indexed(first + offsetof(JumpEntry, tag), kScratch),
+                     host::gs_indexed(first + offsetof(JumpEntry, target), kScratch), miss);
 }
 
 // Where the dispatcher need not be asked.
@@ -443,7 +444,8 @@ void Emitter::emit_cache_miss(asmjit::Label miss, RecordRef left_by) {
   if (!miss.isValid()) return;
   a.bind(miss);
   a.mov(kScratch.r32(), left_by);
-  a.jmp(asmjit::Imm(reinterpret_cast<u64>(jumps_on() ? m_thunks.jump_miss : m_thunks.leave_flags_in_image)));
+  a.jmp(asmjit::Imm(
+      reinterpret_cast<u64>(jumps_on() ? m_thunks.jump_miss[mode.cpl == 3] : m_thunks.leave_flags_in_image)));
 }
 
 }  // namespace anykvm::x86

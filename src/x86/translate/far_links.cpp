@@ -14,7 +14,8 @@ extern "C" u64 anykvm_follow_far_link(Context* context, RecordRef ref) {
   const u64 moved = link.code_page ? context->code_pages[link.code_page] - Block::kNowhere : 0;
   const u64 rip = link.target + moved;
   context->state.rip = rip;
-  for (unsigned index : {jump_cache_index(rip), second_jump_index(rip)}) {
+  const bool user = context->user();
+  for (unsigned index : {jump_cache_index(rip, user), second_jump_index(rip, user)}) {
     const JumpEntry entry = context->jumps[index];
     if (static_cast<u64>(entry.tag) + rip + context->stamp.word != 0) continue;
     const JumpEntries& entries = context->jump_entries;

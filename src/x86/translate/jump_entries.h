@@ -10,19 +10,24 @@ namespace anykvm::x86 {
 // target of the same index drives out goes to one of the second kind, which a thunk looks at
 // (make_jump_miss).
 inline constexpr unsigned kFirstJumps = 131072, kSecondJumps = 16384;
-inline constexpr unsigned kJumpCacheEntries = kFirstJumps + kSecondJumps;
+// User code (CPL 3) has places apart from all other: the sum of an address and a mode can be that of another
+// address, not canonical, and another mode, and a user's jump must never find the kernel's code.
+inline constexpr unsigned kFirstOfSeconds = 2 * kFirstJumps;
+inline constexpr unsigned kJumpCacheEntries = 2 * (kFirstJumps + kSecondJumps);
+constexpr unsigned first_jumps(bool user) { return user ? kFirstJumps : 0; }
+constexpr unsigned second_jumps(bool user) { return kFirstOfSeconds + (user ? kSecondJumps : 0); }
 
 // Functions tend to begin at the same offsets of their pages, so the page number takes part. Bit 0 does not:
 // thus translated code gets the entry's place by scaling with 8 what it masks (Emitter::jump_to_address).
 constexpr u32 kJumpIndexMask = (kFirstJumps - 1) << 1;
-constexpr unsigned jump_cache_index(u64 rip) {
-  return (static_cast<u32>(rip ^ rip >> 12) & kJumpIndexMask) >> 1;
+constexpr unsigned jump_cache_index(u64 rip, bool user) {
+  return first_jumps(user) + ((static_cast<u32>(rip ^ rip >> 12) & kJumpIndexMask) >> 1);
 }
 // Other bits meet here.
 inline constexpr unsigned kSecondJumpShift = 19;
 constexpr u32 kSecondJumpMask = (kSecondJumps - 1) << 1;
-constexpr unsigned second_jump_index(u64 rip) {
-  return kFirstJumps + ((static_cast<u32>(rip ^ rip >> kSecondJumpShift) & kSecondJumpMask) >> 1);
+constexpr unsigned second_jump_index(u64 rip, bool user) {
+  return second_jumps(user) + ((static_cast<u32>(rip ^ rip >> kSecondJumpShift) & kSecondJumpMask) >> 1);
 }
 
 struct JumpEntry {

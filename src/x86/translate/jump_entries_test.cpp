@@ -94,15 +94,17 @@ class JumpPlaces : public testing::Test {
  protected:
   static constexpr u64 kStamp = u64{3} << 57;
   static constexpr u64 kFirst = 0x401000, kSecond = kFirst + (u64{kFirstJumps} << 13);
-  static_assert(jump_cache_index(kFirst) == jump_cache_index(kSecond));
-  static_assert(second_jump_index(kFirst) != second_jump_index(kSecond));
+  static_assert(jump_cache_index(kFirst, false) == jump_cache_index(kSecond, false));
+  static_assert(second_jump_index(kFirst, false) != second_jump_index(kSecond, false));
 
-  void add(u64 rip, bool global = false) { m_context->add_jump(rip, kStamp, rip + 7, {rip, global}); }
+  void add(u64 rip, bool global = false) { m_context->add_jump(rip, false, kStamp, rip + 7, {rip, global}); }
   bool at(unsigned index, u64 rip) const {
     const JumpEntry& entry = m_context->jumps[index];
     return static_cast<u64>(entry.tag) + rip + kStamp == 0;
   }
-  bool found(u64 rip) const { return at(jump_cache_index(rip), rip) || at(second_jump_index(rip), rip); }
+  bool found(u64 rip) const {
+    return at(jump_cache_index(rip, false), rip) || at(second_jump_index(rip, false), rip);
+  }
 
   std::unique_ptr<Context> m_context = std::make_unique<Context>();
 };
@@ -116,9 +118,9 @@ TEST_F(JumpPlaces, are_nobodys_at_first) {
 TEST_F(JumpPlaces, two_of_one_index_are_both_found) {
   add(kFirst);
   add(kSecond);
-  EXPECT_TRUE(at(jump_cache_index(kSecond), kSecond));
-  EXPECT_TRUE(at(second_jump_index(kFirst), kFirst));
-  EXPECT_EQ(m_context->jumps[second_jump_index(kFirst)].target, kFirst + 7);
+  EXPECT_TRUE(at(jump_cache_index(kSecond, false), kSecond));
+  EXPECT_TRUE(at(second_jump_index(kFirst, false), kFirst));
+  EXPECT_EQ(m_context->jumps[second_jump_index(kFirst, false)].target, kFirst + 7);
 }
 
 TEST_F(JumpPlaces, flushes_reach_both) {
@@ -143,7 +145,7 @@ TEST_F(JumpPlaces, global_ones_stay_global_at_the_second) {
 }
 
 TEST_F(JumpPlaces, compared_ones_stay_such_at_the_second) {
-  m_context->add_jump(kFirst, kStamp, kFirst + 7, {.start = kFirst, .global = true, .compared = true});
+  m_context->add_jump(kFirst, false, kStamp, kFirst + 7, {.start = kFirst, .global = true, .compared = true});
   add(kSecond, true);
   m_context->flush_jumps_to_compared_pages();
   EXPECT_FALSE(found(kFirst));

@@ -38,12 +38,24 @@ class RoamingTest : public ::testing::TestWithParam<u64> {
 
   // The RIP at which the code at `entry` needs the kernel.
   u64 run_user(u64 entry) {
+    return run_user_by([&] { return guest.run(entry); });
+  }
+  // The same, and the vCPU has flushed nothing since it ran last.
+  u64 run_user_at_once(u64 entry) {
+    return run_user_by([&] {
+      guest.state().rip = entry;
+      guest.cpu->mode_changed();
+      return guest.cpu->run();
+    });
+  }
+  template <class Work>
+  u64 run_user_by(Work work) {
     CpuState& state = guest.state();
     state.cpl = 3;
     for (SegmentIndex index : {kCs, kSs}) state.segments[index].dpl = 3, state.segments[index].selector |= 3;
     state.gpr[kRsp] = kUserStack;
     state.gpr[kRdi] = Guest64::kData;
-    EXPECT_EQ(guest.run(entry).reason, Exit::Reason::kHalt);
+    EXPECT_EQ(work().reason, Exit::Reason::kHalt);
     const u64 rip = guest.read<u64>(state.gpr[kRsp] + 8);
     user_rsp = guest.read<u64>(state.gpr[kRsp] + 32);
     state.segments[kCs] = supervisor[0], state.segments[kSs] = supervisor[1];
@@ -82,6 +94,25 @@ TEST_P(RoamingTest, kernel_code_does_not) {
   const Mode mode = compute_mode(guest.state());
   EXPECT_NE(guest.machine->code().find(Gpa(Guest64::kCode), Guest64::kCode, mode), nullptr);
   EXPECT_EQ(guest.machine->code().find(Gpa(Guest64::kCode), GetParam() + Guest64::kCode, mode), nullptr);
+}
+
+// An address that is not canonical, whose sum with the user's mode is that of an address and the kernel's.
+TEST_P(RoamingTest, users_do_not_find_the_code_of_the_kernel) {
+  constexpr u64 kKernelCode = Guest64::kCode + 0x1000;
+  guest.code({0xff, 0xd0, 0xf4});               // call rax; hlt
+  guest.code({0xff, 0xc3, 0xc3}, kKernelCode);  // inc ebx; ret
+  guest.code({0xff, 0xe0}, kUser);              // jmp rax
+  CpuState& state = guest.state();
+  for (u64 difference = 1; difference < 128; ++difference) {
+    state.gpr[kRbx] = 0;
+    state.cpl = 0;
+    state.gpr[kRsp] = kKernelStack;
+    state.gpr[kRax] = kKernelCode;
+    EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+    state.gpr[kRax] = kKernelCode + (difference << 57);
+    EXPECT_EQ(run_user_at_once(kUser), kUser);
+    ASSERT_EQ(state.gpr[kRbx], 1u) << difference;
+  }
 }
 
 TEST_P(RoamingTest, operands_relative_to_rip) {

@@ -85,9 +85,9 @@ void make_leave_flags_in_image(Assembler& a) {
   return_to_cpp(a);
 }
 
-void make_jump_miss(Assembler& a, const u8* leave) {
+void make_jump_miss(Assembler& a, bool user, const u8* leave) {
   asmjit::Label miss = a.newLabel();
-  const std::size_t second = offsetof(Context, jumps) + sizeof(JumpEntry) * kFirstJumps;
+  const std::size_t second = offsetof(Context, jumps) + sizeof(JumpEntry) * second_jumps(user);
   a.mov(ANYKVM_GS(jump_spill), r11);
   a.mov(r10, ANYKVM_GS(state.rip));
   a.rorx(r11, r10, kSecondJumpShift);
@@ -368,7 +368,9 @@ Thunks make_thunks(CodeMemory& memory) {
   Thunks t;
   t.enter = reinterpret_cast<RecordRef (*)(Context*, const u8*)>(assemble(memory, make_enter));
   t.leave_flags_in_image = assemble(memory, make_leave_flags_in_image);
-  t.jump_miss = assemble(memory, [&](Assembler& a) { make_jump_miss(a, t.leave_flags_in_image); });
+  for (bool user : {false, true})
+    t.jump_miss[user] =
+        assemble(memory, [&](Assembler& a) { make_jump_miss(a, user, t.leave_flags_in_image); });
   t.far_miss[1] = assemble(memory, [&](Assembler& a) { make_far_miss(a, t.leave_flags_in_image); });
   t.far_miss[0] = assemble(memory, [&](Assembler& a) {
     host::save_flags(a);

@@ -25,7 +25,7 @@ struct Thunks {
   const u8* leave_flags_in_image = nullptr;
   // Jumped to where the jump cache does not have state.rip at its first place: goes on at the second one, or
   // leaves. Flags are in the image, R11 as above.
-  const u8* jump_miss = nullptr;
+  const u8* jump_miss[2] = {};  // the second: of user code
   // Jumped to through an empty place of a far link, R11 = FarLink: with flags in the host, and in the image.
   const u8* far_miss[2] = {};
   // Called from where dead blocks begin (CodeCache::divert).
