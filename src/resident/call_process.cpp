@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/sched.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -115,6 +116,12 @@ Answer call_on_process(const Call& call) {
     case SYS_prctl:
       if (call.a == kUserDispatch) return -EINVAL;
       return call_on_seccomp(call);
+    case SYS_clone3: {
+      // It would take our handler from the child, too. C libraries do without, as on kernels before 5.5.
+      const auto& arguments = *reinterpret_cast<const clone_args*>(call.a);
+      if (arguments.flags & CLONE_CLEAR_SIGHAND) return -EINVAL;
+      return std::nullopt;
+    }
     case SYS_execveat:
       return start_program_at(call);
     case SYS_execve:

@@ -16,6 +16,7 @@
 #include <limits.h>
 #include <linux/kvm.h>
 #include <linux/openat2.h>
+#include <linux/sched.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -426,6 +427,18 @@ static void test_fork(void) {
   end_machine(&machine);
 }
 
+/* A program may be told, as by kernels before 5.5, that there is no such flag. */
+static void test_clear_handlers(void) {
+  const struct clone_args arguments = {.flags = CLONE_CLEAR_SIGHAND, .exit_signal = SIGCHLD};
+  const pid_t child = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+  if (child == 0) {
+    struct sigaction action = {0};
+    const int fd = open(DEVICE, O_RDWR);
+    _exit(fd < 0 || sigaction(SIGSYS, NULL, &action) || action.sa_handler != SIG_DFL);
+  }
+  expect("clone3 with handlers cleared", child < 0 ? errno == EINVAL : status_of(child) == 0);
+}
+
 static char self[PATH_MAX];
 
 static int spawned(int device, int vm, int closed_fd) {
@@ -700,6 +713,7 @@ int main(int argc, char** argv) {
   test_closing();
   test_closing_others();
   test_fork();
+  test_clear_handlers();
   test_exec();
   test_bare_children();
   test_passing();
