@@ -93,6 +93,7 @@ int main() {
     const int count = reinterpret_cast<std::uint8_t*>(run)[run->io.data_offset];
     std::printf(count ? "interrupt %d\n" : "the guest waits\n", count);
     if (count == 5) continue;
+    if (button.joinable()) button.join();  // released: only a press that begins is seen
     button = std::jthread([vm] {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
       press(vm);

@@ -320,6 +320,9 @@ void Vcpu::set_cr8(u8 value) {
 
 bool Vcpu::apic_msr_read(u32 index, u64* value) {
   if (m_pv_eoi.offered()) settle_pv_eoi();
+  // A guest reads 0 once its timer has fired. A client that has read the local APIC before reads when it was
+  // to fire: the copy of the CPU that it makes would have neither the interrupt nor the deadline.
+  if (index == irqchip::kMsrTscDeadline && m_in_guest.load()) expire_timers();
   if (m_lapic) return m_lapic->msr_read(index, value);
   if (index == irqchip::kMsrApicBase) return *value = m_client_apic_base, true;
   return index == irqchip::kMsrTscDeadline ? (*value = 0, true) : false;

@@ -113,7 +113,7 @@ class Lapic {
   void mmio_read(u32 offset, void* data, unsigned size);
   void mmio_write(u32 offset, const void* data, unsigned size);
 
-  // IA32_APIC_BASE, IA32_TSC_DEADLINE, 800H-8FFH. False: #GP.
+  // IA32_APIC_BASE, IA32_TSC_DEADLINE (as it was at the last expire()), 800H-8FFH. False: #GP.
   bool msr_read(u32 index, u64* value);
   bool msr_write(u32 index, u64 value);
   // ICR and TPR, in either mode, and EOI (write only) as Hyper-V's MSRs have them. Nothing, false: #GP.

@@ -201,7 +201,6 @@ bool Lapic::msr_read(u32 index, u64* value) {
     return true;
   }
   if (index == kMsrTscDeadline) {
-    expire(m_clock.now_ns());  // it reads 0 once it has fired
     *value = m_timer.tsc_deadline();
     return true;
   }

@@ -21,7 +21,9 @@ void page_write(kvm_lapic_state* page, u32 offset, u32 value) {
 
 }  // namespace
 
+// A timer that has passed is in the state as its interrupt: the count is 0 by now.
 void Lapic::get_state(kvm_lapic_state* state, bool ids_32bit) {
+  expire(m_clock.now_ns());
   std::memset(state, 0, sizeof *state);
   for (u32 offset = 0; offset < sizeof state->regs; offset += 0x10)
     page_write(state, offset, read_register(offset).value_or(0));

@@ -115,6 +115,7 @@ struct TscDeadlineTest : LapicTimerTest {
   TscDeadlineTest() { cpu.write(kApicLvtTimer, 0x400ec); }
   u64 msr() {
     u64 value = 0;
+    cpu.lapic.expire(clock.now_ns());
     EXPECT_TRUE(cpu.lapic.msr_read(kMsrTscDeadline, &value));
     return value;
   }

@@ -344,6 +344,84 @@ TEST(Run, seed_G1_irq_line_wakes_a_halted_vcpu) {
   EXPECT_EQ(guest.shared->io.port, 0x10);
 }
 
+// --- A timer that passes while the client has the CPU ---
+
+constexpr unsigned kMsrTsc = 0x10, kMsrTscDeadline = 0x6e0, kTimerVector = 0xec;
+
+// Halts; the handler of its timer, which runs by TSC deadlines, writes port 10H.
+struct TimerGuest : Guest {
+  TimerGuest() : Guest({0xfb, 0xf4, 0xeb, 0xfd}, Chips::kIrqchip) {  // sti; hlt; jmp -3
+    auto cpuid = supported_cpuid();
+    for (auto& entry : cpuid.entries)
+      if (entry.function == 1) entry.ecx |= 1u << 24;  // the client's to say (KVM_CAP_TSC_DEADLINE_TIMER)
+    EXPECT_EQ(call(vcpu, KVM_SET_CPUID2, &cpuid), 0);
+    set_handler(kTimerVector, 0x3000, {0xe6, 0x10});  // out 10H, al
+  }
+  void use_deadlines() {
+    set_lapic(0xf0, 0x1ff);  // APIC on
+    set_lapic(0x320, 0x40000 | kTimerVector);
+  }
+  void set_deadline_soon() {  // some milliseconds at most on any host
+    ASSERT_EQ(set_msr(kMsrTscDeadline, msr(kMsrTsc) + 1'000'000), 1);
+  }
+};
+
+// As a snapshot does it: MP state and registers first, then the local APIC and the MSRs.
+void restore(Guest& copy, const Guest& from, kvm_lapic_state lapic, std::uint64_t deadline) {
+  kvm_mp_state mp{};
+  kvm_sregs sregs{};
+  kvm_regs regs{};
+  ASSERT_EQ(call(from.vcpu, KVM_GET_MP_STATE, &mp), 0);
+  ASSERT_EQ(call(from.vcpu, KVM_GET_REGS, &regs), 0);
+  ASSERT_EQ(call(from.vcpu, KVM_GET_SREGS, &sregs), 0);
+  ASSERT_EQ(call(copy.vcpu, KVM_SET_MP_STATE, &mp), 0);
+  ASSERT_EQ(call(copy.vcpu, KVM_SET_REGS, &regs), 0);
+  ASSERT_EQ(call(copy.vcpu, KVM_SET_SREGS, &sregs), 0);
+  ASSERT_EQ(copy.set_msr(kMsrTsc, from.msr(kMsrTsc)), 1);
+  ASSERT_EQ(call(copy.vcpu, KVM_SET_LAPIC, &lapic), 0);
+  ASSERT_EQ(copy.set_msr(kMsrTscDeadline, deadline), 1);
+}
+
+void expect_timer(Guest& guest) {
+  ASSERT_EQ(guest.run_until_kicked(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_IO));
+  EXPECT_EQ(guest.shared->io.port, 0x10);
+}
+
+TEST(Run, deadline_that_passes_while_stopped_comes_in_a_copy) {
+  TimerGuest source, copy;
+  source.use_deadlines();
+  EXPECT_EQ(source.run_until_kicked(), -EINTR);
+  source.set_deadline_soon();
+  usleep(20'000);
+  kvm_lapic_state lapic{};
+  ASSERT_EQ(call(source.vcpu, KVM_GET_LAPIC, &lapic), 0);
+  restore(copy, source, lapic, source.msr(kMsrTscDeadline));
+  expect_timer(copy);
+}
+
+// The client reads the local APIC first, then the deadline, which has just passed.
+TEST(Run, deadline_that_passes_between_two_calls_comes_in_a_copy) {
+  TimerGuest source, copy;
+  source.use_deadlines();
+  EXPECT_EQ(source.run_until_kicked(), -EINTR);
+  source.set_deadline_soon();
+  kvm_lapic_state lapic{};
+  ASSERT_EQ(call(source.vcpu, KVM_GET_LAPIC, &lapic), 0);
+  lapic.regs[0x200 + kTimerVector / 32 * 0x10 + kTimerVector % 32 / 8] = 0;  // should it have been late
+  usleep(20'000);
+  restore(copy, source, lapic, source.msr(kMsrTscDeadline));
+  expect_timer(copy);
+}
+
+TEST(Run, deadline_that_came_is_over) {
+  TimerGuest guest;
+  guest.use_deadlines();
+  guest.set_deadline_soon();
+  expect_timer(guest);
+  EXPECT_EQ(guest.msr(kMsrTscDeadline), 0u);
+}
+
 // --- Interrupts by the client ---
 
 TEST(Run, injected_interrupt_is_delivered) {
