@@ -62,9 +62,11 @@ ask() {
   done
 }
 
-# enough NAME CONSOLE: the guest shall end. A line that its kernel did not yet listen to is said again.
+# enough NAME CONSOLE: the guest shall end. Not before its kernel has set the serial line up: QEMU's main loop, which has
+# stopped listening to what fills the line's FIFO, is not told when the guest resets that. What is lost is said again.
 enough() {
   local begin=$SECONDS line
+  wait_for "$2" 'computing|round' || return
   exec {line}<>"$dir/$1.line.in"
   until grep -aq 'chain 0: result' "$2" || has_ended "$1" || [ $((SECONDS - begin)) -ge 120 ]; do
     echo enough >&"$line"
