@@ -105,6 +105,7 @@ void Cpu::mode_changed() {
   if (p.pmu.active()) {
     mode.counts_instructions = p.pmu.counts(Counted::kInstructions);
     mode.counts_branches = p.pmu.counts(Counted::kBranches);
+    mode.counts_accesses = p.pmu.counts_accesses();
     mode.counters_overflow = p.pmu.overflows_soon();
   }
   watch_pages();

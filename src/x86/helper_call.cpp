@@ -22,10 +22,14 @@ class HelperCall {
     m_state.rip = m_site.next_rip + m_moved;
     const u64 mode = m_context.stamp.word & ~u64{0xff};
     m_private.replay.begin_instruction(m_site.rip + m_moved);
-    if (m_site.counts) count(1);
+    const u64 rounds = rounds_left();
+    if (m_site.counts.any()) count(1);
     Guest<void> done =
         m_site.roams && m_site.insn.memory.rip_relative ? execute_moved() : execute(m_site.insn);
-    if (m_site.counts && (!done.ok() || goes_on_later())) count(-1);
+    if (m_site.counts.any()) {
+      if (!done.ok() || goes_on_later()) count(-1);
+      if (repeated()) count_accesses(rounds - rounds_left());
+    }
     m_context.image_from_rflags();
     if (!done.ok()) return stop(done.error());
     m_private.replay.done();
@@ -38,15 +42,25 @@ class HelperCall {
   }
 
  private:
-  // It counts from its beginning, at the privilege level that it has then.
+  // It counts from its beginning, at the privilege level that it has then; the accesses of a repeated one by
+  // the iterations done.
   void count(i64 times) {
-    for (unsigned i = 0; i < 2; ++i)
-      m_context.events_left[i] -= (m_site.counts >> i & 1) * static_cast<u64>(times);
+    count({Counted::kInstructions, Counted::kBranches}, static_cast<u64>(times));
+    if (!repeated()) count_accesses(static_cast<u64>(times));
   }
+  void count_accesses(u64 times) {
+    count({Counted::kAccesses, Counted::kLoads, Counted::kStores, Counted::kUpdates}, times);
+  }
+  void count(std::initializer_list<Counted> kinds, u64 times) {
+    for (Counted kind : kinds) {
+      const auto i = static_cast<unsigned>(kind);
+      m_context.events_left[i] -= m_site.counts.of[i] * times;
+    }
+  }
+  bool repeated() const { return m_site.insn.rep || m_site.insn.repne; }
+  u64 rounds_left() const { return m_state.gpr[kRcx] & low_bits(8u * m_site.insn.address_size); }
   // A repeated instruction with iterations left.
-  bool goes_on_later() const {
-    return (m_site.insn.rep || m_site.insn.repne) && m_state.rip == m_site.rip + m_moved;
-  }
+  bool goes_on_later() const { return repeated() && m_state.rip == m_site.rip + m_moved; }
 
   Guest<void> execute(const Insn& insn) {
     return or_no_memory(m_cpu, [&] { return m_site.op(m_cpu, insn); });

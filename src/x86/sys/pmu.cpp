@@ -5,6 +5,7 @@
 #include <x86intrin.h>
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "x86/cpu.h"
@@ -20,7 +21,9 @@ constexpr u64 kSelectUser = bit(16), kSelectOs = bit(17), kSelectEdge = bit(18),
 // Fields of IA32_FIXED_CTR_CTRL
 constexpr u64 kFixedOs = 1, kFixedUser = 2, kFixedInterrupt = 8;
 constexpr unsigned kFixedBits = 4, kFixedStatus = 32;
-constexpr Counted kFixedEvents[kFixedCounters] = {Counted::kInstructions, Counted::kCycles, Counted::kCycles};
+constexpr u8 kInstructions = bit_of(Counted::kInstructions), kBranches = bit_of(Counted::kBranches),
+             kCycles = bit_of(Counted::kCycles);
+constexpr u8 kFixedEvents[kFixedCounters] = {kInstructions, kCycles, kCycles};
 
 constexpr unsigned kWidth = 48;
 constexpr unsigned kAmdLegacyCounters = 4, kAmdCoreCounters = 6;
@@ -30,17 +33,32 @@ constexpr u64 kSoon = u64{1} << 40;
 struct Event {
   u32 select;  // bits 7:0 event, 15:8 unit mask; AMD: 11:0, whatever the unit mask
   u8 absent;   // bit of CPUID.0AH:EBX
-  Counted what;
+  u8 what;
 };
 // SDM 3B table 19-1: unhalted core and reference cycles, instructions and branches retired. Core cycles tick
 // like the TSC, since nobody sees the host's.
-constexpr Event kIntelEvents[] = {{0x003c, 0, Counted::kCycles},
-                                  {0x013c, 2, Counted::kCycles},
-                                  {0x00c0, 1, Counted::kInstructions},
-                                  {0x00c4, 5, Counted::kBranches}};
+constexpr Event kIntelEvents[] = {
+    {0x003c, 0, kCycles}, {0x013c, 2, kCycles}, {0x00c0, 1, kInstructions}, {0x00c4, 5, kBranches}};
 // The processor manuals' PMCx076, PMCx0C0 and PMCx0C2.
-constexpr Event kAmdEvents[] = {
-    {0x76, 0, Counted::kCycles}, {0xc0, 0, Counted::kInstructions}, {0xc2, 0, Counted::kBranches}};
+constexpr Event kAmdEvents[] = {{0x76, 0, kCycles}, {0xc0, 0, kInstructions}, {0xc2, 0, kBranches}};
+// The same of families from 17H on: PMCx029, the accesses dispatched. The kinds that its unit mask names are
+// added up.
+constexpr u32 kAmdDispatch = 0x29;
+constexpr Counted kDispatched[] = {Counted::kLoads, Counted::kStores, Counted::kUpdates};  // by unit mask bit
+
+u8 dispatched_kinds(u64 select) {
+  u8 kinds = 0;
+  for (unsigned i = 0; i < std::size(kDispatched); ++i) {
+    if (has_bit(select, 8 + i)) kinds |= bit_of(kDispatched[i]);
+  }
+  return kinds;
+}
+
+// CPUID leaf 1 (APM 3)
+unsigned family_of(u32 eax) {
+  const unsigned family = eax >> 8 & 0xf;
+  return family == 0xf ? family + (eax >> 20 & 0xff) : family;
+}
 
 u64 mask_of(unsigned width) { return low_bits(std::min(width, kWidth)); }
 
@@ -55,6 +73,7 @@ Pmu::Layout Pmu::find_layout() const {
   found.intel = model.intel();
   if (!found.intel) {
     found.version = 1;
+    found.zen = family_of(model.cpuid(1, 0, m_cpu.state()).eax) >= 0x17;
     found.general = model.has(Feature::kPerfctrCore) ? kAmdCoreCounters : kAmdLegacyCounters;
     found.general_mask = mask_of(kWidth);
     return found;
@@ -72,17 +91,18 @@ Pmu::Layout Pmu::find_layout() const {
   return found;
 }
 
-bool Pmu::find_event(u64 select, Counted* what) const {
+// 0: nobody knows it.
+u8 Pmu::find_event(u64 select) const {
   // How often, or for how many cycles, something holds is known to nobody.
-  if (select & (kSelectEdge | kSelectInvert | kSelectMask)) return false;
+  if (select & (kSelectEdge | kSelectInvert | kSelectMask)) return 0;
   const u64 wanted = m_layout.intel ? select & 0xffff : (select & 0xff) | (select >> 24 & 0xf00);
-  const auto find = [&](const auto& events) {
+  if (m_layout.zen && wanted == kAmdDispatch) return dispatched_kinds(select);
+  const auto find = [&](const auto& events) -> u8 {
     for (const Event& event : events) {
       if (event.select != wanted) continue;
-      *what = event.what;
-      return !(m_layout.intel && m_layout.absent >> event.absent & 1);
+      return m_layout.intel && m_layout.absent >> event.absent & 1 ? u8{0} : event.what;
     }
-    return false;
+    return 0;
   };
   return m_layout.intel ? find(kIntelEvents) : find(kAmdEvents);
 }
@@ -92,7 +112,8 @@ void Pmu::add_general(unsigned index) {
   const u64 select = state.selects[index];
   const bool global = m_layout.version < 2 || (state.global_control >> index & 1);
   Counter counter{};
-  if (!(select & kSelectEnable) || !global || !find_event(select, &counter.what)) return;
+  counter.what = find_event(select);
+  if (!(select & kSelectEnable) || !global || !counter.what) return;
   if (!m_cpu.platform().counts_event(select)) return;
   counter.value = &state.counters[index];
   counter.mask = m_layout.general_mask;
@@ -129,8 +150,7 @@ void Pmu::refresh() {
   for (bool user : {false, true}) {
     m_wanted[user] = 0;
     for (unsigned i = 0; i < m_count; ++i) {
-      if (m_counters[i].at[user])
-        m_wanted[user] = static_cast<u8>(m_wanted[user] | 1u << static_cast<unsigned>(m_counters[i].what));
+      if (m_counters[i].at[user]) m_wanted[user] |= m_counters[i].what;
     }
   }
   m_user = m_cpu.state().cpl != 0;
@@ -154,13 +174,17 @@ u64 Pmu::take_cycles() {
 
 void Pmu::collect() {
   if (!m_count) return;
-  i64 happened[kCountedByCode + 1];
+  i64 happened[kCountedKinds];
   for (unsigned i = 0; i < kCountedByCode; ++i)
     happened[i] = static_cast<i64>(m_armed[i] - m_cpu.context().events_left[i]);
   happened[static_cast<unsigned>(Counted::kCycles)] = static_cast<i64>(take_cycles());
   for (unsigned i = 0; i < m_count; ++i) {
     const Counter& counter = m_counters[i];
-    if (counter.at[m_user]) advance(counter, happened[static_cast<unsigned>(counter.what)]);
+    if (!counter.at[m_user]) continue;
+    i64 events = 0;
+    for (unsigned kind = 0; kind < kCountedKinds; ++kind)
+      events += counter.what >> kind & 1 ? happened[kind] : 0;
+    advance(counter, events);
   }
   arm();
 }
@@ -176,21 +200,28 @@ void Pmu::advance(const Counter& counter, i64 events) {
   m_cpu.request(kAttentionPmu);
 }
 
+// Code looks at all accesses together for the sake of any counter of some: it may look too early, and then
+// has less far to go.
+Counted Pmu::looked_at_for(const Counter& counter) {
+  if (counter.what & kAccessKinds) return Counted::kAccesses;
+  return static_cast<Counted>(std::countr_zero(counter.what));
+}
+
 void Pmu::arm() {
   Context& context = m_cpu.context();
-  u64 left[kCountedByCode + 1];
+  u64 left[kCountedKinds];
   for (u64& events : left) events = kEventsUnlimited;
   for (unsigned i = 0; i < m_count; ++i) {
     const Counter& counter = m_counters[i];
-    u64& events = left[static_cast<unsigned>(counter.what)];
+    u64& events = left[static_cast<unsigned>(looked_at_for(counter))];
     if (counter.at[m_user] && counter.interrupts) events = std::min(events, counter.mask - *counter.value);
   }
   m_soon = false;
   for (unsigned i = 0; i < kCountedByCode; ++i) {
     context.events_left[i] = m_armed[i] = left[i];
-    context.stamp.part.overflowed[i] = 0;
     m_soon = m_soon || left[i] < kSoon;
   }
+  for (u8& overflowed : context.stamp.part.overflowed) overflowed = 0;
   m_deadline = deadline_after(left[static_cast<unsigned>(Counted::kCycles)]);
   if (m_running && m_deadline < m_awaited) m_cpu.request(kAttentionPmu);
 }
@@ -224,7 +255,7 @@ void Pmu::leave_guest() {
 
 bool Pmu::overflowed() const {
   const auto& left = m_cpu.context().events_left;
-  return static_cast<i64>(left[0] | left[1]) < 0;
+  return static_cast<i64>(left[0] | left[1] | left[2]) < 0;
 }
 
 void Pmu::attend() {
@@ -241,12 +272,16 @@ void Pmu::attend() {
 
 // AMD's counters of instructions and branches have these among them (PMCx0C0, PMCx0C2).
 void Pmu::delivered() {
-  if (m_layout.intel) return;
-  for (unsigned i = 0; i < kCountedByCode; ++i) m_cpu.context().events_left[i] -= m_wanted[m_user] >> i & 1;
+  if (!m_layout.intel) count_instruction_and_branch(1);
 }
 
-void Pmu::branch_faulted() {
-  for (unsigned i = 0; i < kCountedByCode; ++i) m_cpu.context().events_left[i] += m_wanted[m_user] >> i & 1;
+// What it accessed has been dispatched all the same.
+void Pmu::branch_faulted() { count_instruction_and_branch(-1); }
+
+void Pmu::count_instruction_and_branch(i64 times) {
+  for (Counted what : {Counted::kInstructions, Counted::kBranches}) {
+    if (counts(what)) m_cpu.context().events_left[static_cast<unsigned>(what)] -= static_cast<u64>(times);
+  }
 }
 
 }  // namespace anykvm::x86

@@ -1,22 +1,22 @@
 #pragma once
 // Performance counters: which there are, what each counts, and when they overflow (SDM 3B 19.2, APM 2 13.2).
-// Instructions and branches are counted by translated code, in blocks of modes made for it (Mode::counts_*),
-// cycles by the TSC while the guest runs; where no counter runs nothing is done for them at all. What is
-// counted at the current privilege level is collected into the registers (state/pmu_state.h) whenever
-// somebody looks or the level changes. Owner: x86::Cpu. Only the vCPU's thread, but for events_replaced().
+// Instructions, branches and memory accesses are counted by translated code, in blocks of modes made for it
+// (Mode::counts_*), cycles by the TSC while the guest runs; where no counter runs nothing is done for them at
+// all. What is counted at the current privilege level is collected into the registers (state/pmu_state.h)
+// whenever somebody looks or the level changes. Owner: x86::Cpu. Only the vCPU's thread, but for
+// events_replaced().
 
 #include <array>
 #include <atomic>
 
 #include "base/types.h"
 #include "x86/state/pmu_state.h"
+#include "x86/translate/event_counts.h"
 
 namespace anykvm::x86 {
 
 class Cpu;
 
-enum class Counted : u8 { kInstructions, kBranches, kCycles };
-inline constexpr unsigned kCountedByCode = 2;  // the first ones; Context::events_left
 inline constexpr u64 kEventsUnlimited = u64{1} << 54;
 
 class Pmu {
@@ -25,6 +25,7 @@ class Pmu {
   struct Layout {
     u8 version = 0;  // 0: no counters
     bool intel = false;
+    bool zen = false;  // AMD's family 17H or later
     u8 general = 0, fixed = 0;
     u32 absent = 0;  // CPUID.0AH:EBX, the architectural events that it says are not there
     u64 general_mask = 0, fixed_mask = 0;
@@ -36,7 +37,8 @@ class Pmu {
   // Some counter is on.
   bool active() const { return m_count != 0; }
   // Is there one that counts these at the current privilege level?
-  bool counts(Counted what) const { return m_wanted[m_user] >> static_cast<unsigned>(what) & 1; }
+  bool counts(Counted what) const { return m_wanted[m_user] & bit_of(what); }
+  bool counts_accesses() const { return m_wanted[m_user] & kAccessKinds; }
   // May one of those overflow before long? Otherwise nobody need look.
   bool overflows_soon() const { return m_soon; }
 
@@ -63,11 +65,13 @@ class Pmu {
   void branch_faulted();
 
  private:
+  static constexpr u8 kAccessKinds = bits_of(Counted::kLoads, Counted::kStores, Counted::kUpdates);
+
   struct Counter {
     u64* value;
     u64 mask;
     u64 status;  // bit of IA32_PERF_GLOBAL_STATUS
-    Counted what;
+    u8 what;     // bits by Counted; their sum
     bool at[2];  // CPL 0, others
     bool interrupts;
   };
@@ -75,8 +79,10 @@ class Pmu {
   Layout find_layout() const;
   void add_general(unsigned index);
   void add_fixed(unsigned index);
-  bool find_event(u64 select, Counted* what) const;
+  u8 find_event(u64 select) const;
   void advance(const Counter& counter, i64 events);
+  void count_instruction_and_branch(i64 times);
+  static Counted looked_at_for(const Counter& counter);
   void arm();
   u64 take_cycles();
   u64 deadline_after(u64 cycles) const;

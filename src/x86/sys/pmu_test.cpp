@@ -14,6 +14,7 @@ namespace {
 constexpr u64 kOs = bit(17), kUser = bit(16), kInterrupt = bit(20), kEnable = bit(22);
 constexpr u32 kAmdSelect = 0xc0010200, kAmdCounter = 0xc0010201, kIntelSelect = 0x186, kIntelCounter = 0xc1;
 constexpr u64 kAmdInstructions = 0xc0, kAmdBranches = 0xc2, kAmdCycles = 0x76;
+constexpr u64 kAmdLoads = 0x129, kAmdStores = 0x229, kAmdUpdates = 0x429, kAmdAccesses = 0x729;
 
 struct CountingPlatform : QuietPlatform {
   unsigned interrupts = 0;
@@ -24,6 +25,8 @@ struct CountingPlatform : QuietPlatform {
   bool counts_event(u64 select) override { return !denied || (select & 0xff) != denied; }
 };
 
+constexpr u32 kFamily1ah = 0x00b00f00, kFamily10h = 0x00100f00;
+
 std::vector<CpuidEntry> model_of(const char* vendor, u32 leaf_a_eax, u32 leaf_a_ebx, u32 leaf_a_edx) {
   std::vector<CpuidEntry> entries = supported_cpuid();
   auto word = [&](unsigned at) {
@@ -33,7 +36,7 @@ std::vector<CpuidEntry> model_of(const char* vendor, u32 leaf_a_eax, u32 leaf_a_
   };
   for (CpuidEntry& entry : entries) {
     if (entry.function == 0) entry.eax = 0xd, entry.ebx = word(0), entry.edx = word(4), entry.ecx = word(8);
-    if (entry.function == 1) entry.ecx |= bit(15);  // PDCM
+    if (entry.function == 1) entry.ecx |= bit(15), entry.eax = kFamily1ah;  // PDCM
     if (entry.function == 0xa) entry.eax = leaf_a_eax, entry.ebx = leaf_a_ebx, entry.edx = leaf_a_edx;
     if (entry.function == 0x80000001) entry.ecx |= bit(23);  // PerfCtrExtCore
   }
@@ -59,6 +62,14 @@ class Counting : public testing::TestWithParam<TranslationLimits> {
     set(kAmdSelect, kAmdInstructions | levels | kEnable);
     set(kAmdSelect + 2, kAmdBranches | levels | kEnable);
   }
+  // The first counters count the kinds of accesses.
+  void count_accesses(u64 levels = kOs | kUser) {
+    set(kAmdSelect, kAmdLoads | levels | kEnable);
+    set(kAmdSelect + 2, kAmdStores | levels | kEnable);
+    set(kAmdSelect + 4, kAmdUpdates | levels | kEnable);
+  }
+  // {loads, stores, updates}
+  std::array<u64, 3> accesses() { return {get(kAmdCounter), get(kAmdCounter + 2), get(kAmdCounter + 4)}; }
   u64 instructions() { return get(kAmdCounter); }
   u64 branches() { return get(kAmdCounter + 2); }
 
@@ -280,6 +291,114 @@ TEST_P(Counting, intel_overflow_shows_in_the_status_until_it_is_cleared) {
   EXPECT_EQ(get(0x38e), 0u);
 }
 
+using Accesses = std::array<u64, 3>;
+
+TEST_P(Counting, accesses_of_a_loop) {
+  guest.code({0xb9, 100,  0,    0,    0,  // mov ecx, 100
+              0x8b, 0x03,                 // 5: mov eax, [rbx]
+              0x89, 0x43, 0x40,           // mov [rbx+40h], eax
+              0xff, 0x43, 0x44,           // inc dword [rbx+44h]
+              0x03, 0x43, 0x48,           // add eax, [rbx+48h]
+              0xf3, 0x0f, 0x6f, 0x03,     // movdqu xmm0, [rbx]
+              0x8d, 0x03,                 // lea eax, [rbx]
+              0xff, 0xc9, 0x75, 0xeb,     // dec ecx; jnz 5
+              0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  count_accesses();
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(accesses(), (Accesses{300, 100, 100}));
+}
+
+TEST_P(Counting, accesses_of_the_stack) {
+  guest.code({0xb9, 100,  0,    0,    0,             // mov ecx, 100
+              0xe8, 0x05, 0,    0,    0,             // 5: call 0x0f
+              0xff, 0xc9, 0x75, 0xf7,                // dec ecx; jnz 5
+              0xf4,                                  // hlt
+              0x50, 0xff, 0x33, 0x9c,                // 0x0f: push rax; push qword [rbx]; pushf
+              0x9d, 0x58, 0x8f, 0x03,                // popf; pop rax; pop qword [rbx]
+              0xc8, 0,    0,    0,    0xc9, 0xc3});  // enter 0, 0; leave; ret
+  guest.state().gpr[kRbx] = Guest64::kData;
+  count_accesses();
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(accesses(), (Accesses{600, 600, 0}));
+}
+
+TEST_P(Counting, repeated_string_instructions_access_in_each_iteration) {
+  guest.code({0xf3, 0xaa, 0xf3, 0xaa,                    // rep stosb twice, the second of no bytes
+              0xb9, 10,   0,    0,    0,    0xf3, 0xa4,  // mov ecx, 10; rep movsb
+              0xa5, 0xfd, 0xa5, 0xfc,                    // movsd; std; movsd; cld
+              0x31, 0xc0, 0xb9, 10,   0,    0,    0,    0x48, 0x89, 0xdf,  // eax = 0; ecx = 10; mov rdi, rbx
+              0xc6, 0x43, 0x03, 0x00, 0xf2, 0xae, 0xf4});  // mov byte [rbx+3], 0; repne scasb; hlt
+  constexpr u64 kBytes = 300000;                           // several bursts
+  guest.state().gpr[kRax] = 1;
+  guest.state().gpr[kRcx] = kBytes;
+  guest.state().gpr[kRbx] = guest.state().gpr[kRdi] = Guest64::kData;
+  guest.state().gpr[kRsi] = Guest64::kData;
+  count_accesses();
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(accesses(), (Accesses{10 + 2 + 4, kBytes + 10 + 2 + 1, 0}));
+}
+
+TEST_P(Counting, kinds_of_accesses_add_up) {
+  guest.code(
+      {0xb9, 100, 0, 0, 0, 0x8b, 0x03, 0x89, 0x43, 0x40, 0xff, 0x43, 0x44, 0xff, 0xc9, 0x75, 0xf4, 0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  set(kAmdSelect, kAmdAccesses | kOs | kEnable);
+  set(kAmdSelect + 2, kAmdLoads | kAmdUpdates | kOs | kEnable);
+  set(kAmdSelect + 4, (kAmdLoads & 0xff) | kOs | kEnable);  // no kind at all
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(accesses(), (Accesses{300, 200, 0}));
+}
+
+TEST_P(Counting, stores_that_overflow_among_loads_interrupt_once) {
+  guest.code({0xb9, 0xe8, 0x03, 0, 0,                          // mov ecx, 1000
+              0x8b, 0x03, 0x8b, 0x03, 0x8b, 0x03, 0x89, 0x03,  // 5: three loads, a store
+              0xff, 0xc9, 0x75, 0xf4, 0xf4});                  // dec ecx; jnz 5; hlt
+  guest.state().gpr[kRbx] = Guest64::kData;
+  set(kAmdSelect, kAmdLoads | kOs | kEnable);
+  set(kAmdSelect + 2, kAmdStores | kOs | kInterrupt | kEnable);
+  set(kAmdCounter + 2, -u64{600});
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(platform.interrupts, 1u);
+  EXPECT_EQ(accesses(), (Accesses{3000, 400, 0}));
+}
+
+TEST_P(Counting, accesses_of_models_before_zen_and_of_others_count_nothing) {
+  std::vector<CpuidEntry> old = amd();
+  for (CpuidEntry& entry : old) {
+    if (entry.function == 1) entry.eax = kFamily10h;
+  }
+  use(old);
+  guest.code({0x8b, 0x03, 0xf4});
+  guest.state().gpr[kRbx] = Guest64::kData;
+  count_accesses();
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(accesses(), (Accesses{}));
+  use(intel());
+  guest.state().rip = Guest64::kCode;
+  set(kIntelSelect, kAmdLoads | kOs | kEnable);
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(get(kIntelCounter), 0u);
+}
+
+// A gather whose elements are not at hand is done by its helper; it counts once all the same.
+TEST_P(Counting, gather_counts_once) {
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "no AVX2";
+  guest.code({0xb9, 10,   0,    0,    0,           // mov ecx, 10
+              0xc5, 0xe5, 0x76, 0xdb,              // 5: vpcmpeqd ymm3, ymm3, ymm3
+              0xc4, 0xe2, 0x61, 0x90, 0x0c, 0x93,  // vpgatherdd xmm1, [rbx+xmm2*4], xmm3
+              0xff, 0xc9, 0x75, 0xf2, 0xf4});      // dec ecx; jnz 5; hlt
+  guest.state().gpr[kRbx] = Guest64::kData;
+  guest.state().cr4 |= kCr4Osxsave;
+  guest.state().xcr0 = kXcr0X87 | kXcr0Sse | kXcr0Avx;
+  guest.cpu->state_replaced();
+  set(kAmdSelect, kAmdInstructions | kOs | kEnable);
+  set(kAmdSelect + 2, kAmdLoads | kOs | kEnable);
+  EXPECT_EQ(guest.run().reason, Exit::Reason::kHalt);
+  EXPECT_EQ(instructions(), 1 + 10 * 4 + 1u);
+  EXPECT_EQ(get(kAmdCounter + 2), 10u);
+}
+
 TEST_P(Counting, rdpmc_reads_all_bits) {
   set(kAmdCounter + 2, 0x123456789a);
   guest.code({0xb9, 1, 0, 0, 0, 0x0f, 0x33, 0xf4});  // mov ecx, 1; rdpmc; hlt
@@ -315,7 +434,7 @@ TEST_P(Counting, intel_reserved_bits_fault_and_legacy_writes_sign_extend) {
 
 // LinkStamp: what says that a counter has overflowed must not make one address look like another.
 TEST(CounterStamp, an_address_with_overflows_has_another_place_in_the_jump_cache) {
-  for (u64 added : {0xff00u, 0xff0000u, 0xffff00u}) {
+  for (u64 added : {0xff00u, 0xff0000u, 0xffff00u, 0xff000000u, 0xff00ff00u, 0xffff0000u, 0xffffff00u}) {
     for (u64 address = 0; address < u64{1} << 26; address += 0x101) {
       const u64 rip = address * 0x9e3779b97f4a7c15 >> 8;
       ASSERT_NE(jump_cache_index(rip, false), jump_cache_index(rip + added, false));

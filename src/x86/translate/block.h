@@ -11,6 +11,7 @@
 #include "base/types.h"
 #include "x86/ops/ops.h"
 #include "x86/translate/decode.h"
+#include "x86/translate/event_counts.h"
 #include "x86/translate/mode.h"
 #include "x86/translate/record_memory.h"
 
@@ -61,7 +62,7 @@ struct HelperSite {
   bool serializes = false;
   bool roams = false;  // its block does: both are within the page at Block::kNowhere
   u16 code_page = 0;   // the block's
-  u8 counts = 0;       // bits by Counted
+  EventCounts counts;  // of memory accesses those of one iteration, if it is repeated
 };
 
 // A memory access by the slow path.

@@ -12,6 +12,7 @@
 #include "x86/state/cpu_state.h"
 #include "x86/translate/access_groups.h"
 #include "x86/translate/block.h"
+#include "x86/translate/event_counts.h"
 #include "x86/translate/far_links.h"
 #include "x86/translate/flag_recovery.h"
 #include "x86/translate/jump_entries.h"
@@ -36,14 +37,14 @@ enum class Leave : u64 {
 // The mode and the attention bits in one word, so that one flag-free comparison covers both (translate/README
 // in ARCHITECTURE.md): a jump-cache tag is -(rip + mode_id << 57), and rip + link_stamp + tag is 0 only for a
 // hit without anything to attend to.
-//   bits 63:57 mode id    bits 23:8 overflowed: 0 or FFH each    bits 7:0 attention
+//   bits 63:57 mode id    bits 31:8 overflowed: 0 or FFH each    bits 7:0 attention
 // With FFH added there an address has another index in the jump cache (JumpEntries' test).
 union LinkStamp {
   u64 word = 0;
   struct {
     std::atomic<u8> attention;
-    u8 overflowed[2];  // written by translated code that counts: bits 63:56 of Context::events_left
-    u8 unused[4];
+    u8 overflowed[kLookedAt];  // written by translated code that counts: bits 63:56 of Context::events_left
+    u8 unused[3];
     u8 mode_id_shifted;  // mode id << 1
   } part;
   LinkStamp() {}
@@ -68,8 +69,8 @@ struct Context : InZeroedMemory {
   u64 lent[LoopRegisters::kMost] = {};
   u64 spill = 0;  // flag saves
   u64 jump_spill = 0;
-  // Instructions and branches until a performance counter overflows, which it has if negative (sys/pmu.h).
-  u64 events_left[2] = {};
+  // By Counted: how many until a performance counter overflows, which it has if negative (sys/pmu.h).
+  u64 events_left[kCountedByCode] = {};
   u64 value = 0;  // an operand that outlives a second memory access of its instruction
   u64 vector_spill[2] = {};
   u64 miss_spill[3] = {};

@@ -139,6 +139,20 @@ void take_memory(const ZydisDecodedInstruction& z, const ZydisDecodedOperand& op
   out->memory_write = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 }
 
+// Of all memory operands, implied ones, too. What only names memory (LEA, NOP) or hints at it has none.
+void count_access(const ZydisDecodedInstruction& z, const ZydisDecodedOperand& op, Decoded* out) {
+  const bool data = op.mem.type == ZYDIS_MEMOP_TYPE_MEM || op.mem.type == ZYDIS_MEMOP_TYPE_VSIB;
+  const bool hint = z.meta.category == ZYDIS_CATEGORY_PREFETCH || z.meta.category == ZYDIS_CATEGORY_WIDENOP;
+  if (!data || hint) return;
+  const bool read = op.actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+  const bool written = op.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+  if (!read && !written) return;
+  const bool all_registers = z.mnemonic == ZYDIS_MNEMONIC_PUSHA || z.mnemonic == ZYDIS_MNEMONIC_PUSHAD ||
+                             z.mnemonic == ZYDIS_MNEMONIC_POPA || z.mnemonic == ZYDIS_MNEMONIC_POPAD;
+  u8& kind = read && written ? out->updates : read ? out->loads : out->stores;
+  kind = static_cast<u8>(kind + (all_registers ? 8 : 1));
+}
+
 // `kept`: registers whose old value counts.
 void take_register(const ZydisDecodedOperand& op, Decoded* out, u16* kept) {
   ZydisRegister reg = op.reg.value;
@@ -559,6 +573,7 @@ DecodeStatus decode(const u8* bytes, unsigned size, unsigned code_bits, unsigned
     const ZydisDecodedOperand& op = operands[i];
     bool explicit_memory =
         op.type == ZYDIS_OPERAND_TYPE_MEMORY && op.visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN;
+    if (op.type == ZYDIS_OPERAND_TYPE_MEMORY) count_access(z, op, out);
     if (explicit_memory) take_memory(z, op, out);
     if (op.type == ZYDIS_OPERAND_TYPE_MEMORY && !explicit_memory) out->hidden_memory = true;
     if (op.type == ZYDIS_OPERAND_TYPE_REGISTER) take_register(op, out, &kept);

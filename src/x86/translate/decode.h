@@ -34,6 +34,9 @@ struct Decoded {
   u16 gprs_written = 0;
   u16 gprs_replaced = 0;  // those whose old value has no part in the result
   bool memory_read = false, memory_write = false;
+  // How many accesses that only read, only write, and do both (Counted); of a string instruction in each
+  // iteration.
+  u8 loads = 0, stores = 0, updates = 0;
   bool vsib = false;
   bool hidden_memory = false;  // memory accessed beside what ModRM addresses: never to be emitted as itself
   // EVEX or VEX masks: memory elements whose mask bit is clear must not fault.

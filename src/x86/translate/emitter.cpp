@@ -105,24 +105,28 @@ void Emitter::count(Counted what, i64 events) {
   a.mov(left, kScratch);
 }
 
-void Emitter::count_instructions() {
-  if (m_uncounted) count(Counted::kInstructions, m_uncounted);
-  m_uncounted = 0;
+void Emitter::count_pending() {
+  for (unsigned i = 0; i < kCountedByCode; ++i) {
+    if (m_pending[i]) count(static_cast<Counted>(i), m_pending[i]);
+  }
+  m_pending = {};
 }
 
-void Emitter::retire_branch() {
-  if (mode.counts_instructions) ++m_uncounted;
-  m_counted = true;
-  count_instructions();
-  if (mode.counts_branches) count(Counted::kBranches, 1);
+void Emitter::add_own_events() {
+  for (unsigned i = 0; i < kCountedByCode; ++i) m_pending[i] += m_own.of[i];
+  m_own = {};
+}
+
+void Emitter::retire() {
+  add_own_events();
+  count_pending();
 }
 
 // For the comparisons that look at the whole stamp.
 void Emitter::show_overflows() {
   if (!mode.counters_overflow) return;
   constexpr unsigned kHighestByte = 56;
-  for (Counted what : {Counted::kInstructions, Counted::kBranches}) {
-    const auto index = static_cast<unsigned>(what);
+  for (unsigned index = 0; index < kLookedAt; ++index) {
     forget_delta();
     a.mov(kScratch, host::gs(offsetof(Context, events_left) + 8 * index));
     a.rorx(kScratch, kScratch, kHighestByte);
@@ -134,8 +138,16 @@ void Emitter::show_overflows() {
 // What polls look at: not zero if there is something to attend to.
 Mem Emitter::attention() const { return host::gs(offsetof(Context, stamp), mode.counters_overflow ? 4 : 1); }
 
-u8 Emitter::counts_of_helper(const Decoded& d) const {
-  return static_cast<u8>(mode.counts_instructions | (mode.counts_branches && is_branch(d)) << 1);
+EventCounts Emitter::events_of(const Decoded& d) const {
+  EventCounts events;
+  events[Counted::kInstructions] = mode.counts_instructions;
+  events[Counted::kBranches] = mode.counts_branches && is_branch(d);
+  if (!mode.counts_accesses) return events;
+  events[Counted::kLoads] = d.loads;
+  events[Counted::kStores] = d.stores;
+  events[Counted::kUpdates] = d.updates;
+  if (mode.counters_overflow) events[Counted::kAccesses] = static_cast<u8>(d.loads + d.stores + d.updates);
+  return events;
 }
 
 void Emitter::begin(unsigned number, const Decoded& decoded, const Policy& policy, u64 rip,
@@ -143,8 +155,8 @@ void Emitter::begin(unsigned number, const Decoded& decoded, const Policy& polic
   m_decoded = &decoded;
   m_place = place;
   m_rip = rip;
-  m_counted = !mode.counts_instructions;
-  if (may_leave(decoded, policy)) count_instructions();
+  m_own = events_of(decoded);
+  if (may_leave(decoded, policy)) count_pending();
   m_use = flags;
   m_flag_plan.each_kept(number, [this](const FlagPlan::Keep& keep) {
     if (!resident(keep.gpr)) forget_delta();

@@ -39,9 +39,9 @@ class Emitter {
              const GroupPlace& place);
   // Ends it: one that wrote by the slow path may have rewritten the next.
   void end_instruction();
-  // The current instruction is complete, but for its jump: it counts (Mode::counts_instructions). Moves only;
-  // clobbers R11. Those without a call of this count when they end.
-  void retire_branch();
+  // The current instruction is complete, but for its jump: it counts (Mode::counts). Moves only; clobbers
+  // R11. Those without a call of this count when they end.
+  void retire();
   u64 rip() const { return m_rip; }
   u64 next_rip() const;
   // An address that is what it is because of RIP. Flags stay as they are.
@@ -179,10 +179,11 @@ class Emitter {
   };
 
   void count(Counted what, i64 events);
-  void count_instructions();
+  void count_pending();
+  void add_own_events();
   void show_overflows();
   asmjit::x86::Mem attention() const;
-  u8 counts_of_helper(const Decoded& decoded) const;
+  EventCounts events_of(const Decoded& decoded) const;
   asmjit::x86::Mem address_of(const Insn& insn);
   u32 offset() const { return static_cast<u32>(a.offset()); }
   void record_site(bool fault, FlagsNow flags, const u8* borrowed);
@@ -271,8 +272,8 @@ class Emitter {
   bool m_ended = false;
   bool m_wrote_slowly = false;  // the current instruction
   bool m_crossing = false;      // it has code for a write across pages
-  bool m_counted = false;       // the current instruction, here or by its helper
-  unsigned m_uncounted = 0;     // instructions before it
+  EventCounts m_own;            // of the current instruction, which neither it nor its helper has counted
+  std::array<unsigned, kCountedByCode> m_pending{};  // of those before it, by Counted
   SlowSite* m_open_slow = nullptr;
   FlagsNow m_open_slow_flags;
   asmjit::Label m_cache_miss, m_indirect_miss;

@@ -330,8 +330,7 @@ void Emitter::close_access(bool last) {
 }
 
 void Emitter::end_instruction() {
-  if (!m_counted) ++m_uncounted;
-  m_counted = true;
+  add_own_events();
   if (m_wrote_slowly && !m_ended) poll(next_rip());
   m_wrote_slowly = false;
 }

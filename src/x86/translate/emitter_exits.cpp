@@ -30,7 +30,7 @@ const HelperSite* Emitter::new_helper_site(const Insn& insn, Op op, u16 flags) {
   if (mode.step && swallows_step_trap(op)) m_block.swallows_step_trap = true, m_block.into = op == op_into;
   return m_records.make(HelperSite{insn, op, m_rip, next_rip(), ends_block || alone, continues,
                                    (flags & kOpSerializes) != 0, m_block.roams != 0, m_block.code_page,
-                                   counts_of_helper(*m_decoded)});
+                                   events_of(*m_decoded)});
 }
 
 // For REP MOVS and REP STOS; null for others.
@@ -60,7 +60,7 @@ void Emitter::call_helper(const Insn& insn, Op op, u16 flags) {
   protect_flags(kFlagsArithmetic);
   forget_delta();
   call_helper_thunk(new_helper_site(insn, op, flags), flags);
-  m_counted = true;
+  m_own = {};
   record_site(false, {FlagsAt::kImage}, nullptr);
   m_flags = FlagsAt::kImage;
   m_flags_lost = 0;
@@ -135,7 +135,7 @@ void Emitter::leave_to(u64 target) {
 // Every loop has a backward jump, so that is where the attention byte is looked at: jumps to the place for it
 // if something is to be attended to.
 void Emitter::poll(u64 target) {
-  count_instructions();
+  count_pending();
   const Exit& stop = new_stop(target, m_loops && target == m_block.rip);
   if (m_flags != FlagsAt::kHost) {
     a.cmp(attention(), 0);
@@ -190,7 +190,7 @@ void Emitter::jump_by_link(Exit& exit) {
 
 void Emitter::jump_to(u64 target, bool next_straddles) {
   m_ended = true;
-  count_instructions();
+  count_pending();
   FlagsAt before = m_flags;  // what follows is another path
   if (m_loops && target != m_block.rip) leave_loop();
   if (linkable(target) && !next_straddles) {
@@ -409,7 +409,10 @@ void Emitter::emit_aside(const Aside& aside) {
   call_helper_thunk(aside.site, aside.flags);
   add_site({offset(), aside.guest_offset, false, FlagsAt::kImage, {kNoRegister, kNoRegister}}, kNoRecipe);
   if (!aside.resume.isValid()) return;
-  if (aside.site->counts) count(Counted::kInstructions, -1);  // there it is counted again
+  // There it is counted again.
+  for (unsigned i = 0; i < kCountedByCode; ++i) {
+    if (const u8 events = aside.site->counts.of[i]) count(static_cast<Counted>(i), -i64{events});
+  }
   a.jmp(aside.resume);
 }
 

@@ -29,11 +29,12 @@ struct Mode {
   // For performance counters (sys/pmu.h): what the code counts, and whether it looks for overflows.
   bool counts_instructions : 1 = false;
   bool counts_branches : 1 = false;
+  bool counts_accesses : 1 = false;
   bool counters_overflow : 1 = false;
   u64 cs_base = 0;  // outside 64-bit mode
 
   bool operator==(const Mode&) const = default;
-  bool counts() const { return counts_instructions || counts_branches; }
+  bool counts() const { return counts_instructions || counts_branches || counts_accesses; }
   bool code64() const { return code_bits == 64; }
   // Addresses that translated code may look up in the TLB directly.
   bool direct_memory() const { return !slow && (code64() || flat); }

@@ -92,12 +92,12 @@ void decrement_count(Emitter& e, unsigned address_size) {
 
 void emit_jmp(Emitter& e, const Decoded& d) {
   if (d.insn.opcode != 0xff) {
-    e.retire_branch();
+    e.retire();
     e.jump_to(relative_target(e, d.insn));
     return;
   }
   load_target(e, d, true);
-  e.retire_branch();
+  e.retire();
   e.jump_to_address(0);
 }
 
@@ -105,14 +105,14 @@ void emit_call(Emitter& e, const Decoded& d) {
   unsigned size = d.insn.operand_size;
   if (d.insn.opcode == 0xe8) {
     push_return_address(e, size, true);
-    e.retire_branch();
+    e.retire();
     e.jump_to(relative_target(e, d.insn));
     return;
   }
   load_target(e, d, false);
   e.a.mov(ANYKVM_GS(value), kAddress);
   push_return_address(e, size, !d.insn.has_memory);
-  e.retire_branch();
+  e.retire();
   e.a.mov(kAddress, ANYKVM_GS(value));
   e.jump_to_address(-static_cast<i32>(size));
 }
@@ -122,19 +122,19 @@ void emit_ret(Emitter& e, const Decoded& d) {
   load_address(e, e.open_stack(0, size, true, false).operand);
   unsigned released = d.insn.opcode == 0xc2 ? d.insn.immediate & 0xffff : 0;
   e.move_rsp(static_cast<i32>(size + released));
-  e.retire_branch();
+  e.retire();
   e.jump_to_address(static_cast<i32>(size + released));
 }
 
 void emit_jcc(Emitter& e, const Decoded& d) {
-  e.retire_branch();
+  e.retire();
   e.jump_if(condition_of(d.insn), relative_target(e, d.insn));  // the block goes on, or its end jumps on
 }
 
 void emit_jcxz(Emitter& e, const Decoded& d) {
   asmjit::Label zero = e.a.newLabel(), not_zero = e.a.newLabel();
   e.flags_to_host();
-  e.retire_branch();
+  e.retire();
   branch_if_count_zero(e, d.insn.address_size, zero);
   e.a.jmp(not_zero);
   e.a.bind(zero);
@@ -148,7 +148,7 @@ void emit_jcxz(Emitter& e, const Decoded& d) {
 void emit_loop(Emitter& e, const Decoded& d) {
   asmjit::Label zero = e.a.newLabel(), again = e.a.newLabel(), done = e.a.newLabel();
   e.flags_to_host();
-  e.retire_branch();
+  e.retire();
   decrement_count(e, d.insn.address_size);
   if (d.insn.mnemonic == ZYDIS_MNEMONIC_LOOPE) e.a.jnz(done);
   if (d.insn.mnemonic == ZYDIS_MNEMONIC_LOOPNE) e.a.jz(done);

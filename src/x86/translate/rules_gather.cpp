@@ -41,6 +41,7 @@ void emit_gather(Emitter& e, const Decoded& d, const Policy& policy) {
   const asmjit::Label after = e.a.newLabel();
   e.a.cmp(field(offsetof(Operands, done), 8), 0);
   e.a.je(after);
+  e.retire();
   if (!form.scatter) e.a.vmovups(vector(form.data, data_bytes), data);
   if (form.vector_mask) {
     e.a.vpxor(xmm(form.mask), xmm(form.mask), xmm(form.mask));
