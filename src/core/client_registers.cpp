@@ -118,6 +118,7 @@ Result<> apply_common(Vcpu& vcpu, const Sregs& from) {
   [[maybe_unused]] const Result<> taken = vcpu.set_task_priority(from.cr8);
   const bool boot = vcpu.apic_base() & (1u << 8);
   if (boot && at_reset_vector(proposed)) proposed.mp_state = x86::MpState::kRunnable;
+  if (!(proposed.efer & x86::kEferSvme)) proposed.svm.guest_mode = false, proposed.svm.gif = true;
   vcpu.state() = proposed;
   vcpu.cpu().state_replaced();
   return {};

@@ -407,7 +407,7 @@ void Vcpu::smi() {
 }
 
 void Vcpu::set_init_latched(bool latched) {
-  m_init_latched = latched && state().smm.active;
+  m_init_latched = latched && blocks_init();
   if (latched && !m_init_latched && m_lapic) init();
 }
 

@@ -142,6 +142,8 @@ class Vcpu final : private x86::Platform,
   x86::Exit run_guest();
   void handle_apic_requests();
   void start_at_sipi_vector(u8 vector);
+  bool blocks_init();
+  bool hypervisor_takes_init(u8 requests);
   void save_run_state();
   // True: the exit is for the client, and kvm_run describes it.
   bool handle_exit(const x86::Exit& exit);
@@ -213,6 +215,7 @@ class Vcpu final : private x86::Platform,
   bool interrupt_ready() override;
   std::optional<u8> acknowledge_interrupt() override;
   bool takes_client_interrupt() override;
+  bool init_waits() override { return m_init_latched; }
   u8 cr8() override { return task_priority(); }
   void set_cr8(u8 value) override;
   bool apic_msr_read(u32 index, u64* value) override;

@@ -13,6 +13,7 @@
 #include "core/vcpu.h"
 #include "core/vm.h"
 #include "x86/mmu/access.h"
+#include "x86/nested/svm/world_switch.h"
 #include "x86/sys/kvmclock.h"
 
 namespace anykvm::core {
@@ -235,7 +236,7 @@ void Vcpu::accept_init_and_sipi() {
   constexpr u8 kStarts = kRequestInit | kRequestSipi;
   u8 requests = m_requests.load() & kStarts ? m_requests.fetch_and(static_cast<u8>(~kStarts)) : 0;
   if (!m_lapic) return;
-  if (state().smm.active) {
+  if (blocks_init() || hypervisor_takes_init(requests)) {
     m_init_latched = m_init_latched || (requests & kRequestInit);
     return;
   }
@@ -252,6 +253,19 @@ void Vcpu::accept_init_and_sipi() {
   }
   if ((requests & kRequestSipi) && state().mp_state == x86::MpState::kInitReceived)
     start_at_sipi_vector(m_sipi_vector.load());
+}
+
+// SDM 3A 8.4; APM 2 15.17 for GIF.
+bool Vcpu::blocks_init() { return state().smm.active || !state().svm.gif; }
+
+// Then it comes when the hypervisor sets GIF again.
+bool Vcpu::hypervisor_takes_init(u8 requests) {
+  const bool comes = m_init_latched || (requests & kRequestInit);
+  if (!comes || !state().svm.intercepts(x86::Intercept::kInit)) return false;
+  const u64 code = x86::kExitFirstIntercept + static_cast<u64>(x86::Intercept::kInit);
+  m_cpu->visit_memory([&] { x86::svm::leave_guest(*m_cpu, {.code = code}, 0); });
+  m_cpu->state_replaced();
+  return true;
 }
 
 void Vcpu::start_at_sipi_vector(u8 vector) {
@@ -442,6 +456,7 @@ void Vcpu::tell_instruction() {
 void Vcpu::save_run_state() {
   kvm_run& run = m_shared.run();
   if (state().smm.active) run.flags |= KVM_RUN_X86_SMM;
+  if (state().svm.guest_mode) run.flags |= KVM_RUN_X86_GUEST_MODE;
   run.if_flag = (state().rflags & x86::kFlagIf) != 0;
   run.cr8 = task_priority();
   run.apic_base = apic_base();

@@ -37,11 +37,12 @@ void Vcpu::expire_timers() {
 bool Vcpu::runnable_after_halt() {
   if (m_unhalted.load()) return true;
   const x86::Events& events = state().events;
+  if (!state().svm.gif) return false;
   if (m_cpu->smi_waits() && !state().smm.active) return true;
   if (m_cpu->nmi_queued() && !events.nmi.masked) return true;
   if (events.nmi.injected || events.exception.injected || events.interrupt.injected) return true;
   if (events.nmi.pending && !events.nmi.masked) return true;
-  return (state().rflags & x86::kFlagIf) && interrupt_ready();
+  return (m_cpu->interrupts_enabled() && interrupt_ready()) || m_cpu->virtual_interrupt_ready();
 }
 
 bool Vcpu::wake_condition() {

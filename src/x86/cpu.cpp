@@ -81,7 +81,19 @@ void Cpu::inject_interrupt(u8 vector) {
 bool Cpu::interrupts_open() const {
   const Events& events = m_state->events;
   bool injected = events.interrupt.injected || events.exception.injected || events.nmi.injected;
-  return (m_state->rflags & kFlagIf) && !events.shadow && !injected;
+  return interrupts_enabled() && !events.shadow && !injected;
+}
+
+bool Cpu::interrupts_enabled() const {
+  const SvmState& svm = m_state->svm;
+  return svm.gif && ((svm.masks_interrupts() ? svm.host.rflags : m_state->rflags) & kFlagIf);
+}
+
+bool Cpu::virtual_interrupt_ready() const {
+  const SvmState& svm = m_state->svm;
+  const u32 control = svm.control.int_ctl;
+  if (!svm.guest_mode || !svm.gif || !(control & kVIrq) || !(m_state->rflags & kFlagIf)) return false;
+  return (control & kVIgnoreTpr) || bits(control, 19, 16) > bits(control, 3, 0);
 }
 
 void Cpu::interrupts_may_have_opened() {
@@ -98,8 +110,11 @@ void Cpu::set_translation_limits(TranslationLimits limits) {
 void Cpu::mode_changed() {
   Private& p = *m_private;
   bool forbidden = m_state->cpl != 0 && (m_state->cr4 & kCr4Tsd);
-  m_context->rdtsc_by_helper = forbidden || m_state->tsc_ratio != kTscUnscaled;
-  m_context->rdtscp_by_helper = m_context->rdtsc_by_helper || !m_model.has(Feature::kRdtscp);
+  const SvmState& svm = m_state->svm;
+  const bool by_helper = forbidden || m_state->tsc_ratio != kTscUnscaled;
+  m_context->rdtsc_by_helper = by_helper || svm.intercepts(Intercept::kRdtsc);
+  m_context->rdtscp_by_helper =
+      by_helper || svm.intercepts(Intercept::kRdtscp) || !m_model.has(Feature::kRdtscp);
   if (p.pmu.active()) p.pmu.changed_privilege(m_state->cpl);
   Mode mode = compute_mode(*m_state);
   if (p.pmu.active()) {
@@ -127,6 +142,7 @@ void Cpu::mode_changed() {
 }
 
 void Cpu::state_replaced() {
+  m_private->delivering = 0;
   if (m_private->pmu.active()) m_private->pmu.refresh();
   mode_changed();
   flush_tlb();
@@ -155,6 +171,15 @@ void Cpu::flush_tlb_page(Gva address) {
   m_private->fetch.flush_page(address);
   m_context->flush_jumps_to_page(address);
 }
+
+void Cpu::set_delivering(u64 event) { m_private->delivering = event; }
+
+void Cpu::entering_nested(const svm::TlbTags& tags, bool flush) {
+  if (flush || m_private->nested_tlb != tags) flush_tlb();
+  m_private->nested_tlb = tags;
+}
+
+void Cpu::leaving_nested(const svm::TlbTags& tags) { m_private->nested_tlb = tags; }
 
 void Cpu::stop_the_world(const std::function<void()>& change) {
   m_machine.leave_guest(*this);

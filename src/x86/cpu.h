@@ -22,6 +22,10 @@ namespace anykvm::x86 {
 class Machine;
 class Pmu;
 struct Context;
+namespace svm {
+struct PendingExit;
+struct TlbTags;
+}  // namespace svm
 
 // What a debugger in the client wants (KVM_SET_GUEST_DEBUG, KVM API 4.87).
 struct GuestDebug {
@@ -124,6 +128,20 @@ class Cpu {
   // The stop to return when the client must answer before the instruction can go on.
   GuestStop stop_for_client(const Exit& exit);
 
+  // For GuestStop::vmexit(); see nested/svm/exits.h.
+  void set_pending_vmexit(const svm::PendingExit& exit);
+  // The event that is on its way into the nested guest, as EXITINTINFO shows it; 0: none.
+  void set_delivering(u64 event);
+  // A nested guest is about to run: what the TLB has of others goes, or all of it. It was left: what it has
+  // made of its registers, it has flushed for itself.
+  void entering_nested(const svm::TlbTags& tags, bool flush);
+  void leaving_nested(const svm::TlbTags& tags);
+  // Would an interrupt of the machine be taken between two instructions, no matter by whom? (RFLAGS.IF, or
+  // the hypervisor's where its guest's is virtual; GIF.)
+  bool interrupts_enabled() const;
+  // Is there a virtual interrupt that the nested guest can take?
+  bool virtual_interrupt_ready() const;
+
   // One access to the outside of RAM by the current instruction. Answered from the log of this instruction's
   // earlier attempts, by the platform, or by a stop for the client. `size` 1-8 (memory) or 1, 2, 4 (ports).
   Guest<void> mmio_read(Gpa address, void* data, unsigned size);
@@ -151,7 +169,8 @@ class Cpu {
   void watch_data(Gva address, unsigned size, bool write);
   void watch_port(u16 port, unsigned size);
   bool watching() const { return m_watching; }
-  // Is there a data breakpoint in the page? Such a page is in no TLB, so that every access comes by watch_data().
+  // Is there a data breakpoint in the page? Such a page is in no TLB, so that every access comes by
+  // watch_data().
   bool watches_data_near(Gva address) const;
   // Has the current instruction met a breakpoint?
   bool met_breakpoint() const;

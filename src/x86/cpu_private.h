@@ -9,6 +9,7 @@
 #include "x86/machine.h"
 #include "x86/mmu/entry_set.h"
 #include "x86/mmu/io_replay.h"
+#include "x86/nested/svm/exits.h"
 #include "x86/sys/pmu.h"
 #include "x86/translate/code_cache.h"
 #include "x86/translate/context.h"
@@ -124,6 +125,10 @@ struct Cpu::Private {
   bool recheck_events = false;  // after the block that runs in an interrupt shadow
   std::atomic<u8> queued_nmis{0};
   std::atomic<bool> queued_smi{false};
+
+  svm::PendingExit vmexit;  // of GuestStop::vmexit()
+  u64 delivering = 0;       // the event on its way into the nested guest (EXITINTINFO)
+  svm::TlbTags nested_tlb;  // what the entries of nested guests are of
 
   Pmu pmu;
   GuestDebug guest_debug;

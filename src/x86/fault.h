@@ -21,15 +21,30 @@ struct GuestFault {
 // away guest RAM that the instruction needs; as kExit, with Exit::Reason::kMemoryFault. `kAgain`: another
 // vCPU was in the way; the instruction is executed again from its start, at once. `kAbsent`: the host may
 // have to fetch the page at the guest-physical address in `fault.payload` first; the guest is told, or the
-// instruction is executed again and waits (mmu/absent_pages.h).
+// instruction is executed again and waits (mmu/absent_pages.h). `kNestedPageFault`, `kVmexit`: the hypervisor
+// of a nested guest is asked (nested/svm/), because of its page tables or as Cpu::stop_for_hypervisor() was
+// told.
 struct GuestStop {
-  enum class Kind : u8 { kFault, kExit, kUnmapped, kAgain, kAbsent } kind = Kind::kFault;
+  enum class Kind : u8 {
+    kFault,
+    kExit,
+    kUnmapped,
+    kAgain,
+    kAbsent,
+    kNestedPageFault,
+    kVmexit
+  } kind = Kind::kFault;
   GuestFault fault{};
 
   static GuestStop exit() { return {Kind::kExit, {}}; }
   static GuestStop unmapped() { return {Kind::kUnmapped, {}}; }
   static GuestStop again() { return {Kind::kAgain, {}}; }
   static GuestStop absent(Gpa page) { return {Kind::kAbsent, {0, false, 0, page.value}}; }
+  // `error` as a page fault's; `in_tables`: the access was the page walker's.
+  static GuestStop nested_page_fault(u32 error, Gpa address, bool in_tables) {
+    return {Kind::kNestedPageFault, {kVectorPf, in_tables, error, address.value}};
+  }
+  static GuestStop vmexit() { return {Kind::kVmexit, {}}; }
   static GuestStop plain(u8 vector) { return {Kind::kFault, {vector, false, 0, 0}}; }
   static GuestStop with_error(u8 vector, u32 error) { return {Kind::kFault, {vector, true, error, 0}}; }
   static GuestStop de() { return plain(kVectorDe); }

@@ -35,6 +35,9 @@ class Platform {
   // Is there room for an interrupt that the client brings? (set_interrupt_window_request())
   virtual bool takes_client_interrupt() { return true; }
 
+  // Is there an INIT that GIF holds back?
+  virtual bool init_waits() { return false; }
+
   // CR8, the task-priority class (0-15).
   virtual u8 cr8() = 0;
   virtual void set_cr8(u8 value) = 0;

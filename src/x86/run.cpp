@@ -15,6 +15,7 @@
 #include "x86/cpu_private.h"
 #include "x86/mmu/absent_pages.h"
 #include "x86/mmu/client_writes.h"
+#include "x86/nested/svm/world_switch.h"
 #include "x86/sys/events.h"
 #include "x86/sys/smm.h"
 #include "x86/sys/stack_frame.h"
@@ -128,7 +129,8 @@ class Dispatcher {
       if (m_context.stamp.part.attention.load(std::memory_order_acquire) || m_private.pmu.overflowed()) {
         if (auto exit = attend()) return *exit;
       }
-      if (m_state.events.triple_fault) return shutdown();
+      const bool shuts_down = m_state.events.triple_fault && !m_private.replay.in_progress();
+      if (shuts_down && !shutdown_is_intercepted()) return shutdown();
       if (auto exit = step()) return *exit;
     }
   }
@@ -139,6 +141,42 @@ class Dispatcher {
   Exit shutdown() {
     m_state.events.triple_fault = false;
     return make_exit(Exit::Reason::kShutdown);
+  }
+
+  bool shutdown_is_intercepted() {
+    if (!m_state.svm.intercepts(Intercept::kShutdown)) return false;
+    leave_nested({.code = kExitShutdown});
+    return true;
+  }
+
+  // --- To the hypervisor of a nested guest ---
+
+  MaybeExit leave_nested(const svm::PendingExit& exit) {
+    m_private.replay.done();
+    m_private.exit_after = false;
+    m_private.debug_hits = 0;
+    m_slow = m_narrow = false;
+    svm::leave_guest(m_cpu, exit, std::exchange(m_private.delivering, 0));
+    m_context.image_from_rflags();
+    m_left = kNoRecord;
+    return {};
+  }
+
+  static bool for_hypervisor(const GuestStop& stop) {
+    return stop.kind == GuestStop::Kind::kVmexit || stop.kind == GuestStop::Kind::kNestedPageFault;
+  }
+
+  MaybeExit leave_nested(const GuestStop& stop) {
+    if (stop.kind == GuestStop::Kind::kVmexit) return leave_nested(m_private.vmexit);
+    const u64 where = stop.fault.has_error ? kNpfTableWalk : kNpfFinal;
+    return leave_nested({kExitNestedPageFault, stop.fault.error | where, stop.fault.payload, 0});
+  }
+
+  // An event of the machine: the hypervisor's, if it wants those.
+  bool hypervisor_takes(Intercept event) {
+    if (!m_state.svm.intercepts(event)) return false;
+    leave_nested({.code = kExitFirstIntercept + static_cast<u64>(event)});
+    return true;
   }
 
   // --- Attention ---
@@ -211,10 +249,15 @@ class Dispatcher {
     const bool half_delivered = injected && m_private.replay.delivering();
     if (m_half_done && !half_delivered) return after_one_instruction();
     if (injected) return deliver_from_events();
+    if (!m_state.svm.gif) return {};  // STGI asks again
     const bool blocked = m_private.guest_debug.single_step && m_private.guest_debug.block_interrupts;
     if (events.shadow || blocked) return after_one_instruction();
-    if (m_cpu.smi_waits() && !m_state.smm.active) return enter_management_mode();
+    if (m_cpu.smi_waits() && !m_state.smm.active) {
+      if (hypervisor_takes(Intercept::kSmi)) return {};
+      return enter_management_mode();
+    }
     collect_nmis(events);
+    if (events.nmi.pending && hypervisor_takes(Intercept::kNmi)) return {};
     if (events.nmi.pending && !events.nmi.masked) {
       m_cpu.see_code_as_it_is();  // a device's MSI may be an NMI
       --events.nmi.pending;
@@ -250,14 +293,17 @@ class Dispatcher {
   }
 
   MaybeExit take_interrupt() {
-    bool open = m_state.rflags & kFlagIf;
-    if ((m_context.held_back & kHeldClient) && open && m_cpu.platform().takes_client_interrupt())
-      return make_exit(Exit::Reason::kInterruptWindow);
-    if (!m_cpu.platform().interrupt_ready()) return {};
+    const bool open = m_cpu.interrupts_enabled();
+    const bool for_client =
+        (m_context.held_back & kHeldClient) && open && m_cpu.platform().takes_client_interrupt();
+    if (for_client && hypervisor_takes(Intercept::kIntr)) return {};
+    if (for_client) return make_exit(Exit::Reason::kInterruptWindow);
+    if (!m_cpu.platform().interrupt_ready()) return take_virtual_interrupt();
     if (!open) {
       m_context.held_back |= kHeldEvent;
-      return {};
+      return take_virtual_interrupt();
     }
+    if (hypervisor_takes(Intercept::kIntr)) return {};
     auto vector = m_cpu.platform().acknowledge_interrupt();
     if (!vector) return {};
     ++m_cpu.counts().interrupts;
@@ -265,6 +311,21 @@ class Dispatcher {
     m_cpu.see_code_as_it_is();  // it may say that a device has written memory
     ANYKVM_TRACE(fault, "{}: interrupt {:#x} at {:#x}", m_cpu.number(), *vector, m_state.rip);
     m_state.events.interrupt = {.injected = true, .soft = false, .vector = *vector};
+    return deliver_from_events();
+  }
+
+  // APM 2 15.21.
+  MaybeExit take_virtual_interrupt() {
+    SvmState& svm = m_state.svm;
+    if (!svm.guest_mode || !(svm.control.int_ctl & kVIrq)) return {};
+    if (!m_cpu.virtual_interrupt_ready()) {
+      m_context.held_back |= kHeldEvent;
+      return {};
+    }
+    if (hypervisor_takes(Intercept::kVintr)) return {};
+    svm.control.int_ctl &= ~u32{kVIrq};
+    m_state.events.interrupt = {
+        .injected = true, .soft = false, .vector = static_cast<u8>(svm.control.int_vector)};
     return deliver_from_events();
   }
 
@@ -283,7 +344,7 @@ class Dispatcher {
     m_private.replay.begin_delivery();
     const WaitsForPages waits(m_context);
     Guest<void> result = deliver_fault(m_cpu, fault);
-    if (!result.ok()) {
+    if (!result.ok() && !for_hypervisor(result.error())) {
       auto& exception = m_state.events.exception;
       exception = {};
       exception.injected = true;
@@ -517,6 +578,7 @@ class Dispatcher {
       return {};
     }
     if (stop.kind == GuestStop::Kind::kAbsent) return at_absent_page(Gpa(stop.fault.payload));
+    if (for_hypervisor(stop)) return leave_nested(stop);
     if (stop.kind != GuestStop::Kind::kFault) return exit_of(stop);
     m_private.replay.done();  // the instruction's; the delivery has its own
     m_private.exit_after = false;
@@ -532,7 +594,8 @@ class Dispatcher {
     if (!slot || !m_cpu.machine().absent_pages().is_absent(*slot, address, m_context.absence_epoch))
       return {};
     const bool half_done = m_private.replay.in_progress() && m_cpu.io_rip() == m_state.rip;
-    const bool can_tell = !half_done && !m_state.smm.active && (m_state.cr0 & kCr0Pg);
+    const bool can_tell =
+        !half_done && !m_state.smm.active && !m_state.svm.guest_mode && (m_state.cr0 & kCr0Pg);
     const u8* host = slot->host + (address.page() - slot->base);
     const auto token = can_tell ? m_cpu.platform().await_page(host) : std::nullopt;
     slot->meta(address).seen = token ? 0 : m_context.absence_epoch;
@@ -548,6 +611,7 @@ class Dispatcher {
     m_context.image_from_rflags();
     m_left = kNoRecord;
     if (m_cpu.is_behind()) m_cpu.catch_up();
+    if (!result.ok() && for_hypervisor(result.error())) return leave_nested(result.error());
     if (!result.ok()) {
       m_cpu.request(kAttentionEvent);
       return exit_of(result.error());

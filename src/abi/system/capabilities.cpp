@@ -7,6 +7,7 @@
 #include "abi/handlers.h"
 #include "core/dirty_ring.h"
 #include "core/memory_slots.h"
+#include "core/nested_state.h"
 #include "core/shared_page.h"
 #include "core/vm.h"
 #include "core/xen/interface.h"

@@ -40,8 +40,9 @@ struct Translation {
 
 // Walks the guest's tables for one access, sets A and D flags as the CPU would (atomically), and checks
 // permissions: P, R/W with CR0.WP, U/S, NX, SMEP, SMAP with EFLAGS.AC, protection keys, reserved bits (SEEDS
-// X5), canonical form is the caller's business. Returns #PF with the exact error code. Compiled without
-// vector instructions (DESIGN D6).
+// X5), canonical form is the caller's business. Returns #PF with the exact error code. A nested guest's
+// physical addresses go through its hypervisor's tables in turn, whose refusal is
+// GuestStop::Kind::kNestedPageFault. Compiled without vector instructions (DESIGN D6).
 Guest<Translation> translate(const CpuState& state, const PhysicalMemory& memory, Gva address, Access access,
                              Privilege privilege, unsigned physical_address_bits);
 

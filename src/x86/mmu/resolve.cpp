@@ -21,7 +21,8 @@ PageAccess on_the_bus(Gpa gpa) { return {Gpa(gpa.value & ~kManagementSpace), nul
 }  // namespace
 
 MmuIndex mmu_of(const CpuState& state, Privilege privilege) {
-  return privilege == Privilege::kSystem ? kMmuSupervisor : mmu_index(state);
+  if (privilege == Privilege::kCurrent) return mmu_index(state);
+  return state.svm.guest_mode ? kMmuNested : kMmuSupervisor;
 }
 
 Guest<PageAccess> resolve(Cpu& cpu, Gva address, Access access, Privilege privilege) {

@@ -1,8 +1,8 @@
 #pragma once
 // The software TLB that translated code looks into, as three tables: supervisor, user, supervisor with
-// EFLAGS.AC set (SMAP lifted). An entry has separate tags for reading and writing, so permissions, dirty
-// tracking and pages with translated code cost nothing on a hit. Owner: Context of one vCPU. Only the vCPU's
-// thread.
+// EFLAGS.AC set (SMAP lifted), and three more for nested guests. An entry has separate tags for reading and
+// writing, so permissions, dirty tracking and pages with translated code cost nothing on a hit. Owner:
+// Context of one vCPU. Only the vCPU's thread.
 //
 //   index = linear[23:12]      hit: linear - tag <= 4096 - size
 //   host address = linear - tag + host[index] = linear + delta[index]
@@ -22,7 +22,13 @@ namespace anykvm::x86 {
 // of them would always drive each other out.
 inline constexpr unsigned kTlbEntries = 4096;
 
-enum MmuIndex : u8 { kMmuSupervisor = 0, kMmuUser = 1, kMmuSupervisorAc = 2, kMmuIndexCount = 3 };
+enum MmuIndex : u8 {
+  kMmuSupervisor = 0,
+  kMmuUser = 1,
+  kMmuSupervisorAc = 2,
+  kMmuNested = 3,  // the same three for the guest of a hypervisor that is a guest
+  kMmuIndexCount = 6
+};
 
 // A guest polls few devices at a time.
 inline constexpr unsigned kBusPages = 8;

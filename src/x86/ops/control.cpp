@@ -6,6 +6,7 @@
 #include <linux/kvm.h>
 
 #include "x86/mmu/access.h"
+#include "x86/nested/svm/world_switch.h"
 #include "x86/ops/ops.h"
 #include "x86/sys/msr.h"
 #include "x86/sys/smm.h"
@@ -39,18 +40,25 @@ bool apic_enabled(Cpu& cpu) {
 }  // namespace
 
 Guest<void> op_lmsw(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check_cr_write(cpu, 0));
   u64 value = TRY(read_rm(cpu, insn, 2));
   constexpr u64 kLoaded = kCr0Pe | kCr0Mp | kCr0Em | kCr0Ts;
   u64 cr0 = cpu.state().cr0;
   // LMSW sets PE and never clears it.
-  return write_cr0(cpu, (cr0 & ~(kLoaded & ~kCr0Pe)) | (value & kLoaded));
+  cr0 = (cr0 & ~(kLoaded & ~kCr0Pe)) | (value & kLoaded);
+  TRY(svm::check_cr0_selective_write(cpu, cr0));
+  return write_cr0(cpu, cr0);
 }
 
-Guest<void> op_clts(Cpu& cpu, const Insn&) { return write_cr0(cpu, cpu.state().cr0 & ~kCr0Ts); }
+Guest<void> op_clts(Cpu& cpu, const Insn&) {
+  TRY(svm::check_cr_write(cpu, 0));
+  return write_cr0(cpu, cpu.state().cr0 & ~kCr0Ts);
+}
 
 Guest<void> op_mov_from_cr(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
   if (insn.lock && !cpu.model().has(Feature::kCr8Legacy)) return GuestStop::ud();
+  TRY(svm::check_cr_read(cpu, insn.reg));
   u64 value = 0;
   switch (insn.reg) {
     case 0:
@@ -66,7 +74,7 @@ Guest<void> op_mov_from_cr(Cpu& cpu, const Insn& insn) {
       value = state.cr4;
       break;
     case 8:
-      value = cpu.platform().cr8();
+      value = state.svm.masks_interrupts() ? svm::virtual_cr8(state) : cpu.platform().cr8();
       break;
     default:
       return GuestStop::ud();
@@ -78,9 +86,11 @@ Guest<void> op_mov_from_cr(Cpu& cpu, const Insn& insn) {
 Guest<void> op_mov_to_cr(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
   if (insn.lock && !cpu.model().has(Feature::kCr8Legacy)) return GuestStop::ud();
+  TRY(svm::check_cr_write(cpu, insn.reg));
   u64 value = read_gpr(state, insn, insn.rm, control_register_size(insn));
   switch (insn.reg) {
     case 0:
+      TRY(svm::check_cr0_selective_write(cpu, value));
       return write_cr0(cpu, value);
     case 2:
       state.cr2 = value;
@@ -91,7 +101,10 @@ Guest<void> op_mov_to_cr(Cpu& cpu, const Insn& insn) {
       return write_cr4(cpu, value);
     case 8:
       if (value > 15) return GuestStop::gp(0);
-      cpu.platform().set_cr8(static_cast<u8>(value));
+      if (state.svm.masks_interrupts())
+        svm::set_virtual_cr8(state, static_cast<u8>(value));
+      else
+        cpu.platform().set_cr8(static_cast<u8>(value));
       cpu.request(kAttentionEvent);  // a lower task priority may have made an interrupt ready
       return {};
     default:
@@ -117,6 +130,7 @@ Guest<void> msr_failed(Cpu& cpu, u32 index, bool write, bool filtered, u64* valu
 
 Guest<void> op_rdmsr(Cpu& cpu, const Insn&) {
   u32 index = ecx(cpu.state());
+  TRY(svm::check_msr(cpu, index, false));
   bool filtered = cpu.client_msr_answered(index, false) || cpu.platform().msr_filtered(index, false);
   std::optional<u64> value;
   if (!filtered) value = read_msr(cpu, index, MsrAccess::kGuest);
@@ -129,6 +143,7 @@ Guest<void> op_rdmsr(Cpu& cpu, const Insn&) {
 Guest<void> op_wrmsr(Cpu& cpu, const Insn&) {
   u32 index = ecx(cpu.state());
   u64 value = edx_eax(cpu.state());
+  TRY(svm::check_msr(cpu, index, true));
   bool filtered = cpu.client_msr_answered(index, true) || cpu.platform().msr_filtered(index, true);
   if (!filtered && write_msr(cpu, index, value, MsrAccess::kGuest)) return {};
   return msr_failed(cpu, index, true, filtered, &value);
@@ -137,6 +152,7 @@ Guest<void> op_wrmsr(Cpu& cpu, const Insn&) {
 Guest<void> op_rdpmc(Cpu& cpu, const Insn&) {
   const CpuState& state = cpu.state();
   if (state.cpl != 0 && !(state.cr4 & kCr4Pce)) return GuestStop::gp(0);
+  TRY(svm::check(cpu, Intercept::kRdpmc));
   const std::optional<u64> value = read_counter(cpu, ecx(state));
   if (!value) return GuestStop::gp(0);
   set_edx_eax(cpu.state(), *value);
@@ -144,6 +160,7 @@ Guest<void> op_rdpmc(Cpu& cpu, const Insn&) {
 }
 
 Guest<void> op_cpuid(Cpu& cpu, const Insn&) {
+  TRY(svm::check(cpu, Intercept::kCpuid));
   CpuState& state = cpu.state();
   auto leaf = static_cast<u32>(state.gpr[kRax]);
   CpuidResult result = cpu.model().cpuid(leaf, ecx(state), state);
@@ -170,6 +187,7 @@ Guest<void> op_xgetbv(Cpu& cpu, const Insn&) {
 Guest<void> op_xsetbv(Cpu& cpu, const Insn&) {
   CpuState& state = cpu.state();
   if (!(state.cr4 & kCr4Osxsave)) return GuestStop::ud();
+  TRY(svm::check(cpu, Intercept::kXsetbv));
   if (ecx(state) != 0) return GuestStop::gp(0);
   return write_xcr0(cpu, edx_eax(state));
 }
@@ -194,6 +212,7 @@ Guest<void> op_wrpkru(Cpu& cpu, const Insn&) {
 }
 
 Guest<void> op_invlpg(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check(cpu, Intercept::kInvlpg));
   const CpuState& state = cpu.state();
   // No segment checks: only the address counts, and one that is not canonical is ignored (SDM 2A INVLPG).
   u64 offset = effective_offset(state, insn);
@@ -210,6 +229,7 @@ Guest<void> op_invpcid(Cpu& cpu, const Insn& insn) {
   enum Type : u64 { kAddress, kContext, kAllWithGlobals, kAllContexts };
   const CpuState& state = cpu.state();
   if (!cpu.model().has(Feature::kInvpcid)) return GuestStop::ud();
+  TRY(svm::check(cpu, Intercept::kInvpcid));
   u64 type = read_gpr(state, insn, insn.reg, control_register_size(insn));
   Gva where = TRY(memory_operand(cpu, insn, 16, Access::kRead));
   struct {
@@ -233,9 +253,12 @@ Guest<void> op_invpcid(Cpu& cpu, const Insn& insn) {
 }
 
 // Memory is coherent with the host's caches, so there is nothing to write back.
-Guest<void> op_wbinvd(Cpu&, const Insn&) { return {}; }
+Guest<void> op_wbinvd(Cpu& cpu, const Insn&) { return svm::check(cpu, Intercept::kWbinvd); }
+
+Guest<void> op_invd(Cpu& cpu, const Insn&) { return svm::check(cpu, Intercept::kInvd); }
 
 Guest<void> op_hlt(Cpu& cpu, const Insn&) {
+  TRY(svm::check(cpu, Intercept::kHlt));
   cpu.state().mp_state = MpState::kHalted;
   Exit exit;
   exit.reason = Exit::Reason::kHalt;

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "x86/nested/svm/exits.h"
 #include "x86/ops/ops.h"
 #include "x86/sys/stack_frame.h"
 
@@ -57,7 +58,11 @@ Guest<void> change_ac(Cpu& cpu, bool value) {
 
 }  // namespace
 
+// Its hint is for hypervisors alone; where none wants it, it is not called.
+Guest<void> op_pause(Cpu& cpu, const Insn&) { return svm::check(cpu, Intercept::kPause); }
+
 Guest<void> op_pushf(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check(cpu, Intercept::kPushf));
   const CpuState& state = cpu.state();
   u64 image = state.rflags & ~u64{kFlagVm | kFlagRf};
   if (state.v86_mode() && state.iopl() < 3) {
@@ -68,6 +73,7 @@ Guest<void> op_pushf(Cpu& cpu, const Insn& insn) {
 }
 
 Guest<void> op_popf(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check(cpu, Intercept::kPopf));
   CpuState& state = cpu.state();
   const unsigned size = insn.operand_size;
   const bool virtual_if = state.v86_mode() && state.iopl() < 3;

@@ -1,7 +1,10 @@
 // VMCALL and VMMCALL (Linux: Documentation/virt/kvm/x86/hypercalls.rst); what they ask for is the platform's
 // business.
 
+#include <Zydis/Zydis.h>
+
 #include "x86/mmu/access.h"
+#include "x86/nested/svm/exits.h"
 #include "x86/ops/ops.h"
 
 namespace anykvm::x86 {
@@ -27,6 +30,7 @@ Guest<void> patch(Cpu& cpu, u8 native) {
 }  // namespace
 
 Guest<void> op_hypercall(Cpu& cpu, const Insn& insn) {
+  if (insn.mnemonic == ZYDIS_MNEMONIC_VMMCALL) TRY(svm::check(cpu, Intercept::kVmmcall));
   const u8 native = cpu.model().intel() ? kVmcall : kVmmcall;
   // A model without a vendor takes both.
   const bool foreign =

@@ -1,6 +1,7 @@
 // IN, OUT, INS and OUTS (SDM 1 chapter 19).
 
 #include "x86/mmu/access.h"
+#include "x86/nested/svm/exits.h"
 #include "x86/ops/io_permission.h"
 #include "x86/ops/string_common.h"
 
@@ -53,6 +54,7 @@ Guest<void> op_in(Cpu& cpu, const Insn& insn) {
   u16 port = port_operand(state, insn);
   unsigned size = port_size(insn);
   TRY(check_io_permission(cpu, port, size));
+  TRY(svm::check_io(cpu, insn, {.port = port, .size = size, .in = true}));
   u32 value = 0;
   TRY(cpu.pio_read(port, &value, size));
   write_gpr(state, insn, kRax, size, value);
@@ -65,6 +67,7 @@ Guest<void> op_out(Cpu& cpu, const Insn& insn) {
   u16 port = port_operand(state, insn);
   unsigned size = port_size(insn);
   TRY(check_io_permission(cpu, port, size));
+  TRY(svm::check_io(cpu, insn, {.port = port, .size = size}));
   auto value = static_cast<u32>(state.gpr[kRax]);
   TRY(cpu.pio_write(port, &value, size));
   cpu.io_done();
@@ -76,6 +79,7 @@ Guest<void> op_ins(Cpu& cpu, const Insn& original) {
   StringRun run(cpu, insn);
   u16 port = port_in_dx(cpu.state());
   TRY(check_io_permission(cpu, port, run.size()));
+  TRY(svm::check_io(cpu, insn, {.port = port, .size = run.size(), .in = true, .string = true}));
   while (run.left()) {
     TRY(ins_element(cpu, run, port, run.size()));
     run.advance(1, false, true);
@@ -90,6 +94,7 @@ Guest<void> op_outs(Cpu& cpu, const Insn& original) {
   SegmentIndex segment = string_source_segment(insn);
   u16 port = port_in_dx(cpu.state());
   TRY(check_io_permission(cpu, port, run.size()));
+  TRY(svm::check_io(cpu, insn, {.port = port, .size = run.size(), .string = true, .segment = segment}));
   while (run.left()) {
     TRY(outs_element(cpu, run, segment, port, run.size()));
     run.advance(1, true, false);

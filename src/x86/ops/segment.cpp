@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "x86/mmu/access.h"
+#include "x86/nested/svm/exits.h"
 #include "x86/ops/ops.h"
 #include "x86/sys/segments.h"
 
@@ -44,10 +45,11 @@ Guest<DescriptorTable> load_table(Cpu& cpu, const Insn& insn) {
   return table;
 }
 
-Guest<void> store_table(Cpu& cpu, const Insn& insn, const DescriptorTable& table) {
+Guest<void> store_table(Cpu& cpu, const Insn& insn, const DescriptorTable& table, Intercept intercept) {
   const CpuState& state = cpu.state();
   if (!insn.has_memory) return GuestStop::ud();
   TRY(check_umip(state));
+  TRY(svm::check(cpu, intercept));
   unsigned size = table_image_size(state);
   TableImage image;
   std::memcpy(image.bytes, &table.limit, 2);
@@ -184,20 +186,27 @@ Guest<void> op_load_far_pointer(Cpu& cpu, const Insn& insn) {
 }
 
 Guest<void> op_lgdt(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check(cpu, Intercept::kGdtrWrite));
   cpu.state().gdtr = TRY(load_table(cpu, insn));
   return {};
 }
 
 Guest<void> op_lidt(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check(cpu, Intercept::kIdtrWrite));
   cpu.state().idtr = TRY(load_table(cpu, insn));
   return {};
 }
 
-Guest<void> op_sgdt(Cpu& cpu, const Insn& insn) { return store_table(cpu, insn, cpu.state().gdtr); }
+Guest<void> op_sgdt(Cpu& cpu, const Insn& insn) {
+  return store_table(cpu, insn, cpu.state().gdtr, Intercept::kGdtrRead);
+}
 
-Guest<void> op_sidt(Cpu& cpu, const Insn& insn) { return store_table(cpu, insn, cpu.state().idtr); }
+Guest<void> op_sidt(Cpu& cpu, const Insn& insn) {
+  return store_table(cpu, insn, cpu.state().idtr, Intercept::kIdtrRead);
+}
 
 Guest<void> op_lldt(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check(cpu, Intercept::kLdtrWrite));
   CpuState& state = cpu.state();
   u16 selector = static_cast<u16>(TRY(read_rm(cpu, insn, 2)));
   if (is_null_selector(selector)) {
@@ -212,6 +221,7 @@ Guest<void> op_lldt(Cpu& cpu, const Insn& insn) {
 }
 
 Guest<void> op_ltr(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check(cpu, Intercept::kTrWrite));
   CpuState& state = cpu.state();
   u16 selector = static_cast<u16>(TRY(read_rm(cpu, insn, 2)));
   if (is_null_selector(selector)) return GuestStop::gp(0);
@@ -227,16 +237,19 @@ Guest<void> op_ltr(Cpu& cpu, const Insn& insn) {
 
 Guest<void> op_sldt(Cpu& cpu, const Insn& insn) {
   TRY(check_umip(cpu.state()));
+  TRY(svm::check(cpu, Intercept::kLdtrRead));
   return write_selector(cpu, insn, cpu.state().ldtr.selector);
 }
 
 Guest<void> op_str(Cpu& cpu, const Insn& insn) {
   TRY(check_umip(cpu.state()));
+  TRY(svm::check(cpu, Intercept::kTrRead));
   return write_selector(cpu, insn, cpu.state().tr.selector);
 }
 
 Guest<void> op_smsw(Cpu& cpu, const Insn& insn) {
   TRY(check_umip(cpu.state()));
+  TRY(svm::check_cr_read(cpu, 0));
   return write_selector(cpu, insn, cpu.state().cr0);
 }
 

@@ -1,15 +1,17 @@
 // RDTSC, RDTSCP and RDPID (SDM 2B). Compiled without vector instructions (kOpKeepsVector).
 
+#include "x86/nested/svm/exits.h"
 #include "x86/ops/ops.h"
 
 namespace anykvm::x86 {
 
 namespace {
 
+// TSD comes before a hypervisor's intercept (APM 2 15.9).
 bool rdtsc_permitted(const CpuState& state) { return state.cpl == 0 || !(state.cr4 & kCr4Tsd); }
 
 void read_into_edx_eax(Cpu& cpu) {
-  u64 value = cpu.read_tsc();
+  u64 value = cpu.read_tsc() + cpu.state().svm.tsc_offset;
   cpu.state().gpr[kRax] = static_cast<u32>(value);
   cpu.state().gpr[kRdx] = value >> 32;
 }
@@ -18,6 +20,7 @@ void read_into_edx_eax(Cpu& cpu) {
 
 Guest<void> op_rdtsc(Cpu& cpu, const Insn&) {
   if (!rdtsc_permitted(cpu.state())) return GuestStop::gp(0);
+  TRY(svm::check(cpu, Intercept::kRdtsc));
   read_into_edx_eax(cpu);
   return {};
 }
@@ -25,6 +28,7 @@ Guest<void> op_rdtsc(Cpu& cpu, const Insn&) {
 Guest<void> op_rdtscp(Cpu& cpu, const Insn&) {
   if (!cpu.model().has(Feature::kRdtscp)) return GuestStop::ud();
   if (!rdtsc_permitted(cpu.state())) return GuestStop::gp(0);
+  TRY(svm::check(cpu, Intercept::kRdtscp));
   read_into_edx_eax(cpu);
   cpu.state().gpr[kRcx] = cpu.state().msrs.tsc_aux;
   return {};

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "x86/mmu/access.h"
+#include "x86/nested/svm/exits.h"
 #include "x86/ops/ops.h"
 #include "x86/sys/events.h"
 #include "x86/sys/far_transfer.h"
@@ -182,6 +183,7 @@ Guest<void> iret_from_task(Cpu& cpu) {
 }  // namespace
 
 Guest<void> op_int(Cpu& cpu, const Insn& insn) {
+  TRY(svm::check(cpu, Intercept::kIntn));
   u8 vector = static_cast<u8>(insn.immediate);
   if (cpu.state().v86_mode()) return int_from_v86(cpu, vector);
   return raise_interrupt(cpu, vector, EventKind::kSoftware);
@@ -203,6 +205,7 @@ Guest<void> op_int3(Cpu& cpu, const Insn& insn) {
 }
 
 Guest<void> op_int1(Cpu& cpu, const Insn&) {
+  TRY(svm::check(cpu, Intercept::kIcebp));
   TRY(raise_interrupt(cpu, kVectorDb, EventKind::kTrap));
   cpu.state().dr6 |= cpu.take_held_back_breakpoints();
   return {};
@@ -216,6 +219,7 @@ Guest<void> op_into(Cpu& cpu, const Insn&) {
 Guest<void> op_iret(Cpu& cpu, const Insn& insn) {
   const CpuState& state = cpu.state();
   unsigned size = insn.operand_size;
+  TRY(svm::check(cpu, Intercept::kIret));
   if (state.real_mode()) return iret_real(cpu, size);
   if (state.v86_mode()) return iret_v86(cpu, size);
   if (state.rflags & kFlagNt) return iret_from_task(cpu);

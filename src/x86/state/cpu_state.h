@@ -12,6 +12,7 @@
 #include "x86/state/bits.h"
 #include "x86/state/msr_state.h"
 #include "x86/state/pmu_state.h"
+#include "x86/state/vmcb.h"
 
 namespace anykvm::x86 {
 
@@ -132,6 +133,7 @@ struct CpuState {
   PmuState pmu{};
   Events events{};
   Smm smm{};
+  SvmState svm{};
   MpState mp_state = MpState::kRunnable;
 
   // x87, SSE, AVX ... state as XSAVE's standard format lays it out (SDM 1 13.4). PKRU lives above, not here.

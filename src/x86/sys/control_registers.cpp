@@ -119,7 +119,14 @@ Guest<void> write_efer(Cpu& cpu, u64 value) {
   if (value & ~(cpu.model().efer_supported() | kEferLma)) return GuestStop::gp(0);
   u64 changed = state.efer ^ value;
   if ((changed & kEferLme) && (state.cr0 & kCr0Pg)) return GuestStop::gp(0);
+  if ((changed & value & kEferSvme) && (state.svm.vm_cr & kVmCrSvmDisabled)) return GuestStop::gp(0);
   state.efer = value;
+  // Without SVM there is no GIF to clear. A nested guest that its hypervisor lets switch SVM off cannot go
+  // on.
+  if (changed & kEferSvme & ~value) {
+    state.svm.gif = true;
+    state.events.triple_fault = state.svm.guest_mode;
+  }
   if (changed & kEferNx) cpu.flush_tlb();
   if (changed) cpu.mode_changed();
   return {};

@@ -35,7 +35,8 @@ constexpr ControlBit kCr4Optional[] = {{Feature::kUmip, kCr4Umip},         {Feat
 constexpr ControlBit kEferOptional[] = {{Feature::kSyscall, kEferSce},
                                         {Feature::kLm, kEferLme | kEferLma},
                                         {Feature::kNx, kEferNx},
-                                        {Feature::kFfxsr, kEferFfxsr}};
+                                        {Feature::kFfxsr, kEferFfxsr},
+                                        {Feature::kSvm, kEferSvme}};
 
 constexpr u32 kGenuineIntelEbx = 0x756e6547;  // "Genu"
 constexpr u32 kAuthenticAmdEbx = 0x68747541;  // "Auth"

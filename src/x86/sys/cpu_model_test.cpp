@@ -106,7 +106,7 @@ TEST(CpuModel, recompute_cr4_and_efer_follow_features) {
   EXPECT_FALSE(model_of({{1, 0, 0, 0, 0, 0, 0}}).cr4_supported() & kCr4Smep);
   EXPECT_TRUE(supported_model().cr4_supported() & kCr4Smep);
   EXPECT_FALSE(supported_model().cr4_supported() & kCr4Vmxe);
-  EXPECT_EQ(supported_model().efer_supported(), kEferSce | kEferLme | kEferLma | kEferNx);
+  EXPECT_EQ(supported_model().efer_supported(), kEferSce | kEferLme | kEferLma | kEferNx | kEferSvme);
 }
 
 class FeatureRows : public testing::TestWithParam<FeatureRow> {};
@@ -146,11 +146,11 @@ TEST_P(AlwaysOffered, supported_cpuid_has_it) { EXPECT_TRUE(supported_model().ha
 
 class NeverOffered : public testing::TestWithParam<Feature> {};
 INSTANTIATE_TEST_SUITE_P(Missing, NeverOffered,
-                         testing::Values(Feature::kVmx, Feature::kSvm, Feature::kHle, Feature::kRtm,
-                                         Feature::kMpx, Feature::kAmxTile, Feature::kCetShadowStack,
-                                         Feature::kCetIbt, Feature::kWaitpkg, Feature::kEnqcmd,
-                                         Feature::kUintr, Feature::kLam, Feature::kMonitor,
-                                         Feature::kSpecCtrl, Feature::kAmdIbpb, Feature::kTscDeadline));
+                         testing::Values(Feature::kVmx, Feature::kHle, Feature::kRtm, Feature::kMpx,
+                                         Feature::kAmxTile, Feature::kCetShadowStack, Feature::kCetIbt,
+                                         Feature::kWaitpkg, Feature::kEnqcmd, Feature::kUintr, Feature::kLam,
+                                         Feature::kMonitor, Feature::kSpecCtrl, Feature::kAmdIbpb,
+                                         Feature::kTscDeadline));
 TEST_P(NeverOffered, supported_cpuid_lacks_it) { EXPECT_FALSE(supported_model().has(GetParam())); }
 
 TEST(SupportedCpuid, signature_leaf_is_kvms) {

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "x86/mmu/access.h"
+#include "x86/nested/svm/world_switch.h"
 #include "x86/ops/ops.h"
 #include "x86/sys/far_transfer.h"
 #include "x86/sys/task_switch.h"
@@ -22,6 +23,8 @@ struct Event {
   bool check_dpl = false;  // INT n, INT3, INTO
   bool external = true;    // error codes of faults during delivery carry EXT
   bool sets_rf = false;    // the image of RFLAGS gets RF
+  SvmEventType type = SvmEventType::kException;
+  std::optional<u64> return_rip{};  // where the handler returns to, if not to RIP
   // Faults raised in a new task's context, when delivery went through a task gate.
   using Aftermath = std::optional<GuestFault>;
 };
@@ -189,9 +192,18 @@ Guest<Event::Aftermath> deliver_by_mode(Cpu& cpu, const Event& event) {
 
 // One attempt. A stop: nothing has changed.
 Guest<Event::Aftermath> deliver_once(Cpu& cpu, const Event& event) {
+  CpuState& state = cpu.state();
+  if (state.svm.guest_mode)
+    cpu.set_delivering(svm::describe_event(event.type, event.vector, event.has_error, event.error));
+  const u64 rip = state.rip;
+  state.rip = event.return_rip.value_or(rip);
   auto result = deliver_by_mode(cpu, event);
-  if (!result.ok()) return with_ext(result.error(), event.external);
-  cpu.state().events.shadow = 0;
+  if (!result.ok()) {
+    state.rip = rip;
+    return with_ext(result.error(), event.external);
+  }
+  cpu.set_delivering(0);
+  state.events.shadow = 0;
   cpu.mode_changed();
   return result;
 }
@@ -231,13 +243,29 @@ bool sets_rf(const GuestFault& fault) {
   }
 }
 
-Event event_of_fault(const GuestFault& fault) {
+// Are an exception's own faults external to the program? Intel's CPUs say so, AMD's keep that for interrupts
+// (SDM 3A 6.13, APM 2 8.4.1).
+bool exceptions_are_external(const CpuModel& model) { return model.intel() || model.entries().empty(); }
+
+Event event_of_fault(const CpuModel& model, const GuestFault& fault) {
   Event event;
+  event.external = exceptions_are_external(model);
   event.vector = fault.vector;
   event.has_error = fault.has_error;
   event.error = fault.error;
   event.sets_rf = sets_rf(fault);
   return event;
+}
+
+SvmEventType type_of(u8 vector, EventKind kind) {
+  switch (kind) {
+    case EventKind::kSoftware:
+      return SvmEventType::kSoftware;
+    case EventKind::kExternal:
+      return vector == kVectorNmi ? SvmEventType::kNmi : SvmEventType::kInterrupt;
+    default:
+      return SvmEventType::kException;
+  }
 }
 
 Event event_of_interrupt(u8 vector, EventKind kind) {
@@ -246,11 +274,23 @@ Event event_of_interrupt(u8 vector, EventKind kind) {
   bool instruction = kind == EventKind::kSoftware || (kind == EventKind::kTrap && vector != kVectorDb);
   event.check_dpl = instruction;
   event.external = !instruction;
+  event.type = type_of(vector, kind);
   return event;
 }
 
+// An exception that a nested guest's hypervisor intercepts is not delivered. CR2 stays as it was, DR6 does
+// not (APM 2 15.12).
+Guest<void> check_exception_intercept(Cpu& cpu, const GuestFault& fault, u64 next_rip = 0) {
+  CpuState& state = cpu.state();
+  if (!state.svm.intercepts_exception(fault.vector)) return {};
+  if (fault.vector == kVectorDb) apply_payload(state, fault);
+  const u64 address = fault.vector == kVectorPf ? fault.payload : 0;
+  cpu.set_pending_vmexit({u64{kExitException0} + fault.vector, fault.error, address, next_rip});
+  return GuestStop::vmexit();
+}
+
 // Delivers `event`, and instead of it whatever its delivery raises, until something is delivered or the CPU
-// gives up.
+// gives up. A hypervisor sees the second exception before it becomes part of a double fault.
 Guest<void> deliver_combined(Cpu& cpu, Event event, Severity severity_now) {
   CpuState& state = cpu.state();
   for (;;) {
@@ -258,6 +298,7 @@ Guest<void> deliver_combined(Cpu& cpu, Event event, Severity severity_now) {
     if (!result.ok() && result.error().kind != GuestStop::Kind::kFault) return result.error();
     if (result.ok() && !result.value()) return {};
     GuestFault next = result.ok() ? *result.value() : result.error().fault;
+    TRY(check_exception_intercept(cpu, next));
     apply_payload(state, next);
     Severity combined = combine(severity_now, severity(next.vector));
     if (combined == Severity::kDoubleFault) {
@@ -266,11 +307,30 @@ Guest<void> deliver_combined(Cpu& cpu, Event event, Severity severity_now) {
         return {};
       }
       next = {.vector = kVectorDf, .has_error = true, .error = 0, .payload = 0};
+      TRY(check_exception_intercept(cpu, next));
     }
-    event = event_of_fault(next);
+    event = event_of_fault(cpu.model(), next);
     severity_now = combined;
   }
 }
+
+bool injected_by_hypervisor(const CpuState& state) {
+  return state.svm.guest_mode && (state.svm.control.event_inj & kSvmEventValid);
+}
+
+// A hypervisor injects software interrupts, INT3 and INTO with the address behind the instruction (APM
+// 2 15.20).
+std::optional<u64> injected_return_rip(Cpu& cpu) {
+  const SvmState& svm = cpu.state().svm;
+  const u64 event = svm.control.event_inj;
+  if (!injected_by_hypervisor(cpu.state()) || !cpu.model().has(Feature::kNrips)) return {};
+  const auto type = static_cast<SvmEventType>(bits(event, 10, 8));
+  const auto vector = static_cast<u8>(event);
+  const bool trap = type == SvmEventType::kException && (vector == kVectorBp || vector == kVectorOf);
+  return type == SvmEventType::kSoftware || trap ? std::optional(svm.control.next_rip) : std::nullopt;
+}
+
+void injected(CpuState& state) { state.svm.control.event_inj &= ~u64{kSvmEventValid}; }
 
 Guest<void> deliver_injected_exception(Cpu& cpu) {
   auto& exception = cpu.state().events.exception;
@@ -278,10 +338,14 @@ Guest<void> deliver_injected_exception(Cpu& cpu) {
                    .has_error = exception.has_error,
                    .error = exception.error,
                    .payload = exception.has_payload ? exception.payload : 0};
+  if (!exception.injected) TRY(check_exception_intercept(cpu, fault));
   if (exception.has_payload) apply_payload(cpu.state(), fault);
   exception.has_payload = false;
-  TRY(deliver_combined(cpu, event_of_fault(fault), severity(fault.vector)));
+  Event event = event_of_fault(cpu.model(), fault);
+  event.return_rip = injected_return_rip(cpu);
+  TRY(deliver_combined(cpu, event, severity(fault.vector)));
   exception = {};
+  injected(cpu.state());
   return {};
 }
 
@@ -298,8 +362,10 @@ void apply_payload(CpuState& state, const GuestFault& fault) {
 }
 
 Guest<void> deliver_fault(Cpu& cpu, const GuestFault& fault) {
+  cpu.set_delivering(0);
+  TRY(check_exception_intercept(cpu, fault));
   apply_payload(cpu.state(), fault);
-  return deliver_combined(cpu, event_of_fault(fault), severity(fault.vector));
+  return deliver_combined(cpu, event_of_fault(cpu.model(), fault), severity(fault.vector));
 }
 
 Guest<void> deliver_interrupt(Cpu& cpu, u8 vector, EventKind kind) {
@@ -307,7 +373,9 @@ Guest<void> deliver_interrupt(Cpu& cpu, u8 vector, EventKind kind) {
 }
 
 Guest<void> raise_interrupt(Cpu& cpu, u8 vector, EventKind kind) {
+  if (kind == EventKind::kTrap) TRY(check_exception_intercept(cpu, {.vector = vector}, cpu.state().rip));
   auto result = deliver_once(cpu, event_of_interrupt(vector, kind));
+  cpu.set_delivering(0);  // the instruction is executed again
   if (!result.ok()) return result.error();
   return result.value() ? deliver_fault(cpu, *result.value()) : Guest<void>{};
 }
@@ -324,11 +392,15 @@ Guest<void> deliver_injected(Cpu& cpu) {
   if (events.nmi.injected) {
     TRY(deliver_interrupt(cpu, kVectorNmi, EventKind::kExternal));
     events.nmi.injected = false;
-    events.nmi.masked = true;
+    events.nmi.masked = !injected_by_hypervisor(cpu.state());  // EVENTINJ masks none
+    injected(cpu.state());
   } else if (events.interrupt.injected) {
     EventKind kind = events.interrupt.soft ? EventKind::kSoftware : EventKind::kExternal;
-    TRY(deliver_interrupt(cpu, events.interrupt.vector, kind));
+    Event event = event_of_interrupt(events.interrupt.vector, kind);
+    event.return_rip = injected_return_rip(cpu);
+    TRY(deliver_combined(cpu, event, Severity::kBenign));
     events.interrupt = {};
+    injected(cpu.state());
   }
   return {};
 }

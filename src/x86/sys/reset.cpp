@@ -51,6 +51,7 @@ void reset_cpu(CpuState& state, const CpuModel& model, bool init) {
   state.dr6 = kDr6Fixed1;
   state.dr7 = kDr7Fixed1;
   state.events = {};
+  state.svm = {};
   state.smm = {.base = init ? state.smm.base : Smm{}.base};
   if (!init) {
     state.xcr0 = kXcr0X87;

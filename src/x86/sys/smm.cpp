@@ -4,6 +4,7 @@
 
 #include "x86/machine.h"
 #include "x86/mmu/access.h"
+#include "x86/nested/svm/world_switch.h"
 #include "x86/sys/control_registers.h"
 #include "x86/sys/segments.h"
 
@@ -30,7 +31,8 @@ struct Area64 {
       shadow;  // the shadow of STI and MOV SS is reserved in the manual
   u32 reserved2;
   u64 efer;
-  u64 nested[3];
+  u64 guest_mode, guest_vmcb;  // a nested guest's registers are in the rest
+  u64 reserved7;
   u32 reserved3[3], revision, base, reserved4[5];
   u64 reserved5[6];
   u64 cr4, cr3, cr0, dr7, dr6, rflags, rip;
@@ -118,6 +120,8 @@ Area64 save64(const CpuState& state) {
   area.nmi_masked = state.events.nmi.masked;
   area.shadow = state.events.shadow;
   area.efer = state.efer;
+  area.guest_mode = state.svm.guest_mode;
+  area.guest_vmcb = state.svm.guest_mode ? state.svm.vmcb_pa : 0;
   area.revision = kRevision64;
   area.base = state.smm.base;
   area.cr4 = state.cr4;
@@ -264,6 +268,7 @@ void enter_smm(Cpu& cpu) {
   const bool wide = long_mode_model(cpu);
   const Area64 area64 = save64(state);
   const Area32 area32 = save32(state);
+  if (state.svm.guest_mode) svm::suspend_guest(cpu);
   state.smm.active = true;
   state.smm.from_halt = false;
   const bool saved = wide ? write_physical(cpu, area_of(cpu), &area64, sizeof area64)
@@ -284,6 +289,7 @@ bool leave_smm(Cpu& cpu) {
     Area64 area{};
     read = read_physical(cpu, area_of(cpu), &area, sizeof area);
     halted = load64(area, next);
+    if (read && (area.guest_mode & 1)) read = svm::resume_guest(cpu, next, Gpa(area.guest_vmcb));
   } else {
     Area32 area{};
     read = read_physical(cpu, area_of(cpu), &area, sizeof area);

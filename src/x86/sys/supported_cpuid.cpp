@@ -185,6 +185,15 @@ CpuidEntry leaf_80000001() {
   return entry_of(0x80000001, result);
 }
 
+// Secure virtual machines: revision 1, and how many address space identifiers there are.
+CpuidEntry leaf_8000000a() {
+  constexpr u32 kAsids = 64;
+  CpuidResult result = offered_features(0x8000000a, 0);
+  result.eax = 1;
+  result.ebx = kAsids;
+  return entry_of(0x8000000a, result);
+}
+
 // Address widths. With 5-level paging on offer, linear addresses have 57 bits.
 CpuidEntry leaf_80000008() {
   CpuidResult result = offered_features(0x80000008, 0);
@@ -195,12 +204,13 @@ CpuidEntry leaf_80000008() {
 
 void add_extended_leaves(std::vector<CpuidEntry>& entries) {
   CpuidResult host = host_cpuid(0x80000000);
-  host.eax = std::clamp(host.eax, 0x80000008u, kLastExtendedLeaf);
+  host.eax = std::clamp(host.eax, 0x8000000au, kLastExtendedLeaf);
   entries.push_back(entry_of(0x80000000, host));
   entries.push_back(leaf_80000001());
   for (u32 leaf = 0x80000002; leaf <= 0x80000006; ++leaf) entries.push_back(entry_of(leaf, host_cpuid(leaf)));
   entries.push_back(entry_of(0x80000007, offered_features(0x80000007, 0)));
   entries.push_back(leaf_80000008());
+  entries.push_back(leaf_8000000a());
   for (u32 leaf : {0x80000019u, 0x8000001au}) {
     if (host.eax >= leaf) entries.push_back(entry_of(leaf, host_cpuid(leaf)));
   }

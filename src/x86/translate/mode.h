@@ -23,9 +23,11 @@ struct Mode {
   bool sse : 1 = false;
   bool avx : 1 = false;
   bool avx512 : 1 = false;
-  bool step : 1 = false;    // one instruction a block, no links (TF, guest debug)
-  bool slow : 1 = false;    // memory accesses by the C++ path: MMIO, page crossing, code pages
-  bool narrow : 1 = false;  // every access checks for itself (translate/access_groups.h)
+  bool step : 1 = false;          // one instruction a block, no links (TF, guest debug)
+  bool slow : 1 = false;          // memory accesses by the C++ path: MMIO, page crossing, code pages
+  bool nested : 1 = false;        // the guest of a hypervisor that is a guest (state/vmcb.h)
+  bool traps_inline : 1 = false;  // whose hypervisor wants to see PUSHF or PAUSE
+  bool narrow : 1 = false;        // every access checks for itself (translate/access_groups.h)
   // For performance counters (sys/pmu.h): what the code counts, and whether it looks for overflows.
   bool counts_instructions : 1 = false;
   bool counts_branches : 1 = false;

@@ -270,7 +270,9 @@ bool inline_in(const Mode& mode, Rule rule) {
     case Rule::ksti:
       return mode.cpl == 0;  // elsewhere IOPL and VME decide
     case Rule::kpushf:
-      return mode.protected_;  // virtual-8086 mode has VME
+      return mode.protected_ && !mode.traps_inline;  // virtual-8086 mode has VME
+    case Rule::kpause:
+      return !mode.traps_inline;
     case Rule::kbit_string:
       return mode.code64();
     case Rule::kstring:

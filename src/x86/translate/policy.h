@@ -39,6 +39,7 @@ enum class Rule : u8 {
   kcli,
   ksti,
   kpushf,
+  kpause,
   kdirection,
   kswapgs,
   krdtsc

@@ -44,6 +44,8 @@ void emit_rule(Emitter& e, const Decoded& d, const Policy& policy) {
       return emit_sti(e, d, policy);
     case Rule::kpushf:
       return emit_pushf(e, d);
+    case Rule::kpause:
+      return emit_nop(e, d);
     case Rule::kdirection:
       return emit_direction(e, d);
     case Rule::kswapgs:

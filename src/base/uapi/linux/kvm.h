@@ -54,6 +54,7 @@ struct kvm_pre_fault_memory {
 
 #ifndef KVM_CAP_X86_GUEST_MODE
 #define KVM_CAP_X86_GUEST_MODE 238
+#define KVM_RUN_X86_GUEST_MODE (1 << 2)
 #endif
 
 #ifndef KVM_CREATE_GUEST_MEMFD
