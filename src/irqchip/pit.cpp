@@ -28,7 +28,14 @@ u64 ns_of(u64 clocks) {  // rounded up: at that time the clock has ticked
 
 bool repeats(u8 mode) { return mode == 2 || mode == 3; }
 bool waits_for_gate_edge(u8 mode) { return mode == 1 || mode == 5; }
-bool gate_pauses(u8 mode) { return mode == 0 || mode == 4; }
+bool goes_on_with_gate(u8 mode) { return mode == 0 || mode == 4; }
+
+// Mode 3 counts down by two, once for each half of the period; the count of an odd period is even, too, and
+// its first half has one clock more, at 0.
+u64 square_wave_count(u64 period, u64 clocks) {
+  const u64 first_half = (period + 1) / 2;
+  return (period & ~u64{1}) - 2 * (clocks < first_half ? clocks : clocks - first_half);
+}
 
 u32 from_bcd(u32 v) {
   return (v & 0xf) + (v >> 4 & 0xf) * 10 + (v >> 8 & 0xf) * 100 + (v >> 12 & 0xf) * 1000;
@@ -63,12 +70,11 @@ bool Pit::owns_port(u16 port) const { return (port & ~3) == 0x40 || (m_speaker &
 bool Pit::is_running(unsigned index) const { return m_running[index].loaded && m_running[index].triggered; }
 
 bool Pit::is_frozen(unsigned index) const {
-  return !m_channels[index].gate && gate_pauses(m_channels[index].mode);
+  return !m_channels[index].gate && !waits_for_gate_edge(m_channels[index].mode);
 }
 
 u64 Pit::elapsed_ns(unsigned index) {
   if (is_frozen(index)) return m_running[index].frozen_ns;
-  if (!m_channels[index].gate && repeats(m_channels[index].mode)) return 0;
   return m_clock.now_ns() - static_cast<u64>(m_channels[index].count_load_time);
 }
 
@@ -79,8 +85,8 @@ u32 Pit::count(unsigned index) {
   u64 clocks = is_running(index) ? elapsed_clocks(index) : 0;
   u64 modulus = channel.bcd ? 10000 : 0x10000;
   u64 value;
-  if (channel.mode == 3)  // counts down by two, twice per period
-    value = channel.count - 2 * clocks % channel.count;
+  if (channel.mode == 3)
+    value = square_wave_count(channel.count, clocks % channel.count);
   else if (channel.mode == 2)
     value = channel.count - clocks % channel.count;
   else
@@ -92,6 +98,7 @@ u32 Pit::count(unsigned index) {
 bool Pit::output(unsigned index) {
   const Channel& channel = m_channels[index];
   if (!is_running(index)) return channel.mode != 0;
+  if (!channel.gate && repeats(channel.mode)) return true;
   u64 clocks = elapsed_clocks(index);
   switch (channel.mode) {
     case 0:
@@ -305,10 +312,11 @@ void Pit::set_gate(unsigned index, bool level) {
   if (channel.gate == level) return;
   u64 counted = elapsed_ns(index);
   channel.gate = level;
-  if (gate_pauses(channel.mode)) {
+  if (!level) {
     running.frozen_ns = counted;
-    if (level) channel.count_load_time = static_cast<i64>(m_clock.now_ns() - counted);
-  } else if (level) {
+  } else if (goes_on_with_gate(channel.mode)) {
+    channel.count_load_time = static_cast<i64>(m_clock.now_ns() - counted);
+  } else {
     channel.count_load_time = static_cast<i64>(m_clock.now_ns());
     running.triggered = true;
   }

@@ -50,7 +50,7 @@ class Pit {
   struct Running {
     bool loaded = false;     // a count was written since the control word
     bool triggered = false;  // modes 1 and 5: the gate rose
-    u64 frozen_ns = 0;       // modes 0 and 4: how long it had counted when the gate fell
+    u64 frozen_ns = 0;       // but for those modes: how long it had counted when the gate fell
   };
 
   bool is_running(unsigned index) const;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <vector>
 
 #include "irqchip/test_support.h"
 
@@ -82,6 +83,21 @@ TEST_F(PitTest, mode_3_counts_by_two_and_its_output_is_square) {
   EXPECT_TRUE(out2());
 }
 
+// Of 7 clocks OUT is high for 4.
+TEST_F(PitTest, mode_3_shows_even_counts_of_an_odd_period) {
+  pit.write(0x61, 1);
+  program(2, 3, 7);
+  std::vector<u16> counts;
+  std::vector<bool> outputs;
+  for (unsigned clocks = 0; clocks < 8; ++clocks) {
+    counts.push_back(latch(2));
+    outputs.push_back(out2());
+    advance(1);
+  }
+  EXPECT_EQ(counts, (std::vector<u16>{6, 4, 2, 0, 6, 4, 2, 6}));
+  EXPECT_EQ(outputs, (std::vector<bool>{true, true, true, true, false, false, false, true}));
+}
+
 TEST_F(PitTest, mode_4_strobes_one_clock_after_the_count) {
   program(0, 4, 100);
   advance(100);
@@ -132,6 +148,21 @@ TEST_F(PitTest, gate_pauses_mode_0) {
   EXPECT_FALSE(out2());
   advance(101);
   EXPECT_TRUE(out2());
+}
+
+TEST_F(PitTest, gate_halts_modes_2_and_3_with_their_output_high) {
+  for (u8 mode : {2, 3}) {
+    pit.write(0x61, 1);
+    program(2, mode, 1000);
+    advance(mode == 2 ? 999 : 700);
+    EXPECT_FALSE(out2());
+    const u16 count = latch(2);
+    pit.write(0x61, 0);
+    EXPECT_TRUE(out2());
+    advance(123);
+    EXPECT_TRUE(out2());
+    EXPECT_EQ(latch(2), count);
+  }
 }
 
 TEST_F(PitTest, gate_restarts_mode_2) {

@@ -10,6 +10,7 @@ constexpr u8 kSeconds = 0, kSecondsAlarm = 1, kMinutes = 2, kMinutesAlarm = 3, k
 constexpr u8 kWeekday = 6, kDay = 7, kMonth = 8, kYear = 9, kA = 10, kB = 11, kC = 12, kD = 13,
              kCentury = 0x32;
 constexpr u8 kAUpdating = 0x80;
+constexpr u8 kAReset = 0x60;  // both: the divider stands still
 constexpr u8 kBFreeze = 0x80, kBPeriodic = 0x40, kBAlarm = 0x20, kBUpdate = 0x10, kBBinary = 0x04,
              kB24Hours = 0x02;
 constexpr u8 kCRequest = 0x80;  // the other flags of C stand where B has their enable bits
@@ -17,7 +18,8 @@ constexpr u8 kDValid = 0x80;
 constexpr u8 kPm = 0x80;
 constexpr u8 kAlarmAny = 0xc0;  // an alarm byte with both top bits set matches everything
 constexpr i64 kSecond = 1'000'000'000;
-constexpr i64 kUpdateWindow = 244'000;  // "update in progress" rises this long before the second changes
+constexpr i64 kFirstUpdate = kSecond / 2;  // after the divider's reset
+constexpr i64 kUpdateWindow = 244'000;     // "update in progress" rises this long before the second changes
 
 i64 floor_div(i64 value, i64 by) { return value / by - (value % by < 0); }
 
@@ -31,7 +33,8 @@ Rtc::Rtc(IrqLine irq, std::function<i64()> now_ns, std::function<void()> deadlin
 }
 
 i64 Rtc::guest_now() const { return m_now_ns() + m_offset_ns; }
-bool Rtc::frozen() const { return m_cmos[kB] & kBFreeze; }
+bool Rtc::stopped() const { return (m_cmos[kA] & kAReset) == kAReset; }
+bool Rtc::frozen() const { return stopped() || (m_cmos[kB] & kBFreeze); }
 
 u8 Rtc::encode(int value) const {
   return static_cast<u8>(m_cmos[kB] & kBBinary ? value : value / 10 << 4 | value % 10);
@@ -66,7 +69,7 @@ void Rtc::refresh_time() {
 }
 
 // The weekday follows from the date; the guest's own idea of it is not kept.
-void Rtc::set_clock_from_registers() {
+void Rtc::set_clock_from_registers(i64 into_second) {
   std::tm time{};
   time.tm_sec = decode(m_cmos[kSeconds]);
   time.tm_min = decode(m_cmos[kMinutes]);
@@ -74,8 +77,9 @@ void Rtc::set_clock_from_registers() {
   time.tm_mday = decode(m_cmos[kDay]);
   time.tm_mon = decode(m_cmos[kMonth]) - 1;
   time.tm_year = (decode(m_cmos[kCentury]) - 19) * 100 + decode(m_cmos[kYear]);
-  m_offset_ns = i64{timegm(&time)} * kSecond - m_now_ns();
+  m_offset_ns = i64{timegm(&time)} * kSecond + into_second - m_now_ns();
   m_seen_second = floor_div(guest_now(), kSecond);
+  m_seen_period = periods_by_now();
 }
 
 bool Rtc::alarm_matches(const std::tm& time) const {
@@ -93,11 +97,20 @@ i64 Rtc::period_ns() const {
   return (kSecond << (rate - 1)) / 32768;
 }
 
+i64 Rtc::periods_by_now() const { return period_ns() ? floor_div(guest_now(), period_ns()) : 0; }
+
 // Sets the flags of register C for all that happened since the last look. The alarm repeats daily, so one
 // day's seconds are enough to look at.
 void Rtc::collect_flags() {
-  if (frozen()) return;
-  i64 now = guest_now(), second = floor_div(now, kSecond);
+  if (stopped()) return;
+  if (!frozen()) collect_updates();
+  const i64 periods = periods_by_now();
+  if (periods != m_seen_period) m_cmos[kC] |= kBPeriodic;
+  m_seen_period = periods;
+}
+
+void Rtc::collect_updates() {
+  const i64 second = floor_div(guest_now(), kSecond);
   if (second != m_seen_second) m_cmos[kC] |= kBUpdate;
   for (i64 s = std::max(m_seen_second + 1, second - 86400); s <= second; ++s) {
     time_t seconds = s;
@@ -108,11 +121,6 @@ void Rtc::collect_flags() {
     break;
   }
   m_seen_second = second;
-  if (i64 period = period_ns()) {
-    i64 count = floor_div(now, period);
-    if (count != m_seen_period) m_cmos[kC] |= kBPeriodic;
-    m_seen_period = count;
-  }
 }
 
 void Rtc::update_irq() {
@@ -160,14 +168,21 @@ void Rtc::write_control(u8 value) {
   update_irq();
 }
 
+void Rtc::write_divider(u8 value) {
+  const bool was_stopped = stopped();
+  refresh_time();
+  collect_flags();
+  m_cmos[kA] = value & static_cast<u8>(~kAUpdating);
+  m_seen_period = periods_by_now();
+  if (was_stopped && !frozen()) set_clock_from_registers(kFirstUpdate);
+}
+
 void Rtc::write_register(u8 index, u8 value) {
   bool is_time = index == kCentury ||
                  (index <= kYear && index != kSecondsAlarm && index != kMinutesAlarm && index != kHoursAlarm);
   switch (index) {
     case kA:
-      m_cmos[kA] = value & 0x7f;
-      m_seen_period = period_ns() ? floor_div(guest_now(), period_ns()) : 0;
-      return;
+      return write_divider(value);
     case kB:
       return write_control(value);
     case kC:
@@ -208,11 +223,11 @@ void Rtc::write_byte(u16 offset, u8 value) {
 }
 
 std::optional<i64> Rtc::deadline() const {
-  if (frozen() || m_line) return std::nullopt;  // a raised request stays until register C is read
+  if (stopped() || m_line) return std::nullopt;  // a raised request stays until register C is read
   std::optional<i64> result;
   i64 now = guest_now();
   auto at = [&](i64 guest_time) { result = result ? std::min(*result, guest_time) : guest_time; };
-  if (m_cmos[kB] & (kBUpdate | kBAlarm)) at((floor_div(now, kSecond) + 1) * kSecond);
+  if (!frozen() && (m_cmos[kB] & (kBUpdate | kBAlarm))) at((floor_div(now, kSecond) + 1) * kSecond);
   if ((m_cmos[kB] & kBPeriodic) && period_ns()) at((floor_div(now, period_ns()) + 1) * period_ns());
   if (result) *result -= m_offset_ns;
   return result;

@@ -30,14 +30,18 @@ class Rtc final : public BytePortDevice {
   void write_control(u8 value);
   u8 read_flags();
   i64 guest_now() const;
-  bool frozen() const;
+  bool stopped() const;  // its divider is
+  bool frozen() const;   // it is stopped, or the guest sets the time
   void refresh_time();
-  void set_clock_from_registers();
+  void set_clock_from_registers(i64 into_second = 0);
+  void write_divider(u8 value);
   bool alarm_matches(const std::tm& time) const;
   void collect_flags();
+  void collect_updates();
   void update_irq();
   std::optional<i64> deadline() const;
   i64 period_ns() const;
+  i64 periods_by_now() const;
   u8 encode(int value) const;
   int decode(u8 value) const;
   u8 encode_hour(int hour) const;

@@ -131,6 +131,35 @@ TEST_F(RtcTest, periodic_interrupt_runs_at_1024_hz) {
   EXPECT_TRUE(m_line);
 }
 
+TEST_F(RtcTest, periodic_interrupt_goes_on_while_the_guest_sets_the_time) {
+  set(11, 0xc2);
+  get(12);
+  ASSERT_TRUE(m_rtc.next_deadline().has_value());
+  m_now += kSecond / 1024;
+  m_rtc.tick();
+  EXPECT_TRUE(m_line);
+  EXPECT_EQ(get(12), 0xc0);
+}
+
+// MC146818A data sheet: the first update comes half a second after the divider is released.
+TEST_F(RtcTest, divider_in_reset_stops_the_clock_and_its_interrupts) {
+  set(11, 0x42);
+  set(10, 0x76);
+  get(12);
+  EXPECT_FALSE(m_rtc.next_deadline().has_value());
+  m_now += 10 * kSecond;
+  m_rtc.tick();
+  EXPECT_FALSE(m_line);
+  EXPECT_EQ(get(0), 0x59);
+  set(10, 0x26);
+  m_now += kSecond / 2 - 1;
+  EXPECT_EQ(get(0), 0x59);
+  m_now += 1;
+  EXPECT_EQ(get(0), 0x00);
+  m_rtc.tick();
+  EXPECT_TRUE(m_line);
+}
+
 TEST_F(RtcTest, freezing_the_clock_clears_update_interrupt_enable) {
   set(11, 0x92);
   EXPECT_EQ(get(11), 0x82);
