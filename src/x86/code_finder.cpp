@@ -50,10 +50,10 @@ JumpedTo CodeFinder::way_to(const Block& block) const {
 
 // Looks only where it need not walk: what runs was found a moment ago.
 void CodeFinder::sample() {
-  if (!optimizations().sampling || m_private.mode.mmu != kMmuUser || !m_state.code64()) return;
+  if (!optimizations().sampling || !is_user(m_private.mode.mmu) || !m_state.code64()) return;
   const Gva linear(m_state.rip);
   const FetchCache::Entry& page = m_private.fetch.at(linear);
-  if (page.tag == FetchCache::tag_of(linear, kMmuUser)) m_code.sample(page.page);
+  if (page.tag == FetchCache::tag_of(linear, m_private.mode.mmu)) m_code.sample(page.page);
 }
 
 Block* CodeFinder::find_at(const CodeSource& source) {

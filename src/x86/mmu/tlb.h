@@ -27,8 +27,11 @@ enum MmuIndex : u8 {
   kMmuUser = 1,
   kMmuSupervisorAc = 2,
   kMmuNested = 3,  // the same three for the guest of a hypervisor that is a guest
+  kMmuNestedUser = kMmuNested + kMmuUser,
   kMmuIndexCount = 6
 };
+
+constexpr bool is_user(MmuIndex mmu) { return mmu == kMmuUser || mmu == kMmuNestedUser; }
 
 // A guest polls few devices at a time.
 inline constexpr unsigned kBusPages = 8;

@@ -139,7 +139,7 @@ void Emitter::slow_access(SlowSite* site) {
 
 // Kernels look at another object each time.
 bool Emitter::wants_slot() const {
-  return optimizations().slots && mode.mmu == kMmuUser && !m_slots.avoids(guest_address());
+  return optimizations().slots && is_user(mode.mmu) && !m_slots.avoids(guest_address());
 }
 
 Emitter::Miss Emitter::new_miss(unsigned size, bool write, bool masked) {

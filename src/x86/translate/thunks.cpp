@@ -168,9 +168,9 @@ void journal_slot(Assembler& a) {
 
 // A user-mode access whose slot does not have the page: from the TLB, else by `tlb_miss`. R10 = linear
 // address, R11 = MissInfo.
-void make_slot_miss(Assembler& a, bool write, const u8* tlb_miss) {
+void make_slot_miss(Assembler& a, bool nested, bool write, const u8* tlb_miss) {
   static_assert(sizeof(AccessSlot) == 32 && sizeof(SlotNotes) == 8);
-  const std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * kMmuUser;
+  const std::size_t table = offsetof(Context, tlb) + sizeof(TlbTable) * (nested ? kMmuNestedUser : kMmuUser);
   const std::size_t tags = table + (write ? offsetof(TlbTable, write_tag) : offsetof(TlbTable, read_tag));
   auto slot_field = [](std::size_t offset) {
     return access_field(offsetof(AccessSlots, slots) + offset, r11, 0, 8);
@@ -399,8 +399,12 @@ Thunks make_thunks(CodeMemory& memory) {
     return_to_cpp(a);
   });
   t.tlb_miss = assemble(memory, make_tlb_miss);
-  for (bool write : {false, true})
-    t.slot_miss[write] = assemble(memory, [&](Assembler& a) { make_slot_miss(a, write, t.tlb_miss); });
+  for (bool nested : {false, true}) {
+    for (bool write : {false, true}) {
+      t.slot_miss[nested][write] =
+          assemble(memory, [&](Assembler& a) { make_slot_miss(a, nested, write, t.tlb_miss); });
+    }
+  }
   t.helper = assemble(memory, [](Assembler& a) { make_helper(a, false); });
   t.helper_keeping_vector = assemble(memory, [](Assembler& a) { make_helper(a, true); });
   for (unsigned shift = 0; shift < 4; ++shift) {

@@ -36,8 +36,9 @@ struct Thunks {
 
   // Called from blocks; preserve every guest register; flags must be dead or in the image.
   const u8* tlb_miss = nullptr;  // R10 = linear address, R11 = MissInfo; returns R10 = host address
-  const u8* slot_miss[2] = {};   // for reads and for writes: the same, by the TLB if that has the page, or
-                                 // kSplitPages
+  // For guests and for nested guests, for reads and for writes: the same, by the TLB if that has the page, or
+  // kSplitPages.
+  const u8* slot_miss[2][2] = {};
   const u8* helper = nullptr;    // R10 = HelperSite*
   const u8* helper_keeping_vector = nullptr;  // the same for rows with kOpKeepsVector
   const u8* gather = nullptr;           // R10 = HelperSite*, R11 = GatherInfo; sets Context::gather.done
@@ -60,7 +61,7 @@ struct Thunks {
 struct MissInfo {
   static constexpr unsigned kSlotShift = 32, kOwnShift = 47, kOwnSizeShift = 55;
   static constexpr u32 kKnowsSplitPages = 1u << 21, kMayCross = 1u << 22, kKnowsCrossing = 1u << 23;
-  static_assert(kSlotCount <= 1u << (kOwnShift - kSlotShift));
+  static_assert(kSlotCount <= 1u << (kOwnShift - kSlotShift) && kMmuIndexCount <= 8);
 
   static constexpr u64 make(unsigned size, bool write, MmuIndex mmu, bool masked) {
     return (kPageSize - size) | u64{write} << 16 | u64{masked} << 17 | u64{mmu} << 24;
@@ -79,7 +80,7 @@ struct MissInfo {
   static constexpr bool knows_split_pages(u64 info) { return info & kKnowsSplitPages; }
   static constexpr bool may_cross(u64 info) { return info & kMayCross; }
   static constexpr bool knows_crossing(u64 info) { return info & kKnowsCrossing; }
-  static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 24 & 3); }
+  static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 24 & 7); }
   static constexpr u32 slot(u64 info) { return static_cast<u32>(info >> kSlotShift) & (kSlotCount - 1); }
   static constexpr unsigned own_at(u64 info) { return leads(info) ? info >> kOwnShift & 0xff : 0; }
   static constexpr unsigned own_size(u64 info) {
@@ -89,7 +90,7 @@ struct MissInfo {
 
 // A gather or scatter.
 //   bit 0 scatter   bit 1 the mask is a vector register   bit 2 elements of 8 bytes   bit 3 indices of 8
-//   bytes bits 7:4 scale   bits 15:8 number of elements   bits 17:16 MmuIndex
+//   bytes bits 7:4 scale   bits 15:8 number of elements   bits 18:16 MmuIndex
 struct GatherInfo {
   static u32 make(const GatherForm& form, MmuIndex mmu) {
     return u32{form.scatter} | u32{form.vector_mask} << 1 | u32{form.data_size == 8} << 2 |
@@ -101,7 +102,7 @@ struct GatherInfo {
   static constexpr unsigned index_size(u64 info) { return info & 8 ? 8 : 4; }
   static constexpr unsigned scale(u64 info) { return info >> 4 & 15; }
   static constexpr unsigned count(u64 info) { return info >> 8 & 0xff; }
-  static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 16 & 3); }
+  static constexpr MmuIndex mmu(u64 info) { return static_cast<MmuIndex>(info >> 16 & 7); }
 };
 
 // One in so many misses of a slot goes to C++ even if the TLB has the page.
