@@ -145,7 +145,7 @@ class Dispatcher {
 
   bool shutdown_is_intercepted() {
     if (!m_state.svm.intercepts(Intercept::kShutdown)) return false;
-    leave_nested({.code = kExitShutdown});
+    leave_nested(svm::PendingExit{.code = kExitShutdown});
     return true;
   }
 
@@ -159,6 +159,8 @@ class Dispatcher {
     svm::leave_guest(m_cpu, exit, std::exchange(m_private.delivering, 0));
     m_context.image_from_rflags();
     m_left = kNoRecord;
+    // VMRUN that its hypervisor single-steps is complete only now.
+    if (m_state.rflags & kFlagTf) return deliver_exception({kVectorDb, false, 0, kDr6Bs});
     return {};
   }
 
@@ -169,13 +171,13 @@ class Dispatcher {
   MaybeExit leave_nested(const GuestStop& stop) {
     if (stop.kind == GuestStop::Kind::kVmexit) return leave_nested(m_private.vmexit);
     const u64 where = stop.fault.has_error ? kNpfTableWalk : kNpfFinal;
-    return leave_nested({kExitNestedPageFault, stop.fault.error | where, stop.fault.payload, 0});
+    return leave_nested(svm::PendingExit{kExitNestedPageFault, stop.fault.error | where, stop.fault.payload, 0});
   }
 
   // An event of the machine: the hypervisor's, if it wants those.
   bool hypervisor_takes(Intercept event) {
     if (!m_state.svm.intercepts(event)) return false;
-    leave_nested({.code = kExitFirstIntercept + static_cast<u64>(event)});
+    leave_nested(svm::PendingExit{.code = kExitFirstIntercept + static_cast<u64>(event)});
     return true;
   }
 
@@ -372,6 +374,7 @@ class Dispatcher {
     if (m_private.debug_hits) m_slow = true;  // the trap is due after one more instruction
     m_state.rflags &= ~u64{kFlagRf};
     m_state.events.shadow = 0;
+    const bool nested = m_state.svm.guest_mode;
     const u8* code = next_code();
     if (!code) return handle(m_context.leave);
     const RecordRef left = m_code.thunks().enter(&m_context, code);
@@ -386,7 +389,8 @@ class Dispatcher {
         left_through(left);
       }
       m_context.rflags_from_image();
-      if (trap && !m_swallows_trap) m_private.debug_hits |= kDr6Bs;
+      const bool entered_nested = m_state.svm.guest_mode && !nested;
+      if (trap && !m_swallows_trap && !entered_nested) m_private.debug_hits |= kDr6Bs;
       if (m_private.debug_hits || m_private.guest_debug.single_step) return debug_trap();
       return after_instruction();
     }

@@ -134,6 +134,7 @@ class Walk {
       // PS is reserved where no page of that size exists (SDM 3A tables 4-14, 4-15); bit 8 is ignored (SEEDS
       // X5).
       if (level >= 4) forbidden |= kEntryLarge;
+      if (m_dimension == Dimension::kHost && level > 2 && !large) forbidden |= kEntryGlobal;  // APM 2 figure 5-20
       if (entry & forbidden) return Outcome::kReserved;
 
       ++m_count;
@@ -304,7 +305,8 @@ Dimension first_dimension(const CpuState& state) {
 u32 nested_error_code(const CpuState& state, Access access) {
   u32 code = kPfUser;
   if (access == Access::kWrite) code |= kPfWrite;
-  if (access == Access::kFetch && (state.svm.host.efer & kEferNx)) code |= kPfFetch;
+  const bool fetch_reported = (state.svm.host.efer & kEferNx) || (state.svm.host.cr4 & kCr4Smep);
+  if (access == Access::kFetch && fetch_reported) code |= kPfFetch;
   return code;
 }
 

@@ -41,12 +41,12 @@ bool apic_enabled(Cpu& cpu) {
 
 Guest<void> op_lmsw(Cpu& cpu, const Insn& insn) {
   TRY(svm::check_cr_write(cpu, 0));
+  TRY(svm::check(cpu, Intercept::kCr0SelectiveWrite));  // whatever changes (APM 2 15.9)
   u64 value = TRY(read_rm(cpu, insn, 2));
   constexpr u64 kLoaded = kCr0Pe | kCr0Mp | kCr0Em | kCr0Ts;
   u64 cr0 = cpu.state().cr0;
   // LMSW sets PE and never clears it.
   cr0 = (cr0 & ~(kLoaded & ~kCr0Pe)) | (value & kLoaded);
-  TRY(svm::check_cr0_selective_write(cpu, cr0));
   return write_cr0(cpu, cr0);
 }
 
@@ -271,6 +271,7 @@ Guest<void> op_monitor(Cpu&, const Insn&) { return GuestStop::ud(); }
 Guest<void> op_mwait(Cpu&, const Insn&) { return GuestStop::ud(); }
 
 Guest<void> op_rsm(Cpu& cpu, const Insn&) {
+  TRY(svm::check(cpu, Intercept::kRsm));
   CpuState& state = cpu.state();
   if (!state.smm.active) return GuestStop::ud();
   if (!leave_smm(cpu)) {

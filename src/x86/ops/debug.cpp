@@ -42,7 +42,7 @@ Guest<void> op_mov_from_dr(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
   unsigned number = TRY(debug_register(state, insn));
   if (auto stop = general_detect_for_client(cpu, insn)) return *stop;
-  TRY(svm::check_dr(cpu, number, false));
+  TRY(svm::check_dr(cpu, insn.reg, false));
   u64 value = number == 6 ? state.dr6 : number == 7 ? state.dr7 : state.dr[number];
   write_gpr(state, insn, insn.rm, operand_size(state), value);
   return {};
@@ -52,7 +52,7 @@ Guest<void> op_mov_to_dr(Cpu& cpu, const Insn& insn) {
   CpuState& state = cpu.state();
   unsigned number = TRY(debug_register(state, insn));
   if (auto stop = general_detect_for_client(cpu, insn)) return *stop;
-  TRY(svm::check_dr(cpu, number, true));
+  TRY(svm::check_dr(cpu, insn.reg, true));
   u64 value = read_gpr(state, insn, insn.rm, operand_size(state));
   if (number >= 6 && value >> 32) return GuestStop::gp(0);
   if (number == 6) {

@@ -38,7 +38,7 @@ inline Guest<void> check(Cpu& cpu, Intercept which, u64 info_1 = 0, u64 info_2 =
 Guest<void> check_cr_read(Cpu& cpu, unsigned number);
 Guest<void> check_cr_write(Cpu& cpu, unsigned number);
 Guest<void> check_dr(Cpu& cpu, unsigned number, bool write);
-// MOV to CR0 and LMSW also ask this: do they change anything but TS and MP?
+// MOV to CR0 also asks this: does it change anything but TS and MP?
 Guest<void> check_cr0_selective_write(Cpu& cpu, u64 value);
 // By the permission maps in the hypervisor's memory (APM 2 15.10, 15.11).
 Guest<void> check_msr(Cpu& cpu, u32 index, bool write);

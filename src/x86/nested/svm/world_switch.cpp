@@ -33,11 +33,14 @@ bool valid_map(const CpuModel& model, u64 base, u64 size) {
   return end <= u64{1} << model.physical_address_bits();
 }
 
-bool valid_long_mode(const CpuModel& model, const VmcbSave& save) {
+bool valid_long_mode(const VmcbSave& save) {
   if (!(save.efer & kEferLme) || !(save.cr0 & kCr0Pg)) return true;
   if (!(save.cr4 & kCr4Pae) || !(save.cr0 & kCr0Pe)) return false;
   const Segment cs = loaded(save.cs);
-  if (cs.l && cs.db) return false;
+  return !(cs.l && cs.db);
+}
+
+bool valid_cr3(const CpuModel& model, const VmcbSave& save) {
   const u64 cr3 = save.cr4 & kCr4Pcide ? save.cr3 & ~bit(63) : save.cr3;
   return !(cr3 & ~low_bits(model.physical_address_bits()));
 }
@@ -48,7 +51,7 @@ bool valid_registers(const CpuModel& model, const VmcbSave& save) {
   if (save.cr0 >> 32 || save.dr6 >> 32 || save.dr7 >> 32) return false;
   if (save.cr4 & ~model.cr4_supported()) return false;
   if (save.efer & ~(model.efer_supported() | kEferLma)) return false;
-  return valid_long_mode(model, save);
+  return valid_cr3(model, save) && valid_long_mode(save);
 }
 
 // --- Registers ---
