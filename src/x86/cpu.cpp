@@ -24,7 +24,7 @@ Cpu::Cpu(Machine& machine, Platform& platform)
   m_context->cpu = this;
   m_context->counts = m_counts;
   m_context->xsave_mask = host_xcr0_usable();
-  m_context->far_links.begin(machine.code().thunks().far_miss);
+  machine.code().add(m_context->far_links);
   m_context->flush_tlb();
   m_number = machine.add_cpu(this);
   reset(false);
@@ -32,6 +32,7 @@ Cpu::Cpu(Machine& machine, Platform& platform)
 
 Cpu::~Cpu() {
   m_machine.remove_cpu(this);
+  m_machine.code().remove(m_context->far_links);
   counters::give_back(m_counts);
   delete m_context;
 }

@@ -29,17 +29,15 @@ struct FetchCache {
     u64 moment = 0;  // when it was looked at last (ClientWrites)
   };
   Entry entries[kEntries];
-  EntrySet<kEntries> local;  // filled, and not global
+  EntrySet<kEntries> global{}, local{};  // those that are filled
 
   static unsigned index_of(Gva address) { return (address.value >> 12) % kEntries; }
   Entry& at(Gva address) { return entries[index_of(address)]; }
   void put(Gva address, const Entry& entry) {
     at(address) = entry;
-    if (entry.global) {
-      local.remove(index_of(address));
-    } else {
-      local.add(index_of(address));
-    }
+    const unsigned index = index_of(address);
+    (entry.global ? global : local).add(index);
+    (entry.global ? local : global).remove(index);
   }
   static u64 tag_of(Gva address, MmuIndex mmu) { return address.page().value | mmu; }
   void flush_page(Gva address) {
@@ -50,8 +48,8 @@ struct FetchCache {
     local.take_all([this](unsigned i) { entries[i].tag = ~u64{0}; });
   }
   void flush() {
-    for (Entry& e : entries) e.tag = ~u64{0};
-    local.clear();
+    flush_non_global();
+    global.take_all([this](unsigned i) { entries[i].tag = ~u64{0}; });
   }
 };
 

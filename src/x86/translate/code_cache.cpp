@@ -116,7 +116,8 @@ Block* CodeCache::make(const Block& facts, const u8* bytes, unsigned size, const
   const KnownCode known = [&](u64 rip) {
     return m_blocks->find(facts.gpa + (rip - facts.rip), rip, facts.mode);
   };
-  Block* block = translate_block(facts, bytes, size, {m_thunks, m_slots, m_far_links, *m_records, *m_memory, known});
+  Block* block =
+      translate_block(facts, bytes, size, {m_thunks, m_slots, m_far_links, *m_records, *m_memory, known});
   if (!block) return *why = Untranslated::kNeedsMore, nullptr;
   try {
     install(block, source);
@@ -351,6 +352,17 @@ std::vector<Gpa> CodeCache::pages(Gpa first, u64 size) const {
       if (page - begin < count) pages.push_back(Gpa(page * kPageSize));
   }
   return pages;
+}
+
+void CodeCache::add(FarLinks& links) {
+  std::lock_guard lock(m_mutex);
+  links.begin(m_thunks.far_miss);
+  m_far_links.add(links);
+}
+
+void CodeCache::remove(FarLinks& links) {
+  std::lock_guard lock(m_mutex);
+  m_far_links.remove(links);
 }
 
 void CodeCache::clear() {

@@ -62,8 +62,12 @@ class CodeCache {
   // The RIP that it leads to, from the block that `context` has just left. No lock.
   u64 target_of(RecordRef link, const Context& context) const;
   // Is that block to be of Mode::narrow? No lock.
-  const FarLink& far_link(RecordRef ref) const { return *m_records->at<FarLink>(ref); }
   bool leads_to_narrow(RecordRef link) const;
+  // No lock.
+  const FarLink& far_link(RecordRef ref) const { return *m_records->at<FarLink>(ref); }
+  // A vCPU's, from before it runs to behind its last run.
+  void add(FarLinks& links);
+  void remove(FarLinks& links);
   // No lock.
   const Block& block_of(RecordRef ref) const { return *m_records->at<Block>(ref); }
 

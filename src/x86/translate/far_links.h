@@ -6,8 +6,11 @@
 // which leads to the target's code, or, while it is empty, to a thunk that looks into the jump cache and
 // fills the place from there (anykvm_follow_far_link). So flags stay where they are, and the code in between
 // is short. A place is right as long as the entry of the jump cache that it was filled from would be, so all
-// that flushes those empties places, too (Context). Owner: FarLinks, Context of one vCPU, only its thread;
-// FarLinkNumbers, CodeCache, whose mutex is held.
+// that flushes those empties places, too (Context). Owner: FarLinks, Context of one vCPU, only its thread but
+// for prepare(); FarLinkNumbers, CodeCache, whose mutex is held.
+
+#include <algorithm>
+#include <vector>
 
 #include "base/types.h"
 #include "x86/mmu/entry_set.h"
@@ -25,22 +28,6 @@ struct FarLink {
   u16 code_page = 0;  // Block::code_page; 0: does not roam
 };
 
-// Hands out numbers to translations. Even ones are of jumps with the flags in the host's register, odd ones
-// of those with flags in the image.
-class FarLinkNumbers {
- public:
-  // kNoFarLink: none left.
-  u32 next(bool flags_in_host) {
-    u32& used = m_used[!flags_in_host];
-    return used < kFarLinks / 2 ? 2 * used++ + u32{!flags_in_host} : kNoFarLink;
-  }
-  // Nobody uses any of them any more.
-  void take_back() { m_used[0] = m_used[1] = 0; }
-
- private:
-  u32 m_used[2] = {};
-};
-
 // SAFETY: only ever made in a Context, so what no initializer names is zero.
 struct FarLinks {
   u64 target[kFarLinks];  // host code
@@ -48,7 +35,10 @@ struct FarLinks {
   // `thunks`: where empty places lead, for even and for odd numbers.
   void begin(const u8* const (&thunks)[2]) {
     for (unsigned odd : {0u, 1u}) m_empty[odd] = reinterpret_cast<u64>(thunks[odd]);
-    for (u32 number = 0; number < kFarLinks; ++number) empty(number);
+  }
+  // Before anybody has one of these numbers, so by any thread.
+  void prepare(u32 first, u32 end) {
+    for (u32 number = first; number < end; ++number) empty(number);
   }
   // An empty place. `global`: to a global page, from code that is at one address.
   void fill(const FarLink& link, u64 to, bool global) {
@@ -96,6 +86,40 @@ struct FarLinks {
   u32 m_filled[2];
   u32 m_journal[2][kFarLinks];  // filled places; the second: to global pages
   EntrySet<kCodePages> m_from;  // Block::code_page of jumps whose places are filled, but for global ones
+};
+
+// Hands out numbers to translations. Even ones are of jumps with the flags in the host's register, odd ones
+// of those with flags in the image. Places take memory once their numbers are near.
+class FarLinkNumbers {
+ public:
+  // kNoFarLink: none left.
+  u32 next(bool flags_in_host) {
+    u32& used = m_used[!flags_in_host];
+    if (used == kFarLinks / 2) return kNoFarLink;
+    const u32 number = 2 * used++ + u32{!flags_in_host};
+    if (number >= m_prepared) prepare_more();
+    return number;
+  }
+  // Nobody uses any of them any more.
+  void take_back() { m_used[0] = m_used[1] = 0; }
+
+  void add(FarLinks& links) {
+    m_all.push_back(&links);
+    links.prepare(0, m_prepared);
+  }
+  void remove(FarLinks& links) { std::erase(m_all, &links); }
+
+ private:
+  static constexpr u32 kAtOnce = 1024;
+  static_assert(kFarLinks % kAtOnce == 0);
+  void prepare_more() {
+    for (FarLinks* links : m_all) links->prepare(m_prepared, m_prepared + kAtOnce);
+    m_prepared += kAtOnce;
+  }
+
+  u32 m_used[2] = {};
+  u32 m_prepared = 0;
+  std::vector<FarLinks*> m_all;
 };
 
 }  // namespace anykvm::x86

@@ -125,7 +125,10 @@ TEST_F(FarLinksTest, a_loop_over_two_pages_is_interrupted) {
 // --- The places themselves ---
 
 struct FarLinkPlaces : ::testing::Test {
-  FarLinkPlaces() { links->begin({&bytes[0], &bytes[1]}); }
+  FarLinkPlaces() {
+    links->begin({&bytes[0], &bytes[1]});
+    links->prepare(0, 16);
+  }
   u64 empty(u32 number) const { return reinterpret_cast<u64>(&bytes[number & 1]); }
 
   static constexpr u8 bytes[2] = {};
@@ -159,6 +162,27 @@ TEST_F(FarLinkPlaces, those_of_a_dead_block_can_be_filled_again) {
   EXPECT_EQ(links->target[3], empty(3));
   EXPECT_EQ(links->target[9], 0x3000u);
   EXPECT_EQ(links->filled(), 1u);
+}
+
+// A number is of a place that leads somewhere, in what was there before it was handed out and in what came
+// later.
+TEST_F(FarLinkPlaces, are_empty_when_their_numbers_are_handed_out) {
+  FarLinkNumbers numbers;
+  auto later = std::make_unique<FarLinks>();
+  later->begin({&bytes[0], &bytes[1]});
+  numbers.add(*links);
+  u32 number = 0;
+  for (u32 i = 0; i < 3000; ++i) {
+    EXPECT_EQ(links->target[number = numbers.next(false)], empty(1));
+  }
+  EXPECT_EQ(later->target[number], 0u);
+  numbers.add(*later);
+  EXPECT_EQ(later->target[number], empty(1));
+  EXPECT_EQ(later->target[numbers.next(true)], empty(0));
+  numbers.remove(*links);
+  while (number + 2 < kFarLinks) number = numbers.next(false);
+  EXPECT_EQ(later->target[number], empty(1));
+  EXPECT_EQ(links->target[number], 0u);
 }
 
 TEST(FarLinkNumbers, of_both_kinds_come_to_an_end_and_begin_again) {

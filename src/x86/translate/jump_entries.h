@@ -41,9 +41,10 @@ struct JumpedTo {
   bool global;             // its page is
   bool straddles = false;  // it continues on the next page
   bool compared = false;   // its bytes are to be compared after each moment (ClientWrites)
-  u8 host_entry = 0;       // Block::host_entry
+  i8 host_entry = 0;       // Block::host_entry
 };
 
+// SAFETY: only ever made in a Context, so what no initializer names is zero.
 class JumpEntries {
  public:
   void add(unsigned index, const JumpedTo& to) {
@@ -72,7 +73,7 @@ class JumpEntries {
   // Of a filled entry: is it right until its page is flushed?
   bool lasts(unsigned index) const { return !m_straddles[index] && !m_compared.has(index); }
   bool global(unsigned index) const { return m_global.has(index); }
-  unsigned host_entry(unsigned index) const { return m_host_entry[index]; }
+  i64 host_entry(unsigned index) const { return m_host_entry[index]; }
   // Has a jump led to this page since what leads there was taken? May be true of others, too.
   bool may_lead_to(Gva page) const {
     const u16 number = page_number(page.value);
@@ -121,9 +122,9 @@ class JumpEntries {
     }
   }
 
-  u16 m_page[kJumpCacheEntries] = {};
-  bool m_straddles[kJumpCacheEntries] = {};
-  u8 m_host_entry[kJumpCacheEntries] = {};
+  u16 m_page[kJumpCacheEntries];
+  bool m_straddles[kJumpCacheEntries];
+  i8 m_host_entry[kJumpCacheEntries];
   EntrySet<kJumpCacheEntries> m_global, m_local;
   EntrySet<kJumpCacheEntries> m_compared;  // some of either
   // Pages that entries may lie in, by number.
