@@ -659,7 +659,7 @@ class Dispatcher {
     m_left = kNoRecord;
     m_context.run_at(*block, m_state.rip);
     remember(*block);
-    return block->code;
+    return block->code_image();
   }
 
   // Translated code is in no frame above this one, so an exception may pass. The next run() tries again.
@@ -677,7 +677,7 @@ class Dispatcher {
   void remember(const Block& block) {
     if (block.mode.step || block.mode.slow || block.mode.narrow) return;
     const u64 stamp = m_context.stamp.word & ~u64{0xff};
-    m_context.add_jump(m_state.rip, m_context.user(), stamp, reinterpret_cast<u64>(block.code),
+    m_context.add_jump(m_state.rip, m_context.user(), stamp, reinterpret_cast<u64>(block.code_image()),
                        m_finder.way_to(block));
   }
 

@@ -106,12 +106,13 @@ struct Block {
   u64 rip = 0;
   Mode mode{};
   bool alive = true;                    // atomic
-  u8 host_entry : 7 = 0;                // code_host() - code
+  i8 host_entry : 7 = 0;                // code_host() - code_image()
   u8 roams : 1 = 0;                     // see kNowhere
   u16 loop_entry = 0;                   // code_loop() - code
   RecordRef next_in_index = kNoRecord;  // Block; BlockIndex's
-  // Executable address. Whoever enters here has the guest's flags in Context::flags_image, at code_host() in
-  // the host's. A block that overwrites the flags before anybody can look at them ignores both.
+  // Executable address. Whoever enters at code_image() has the guest's flags in Context::flags_image, at
+  // code_host() in the host's; one of them is here. A block that overwrites the flags before anybody can look
+  // at them ignores both.
   u8* code = nullptr;
   Gpa gpa2{};  // if it straddles
   u32 host_bytes = 0;
@@ -139,7 +140,8 @@ struct Block {
   // from there (Context::code_pages). They are made for an address that is nobody's, so that no other
   // constant works.
   static constexpr u64 kNowhere = u64{1} << 32;
-  u8* code_host() const { return code + host_entry; }
+  u8* code_image() const { return host_entry < 0 ? code - host_entry : code; }
+  u8* code_host() const { return host_entry < 0 ? code : code + host_entry; }
   // Where its own jump back goes on: the same as code_host(), with LoopRegisters and vector state at their
   // places.
   u8* code_loop() const { return code + loop_entry; }

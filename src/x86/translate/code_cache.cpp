@@ -172,7 +172,7 @@ void CodeCache::link(RecordRef ref, Block* to) {
   if (to->mode != wanted || to->gpa.page() != from.gpa.page()) return;
   if (to->straddles) return link_to_gate(*link, *to);
   if (link->loops && to != &from) return;
-  u8* const entry = link->flags_in_host ? to->code_host() : to->code;
+  u8* const entry = link->flags_in_host ? to->code_host() : to->code_image();
   patch_rel32(at(link->displacement), link->loops ? to->code_loop() : entry);
   link->to = m_records->ref(to);
   link->next_incoming = to->incoming;
@@ -244,7 +244,7 @@ void CodeCache::kill(Block* block) {
   }
   block->incoming = kNoRecord;
   for (Link& link : block->links()) unlink(&link);
-  divert(block->code, m_thunks.stale_flags_in_image);
+  divert(block->code_image(), m_thunks.stale_flags_in_image);
   divert(block->code_host(), m_thunks.stale_flags_in_host);
 }
 

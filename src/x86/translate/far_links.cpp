@@ -20,8 +20,9 @@ extern "C" u64 anykvm_follow_far_link(Context* context, RecordRef ref) {
     if (static_cast<u64>(entry.tag) + rip + context->stamp.word != 0) continue;
     const JumpEntries& entries = context->jump_entries;
     if (entries.lasts(index)) {
-      const unsigned host_entry = link.number & 1 ? 0 : entries.host_entry(index);
-      context->far_links.fill(link, entry.target + host_entry, entries.global(index) && !link.code_page);
+      const i64 host_entry = link.number & 1 ? 0 : entries.host_entry(index);
+      context->far_links.fill(link, entry.target + static_cast<u64>(host_entry),
+                              entries.global(index) && !link.code_page);
     }
     return entry.target;
   }

@@ -328,28 +328,19 @@ unsigned best_shift(u64 at, const std::vector<Emitter::Pair>& pairs) {
   return best;
 }
 
-// Returns the offset of the entry with flags in the host; the other is at 0.
-std::size_t emit_entries(asmjit::x86::Assembler& a, EntryFlags wanted) {
-  asmjit::Label begin = a.newLabel();
-  switch (wanted) {
-    case EntryFlags::kIgnored:
-      emit_patchable_nop8(a);
-      break;
-    case EntryFlags::kHost:
-      emit_patchable_nop(a);
-      host::restore_flags_by(a, host::kScratch);
-      a.align(asmjit::AlignMode::kCode, 8);
-      break;
-    case EntryFlags::kImage:
-      a.long_().jmp(begin);
-      a.align(asmjit::AlignMode::kCode, 8);
-      break;
-  }
-  std::size_t host_entry = a.offset();
+// Returns Block::host_entry. The entry that the block has no use for comes first and falls into the other.
+i8 emit_entries(asmjit::x86::Assembler& a, EntryFlags wanted) {
+  if (wanted == EntryFlags::kIgnored) return emit_patchable_nop8(a), i8{0};
   emit_patchable_nop(a);
-  if (wanted == EntryFlags::kImage) host::save_flags_by_scratch(a);
-  a.bind(begin);
-  return host_entry;
+  if (wanted == EntryFlags::kHost) {
+    host::restore_flags_by(a, host::kScratch);
+  } else {
+    host::save_flags_by_scratch(a);
+  }
+  a.align(asmjit::AlignMode::kCode, 8);
+  const auto second = static_cast<i8>(a.offset());
+  emit_patchable_nop(a);
+  return wanted == EntryFlags::kHost ? second : static_cast<i8>(-second);
 }
 
 // AsmJit would go on without an instruction that it had no memory for.
@@ -380,7 +371,7 @@ class Emission {
     code.setErrorHandler(&thrower);
     asmjit::x86::Assembler a;
     thrower.check(code.attach(&a));
-    made.host_entry = emit_entries(a, m_run.flags().entry()) & 0x7f;
+    made.host_entry = emit_entries(a, m_run.flags().entry());
     const bool loops = m_run.loops();
     if (loops) made.loop_registers = m_run.loop_registers();
     const IgnoresFlags ignores_flags = [this](u64 rip) { return m_run.ignores_flags_at(rip); };
