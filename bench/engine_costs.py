@@ -36,8 +36,9 @@ def results_of(command):
 def run(program, only):
     found = results_of([program, f"--benchmark_filter={only}", "--benchmark_min_time=0.1", "--benchmark_format=json"])
     directory = os.path.dirname(program)
-    client = os.path.join(directory, "exec_bench")
-    if os.path.exists(client):
+    for client in (os.path.join(directory, name) for name in ("exec_bench", "exec_bench_static")):
+        if not os.path.exists(client):
+            continue
         outside = results_of([os.path.join(directory, "anykvm"), "exec", "--", client])
         found |= {name: costs for name, costs in outside.items() if re.search(only, name)}
     return found

@@ -2,11 +2,14 @@
 // A system call of the resident program in a trap. Owner: the trap, on the program's thread, where libc's
 // thread-local storage is the program's: nothing may be called here that uses it (errno among others).
 
+#include <errno.h>
 #include <ucontext.h>
 
 #include <optional>
 
 #include "base/types.h"
+#include "preload/device_path.h"
+#include "resident/program_memory.h"
 
 namespace anykvm::resident {
 
@@ -22,6 +25,9 @@ Answer call_on_descriptor(const Call& call);
 Answer call_on_signals(const Call& call);
 Answer call_on_process(const Call& call);
 
+// clone3(2)'s, if there is memory.
+std::optional<u64> clone3_flags(const Call& call);
+
 // What the program is told of itself (set before it starts).
 struct Identity {
   const char* program;   // its file
@@ -33,6 +39,14 @@ extern Identity g_identity;
 
 // "/proc/self/exe" and its like, which for the kernel is anykvm.
 bool names_program(const char* path);
+
+// What stat(2), or statx(2) by its structure, says of the device.
+template <class Status>
+long give_device_status(long to) {
+  Status status;
+  preload::fill_status(status);
+  return write_program(reinterpret_cast<Status*>(to), status) ? 0 : -EFAULT;
+}
 
 // "/proc/self/fd/N"
 void name_descriptor(int fd, char (&name)[32]);

@@ -12,10 +12,10 @@
 #include "anykvm/anykvm.h"
 #include "base/fd.h"
 #include "base/raw_syscall.h"
-#include "preload/device_path.h"
 #include "resident/call.h"
 #include "resident/companion.h"
 #include "resident/kept_signals.h"
+#include "resident/program_memory.h"
 #include "resident/signals.h"
 #include "resident/tasks.h"
 
@@ -113,14 +113,12 @@ bool is_device(int fd) {
 
 // fstat(2) and what else looks at a descriptor without a name.
 Answer on_status(const Call& call) {
-  const bool empty = call.number != SYS_fstat && call.b && *reinterpret_cast<const char*>(call.b) == 0 &&
-                     ((call.number == SYS_statx ? call.c : call.d) & AT_EMPTY_PATH);
-  if ((call.number != SYS_fstat && !empty) || !is_device(static_cast<int>(call.a))) return std::nullopt;
-  if (call.number == SYS_statx)
-    preload::fill_status(*reinterpret_cast<struct statx*>(call.e));
-  else
-    preload::fill_status(*reinterpret_cast<struct stat*>(call.number == SYS_fstat ? call.b : call.c));
-  return 0;
+  const bool may_be_empty = (call.number == SYS_statx ? call.c : call.d) & AT_EMPTY_PATH;
+  char first = 1;
+  if (call.number != SYS_fstat && may_be_empty) read_program(reinterpret_cast<const char*>(call.b), first);
+  if ((call.number != SYS_fstat && first) || !is_device(static_cast<int>(call.a))) return std::nullopt;
+  if (call.number == SYS_statx) return give_device_status<struct statx>(call.e);
+  return give_device_status<struct stat>(call.number == SYS_fstat ? call.b : call.c);
 }
 
 bool is_held(int fd) { return fd >= 0 && held_fds.has(static_cast<unsigned>(fd)); }

@@ -13,6 +13,7 @@
 #include "preload/device_path.h"
 #include "resident/call.h"
 #include "resident/companion.h"
+#include "resident/program_memory.h"
 #include "resident/tasks.h"
 
 namespace anykvm::resident {
@@ -69,7 +70,9 @@ std::optional<Name> name_in(const Call& call) {
 std::optional<int> open_flags(const Call& call) {
   if (call.number == SYS_open) return static_cast<int>(call.b);
   if (call.number == SYS_openat) return static_cast<int>(call.c);
-  if (call.number == SYS_openat2) return static_cast<int>(reinterpret_cast<const open_how*>(call.c)->flags);
+  open_how how;
+  if (call.number == SYS_openat2 && read_program(reinterpret_cast<const open_how*>(call.c), how))
+    return static_cast<int>(how.flags);
   return std::nullopt;
 }
 
@@ -89,13 +92,15 @@ long open_device(int flags) {
 Answer on_device(const Call& call) {
   if (const auto flags = open_flags(call)) return open_device(*flags);
   switch (call.number) {
+    case SYS_openat2:
+      return -EFAULT;
     case SYS_stat:
     case SYS_lstat:
-      return preload::fill_status(*reinterpret_cast<struct stat*>(call.b)), 0;
+      return give_device_status<struct stat>(call.b);
     case SYS_newfstatat:
-      return preload::fill_status(*reinterpret_cast<struct stat*>(call.c)), 0;
+      return give_device_status<struct stat>(call.c);
     case SYS_statx:
-      return preload::fill_status(*reinterpret_cast<struct statx*>(call.e)), 0;
+      return give_device_status<struct statx>(call.e);
     case SYS_access:
       return call.b & X_OK ? -EACCES : 0;
     case SYS_faccessat:
@@ -113,7 +118,7 @@ Answer on_program(const Call& call) {
     const bool at = call.number == SYS_readlinkat;
     const std::size_t room = static_cast<std::size_t>(at ? call.d : call.c), size = strlen(program);
     const std::size_t shown = size < room ? size : room;
-    memcpy(reinterpret_cast<char*>(at ? call.c : call.b), program, shown);
+    if (!write_program(reinterpret_cast<char*>(at ? call.c : call.b), program, shown)) return -EFAULT;
     return static_cast<long>(shown);
   }
   const long path = reinterpret_cast<long>(program);
@@ -138,7 +143,7 @@ Answer open_cpu_information(int flags) {
 
 Answer call_on_file_name(const Call& call) {
   const auto name = name_in(call);
-  if (!name || !name->path) return std::nullopt;
+  if (!name || !is_readable_string(name->path)) return std::nullopt;
   if (preload::names_device(name->directory, name->path)) return on_device(call);
   if (names_program(name->path)) return on_program(call);
   const auto flags = open_flags(call);

@@ -13,6 +13,7 @@
 #include "resident/call.h"
 #include "resident/heap.h"
 #include "resident/program_file.h"
+#include "resident/program_memory.h"
 #include "resident/seccomp.h"
 #include "resident/signals.h"
 
@@ -66,7 +67,9 @@ long execute(const char* path, Strings arguments, Strings environment, u64 mask)
   return result;
 }
 
-long start_program(u64 mask, const char* path, Strings arguments, Strings environment) {
+Answer start_program(u64 mask, const char* path, Strings arguments, Strings environment) {
+  if (!is_readable_string(path) || !are_readable_strings(arguments) || !are_readable_strings(environment))
+    return std::nullopt;
   if (names_program(path)) path = g_identity.program;
   const std::size_t room = count(arguments) + count(environment) + 16;
   if (room > kMostStrings) return execute(path, arguments, environment, mask);
@@ -90,14 +93,15 @@ long start_program(u64 mask, const char* path, Strings arguments, Strings enviro
 Answer start_program_at(const Call& call) {
   const auto* path = reinterpret_cast<const char*>(call.b);
   char link[32], target[PATH_MAX];
-  if (path && !*path && (call.e & AT_EMPTY_PATH)) {
+  if (!is_readable_string(path)) return std::nullopt;
+  if (!*path && (call.e & AT_EMPTY_PATH)) {
     name_descriptor(static_cast<int>(call.a), link);
     const long size = raw_syscall(SYS_readlink, reinterpret_cast<long>(link), reinterpret_cast<long>(target),
                                   sizeof target - 1);
     if (size <= 0 || *target != '/') return std::nullopt;
     target[size] = 0;
     path = target;
-  } else if (!path || call.e || (*path != '/' && static_cast<int>(call.a) != AT_FDCWD)) {
+  } else if (call.e || (*path != '/' && static_cast<int>(call.a) != AT_FDCWD)) {
     return std::nullopt;
   }
   if (raw_syscall(SYS_access, reinterpret_cast<long>(path), X_OK) < 0) return std::nullopt;
@@ -106,6 +110,13 @@ Answer start_program_at(const Call& call) {
 }
 
 }  // namespace
+
+std::optional<u64> clone3_flags(const Call& call) {
+  u64 flags;
+  static_assert(offsetof(clone_args, flags) == 0);
+  if (!read_program(reinterpret_cast<const u64*>(call.a), flags)) return std::nullopt;
+  return flags;
+}
 
 Answer call_on_process(const Call& call) {
   switch (call.number) {
@@ -116,16 +127,13 @@ Answer call_on_process(const Call& call) {
     case SYS_prctl:
       if (call.a == kUserDispatch) return -EINVAL;
       return call_on_seccomp(call);
-    case SYS_clone3: {
+    case SYS_clone3:
       // It would take our handler from the child, too. C libraries do without, as on kernels before 5.5.
-      const auto& arguments = *reinterpret_cast<const clone_args*>(call.a);
-      if (arguments.flags & CLONE_CLEAR_SIGHAND) return -EINVAL;
+      if (clone3_flags(call).value_or(0) & CLONE_CLEAR_SIGHAND) return -EINVAL;
       return std::nullopt;
-    }
     case SYS_execveat:
       return start_program_at(call);
     case SYS_execve:
-      if (!call.a) return std::nullopt;
       return start_program(program_mask(call.context), reinterpret_cast<const char*>(call.a),
                            reinterpret_cast<Strings>(call.b), reinterpret_cast<Strings>(call.c));
     default:

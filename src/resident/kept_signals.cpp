@@ -3,11 +3,11 @@
 #include <errno.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 
 #include <array>
 
 #include "base/raw_syscall.h"
+#include "resident/program_memory.h"
 #include "resident/spin_lock.h"
 
 namespace anykvm::resident {
@@ -25,13 +25,6 @@ Kept* find(int fd) {
   for (Kept& kept : g_kept)
     if (kept.fd == fd) return &kept;
   return nullptr;
-}
-
-// The kernel looks whether there is memory.
-bool read_program(const void* from, void* to, std::size_t size) {
-  const iovec source{const_cast<void*>(from), size}, target{to, size};
-  return raw_syscall(SYS_process_vm_readv, raw_syscall(SYS_getpid), reinterpret_cast<long>(&target), 1,
-                     reinterpret_cast<long>(&source), 1, 0) == static_cast<long>(size);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 
 #include "base/raw_syscall.h"
 #include "resident/code_area.h"
+#include "resident/program_memory.h"
 
 namespace anykvm::resident {
 namespace {
@@ -55,9 +56,10 @@ long with_our_beginning(const sock_fprog& fprog, Install&& install) {
   auto* const filter = reinterpret_cast<sock_filter*>(memory);
   sock_filter* at = filter;
   for (std::size_t i = 0; i < g_count; ++i) at = let_range_through(at, g_ranges[i]);
-  memcpy(at, fprog.filter, fprog.len * sizeof *at);
   sock_fprog extended{static_cast<unsigned short>(count), filter};
-  const long result = install(reinterpret_cast<long>(&extended));
+  const long result = read_program(fprog.filter, at, fprog.len * sizeof *at)
+                          ? install(reinterpret_cast<long>(&extended))
+                          : -EFAULT;
   raw_syscall(SYS_munmap, memory, static_cast<long>(count * sizeof(sock_filter)));
   return result;
 }
@@ -84,9 +86,9 @@ Answer call_on_seccomp(const Call& call) {
   const bool by_prctl = call.number == SYS_prctl && call.a == PR_SET_SECCOMP && call.b == SECCOMP_MODE_FILTER;
   const bool by_seccomp = call.number == SYS_seccomp && call.a == SECCOMP_SET_MODE_FILTER;
   if (!by_prctl && !by_seccomp) return std::nullopt;
-  const auto* fprog = reinterpret_cast<const sock_fprog*>(call.c);
-  if (!fprog) return std::nullopt;
-  return with_our_beginning(*fprog, [&](long extended) {
+  sock_fprog fprog;
+  if (!read_program(reinterpret_cast<const sock_fprog*>(call.c), fprog)) return std::nullopt;
+  return with_our_beginning(fprog, [&](long extended) {
     return raw_syscall(call.number, call.a, call.b, extended, call.d, call.e);
   });
 }

@@ -8,6 +8,7 @@
 
 #include "base/raw_syscall.h"
 #include "resident/code_area.h"
+#include "resident/program_memory.h"
 #include "resident/spin_lock.h"
 #include "resident/tasks.h"
 #include "x86/translate/host_signals.h"
@@ -46,10 +47,11 @@ bool on_fault(int signal, siginfo_t* info, void* context) {
 
 long change_action(int signal, const void* action, void* old, std::size_t set_size) {
   if (set_size != sizeof(u64)) return -EINVAL;
-  const auto* wanted = static_cast<const Action*>(action);
+  Action wanted;
+  if (action && !read_program(action, &wanted, sizeof wanted)) return -EFAULT;
   if (!is_ours(signal)) {
-    if (!wanted) return kernel_action(signal, nullptr, static_cast<Action*>(old));
-    Action open = *wanted;
+    if (!action) return kernel_action(signal, nullptr, static_cast<Action*>(old));
+    Action open = wanted;
     open.mask &= ~kTraps;
     return kernel_action(signal, &open, static_cast<Action*>(old));
   }
@@ -58,17 +60,18 @@ long change_action(int signal, const void* action, void* old, std::size_t set_si
   Action& kept = g_wanted[static_cast<std::size_t>(signal)];
   g_lock.lock();
   const Action before = kept;
-  if (wanted) kept = *wanted;
+  if (action) kept = wanted;
   g_lock.unlock();
-  if (old) *static_cast<Action*>(old) = before;
-  return 0;
+  return !old || write_program(old, &before, sizeof before) ? 0 : -EFAULT;
 }
 
 long change_mask(ucontext_t& context, int how, const u64* set, u64* old, std::size_t set_size) {
   if (set_size != sizeof(u64)) return -EINVAL;
   const u64 before = program_mask(context);
+  u64 change;
+  if (set && !read_program(set, change)) return -EFAULT;
   if (set) {
-    const u64 change = *set & ~kTraps;
+    change &= ~kTraps;
     if (how == SIG_BLOCK)
       program_mask(context) = before | change;
     else if (how == SIG_UNBLOCK)
@@ -78,19 +81,18 @@ long change_mask(ucontext_t& context, int how, const u64* set, u64* old, std::si
     else
       return -EINVAL;
   }
-  if (old) *old = before;
-  return 0;
+  return !old || write_program(old, before) ? 0 : -EFAULT;
 }
 
 // The kernel takes the stack from the context when the trap returns.
 long change_signal_stack(ucontext_t& context, const stack_t* stack, stack_t* old) {
   Task* task = this_task();
   const u64 pointer = static_cast<u64>(context.uc_mcontext.gregs[REG_RSP]);
-  const stack_t before = task->program_stack;
+  stack_t before = task->program_stack, wanted;
   const bool in_use =
       !(before.ss_flags & SS_DISABLE) && pointer - reinterpret_cast<u64>(before.ss_sp) < before.ss_size;
+  if (stack && !read_program(stack, wanted)) return -EFAULT;
   if (stack) {
-    const stack_t wanted = *stack;
     if (in_use) return -EPERM;
     if (wanted.ss_flags & ~(SS_DISABLE | SS_ONSTACK | static_cast<int>(1u << 31))) return -EINVAL;
     const bool off = wanted.ss_flags & SS_DISABLE;
@@ -102,11 +104,8 @@ long change_signal_stack(ucontext_t& context, const stack_t* stack, stack_t* old
       context.uc_stack = {task->stack, 0, kTrapStackSize};
     context.uc_stack.ss_flags |= kLeftWhileUsed;
   }
-  if (old) {
-    *old = before;
-    if (in_use) old->ss_flags |= SS_ONSTACK;
-  }
-  return 0;
+  if (in_use) before.ss_flags |= SS_ONSTACK;
+  return !old || write_program(old, before) ? 0 : -EFAULT;
 }
 
 void pass_to_program(int signal, siginfo_t* info, ucontext_t& context) {

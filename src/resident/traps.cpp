@@ -10,6 +10,7 @@
 #include "resident/call.h"
 #include "resident/code_area.h"
 #include "resident/companion.h"
+#include "resident/program_memory.h"
 #include "resident/signals.h"
 #include "resident/tasks.h"
 
@@ -29,17 +30,20 @@ Child child_of(const Call& call) {
       return Child::kSharesMemory;
     case SYS_clone:
       return child_of(static_cast<u64>(call.a));
-    case SYS_clone3:
-      return child_of(*reinterpret_cast<const u64*>(call.a));
+    case SYS_clone3: {
+      const auto flags = clone3_flags(call);
+      return flags ? child_of(*flags) : Child::kNone;
+    }
     default:
       return Child::kNone;
   }
 }
 
 void count_if_thread(const Call& call) {
-  const bool thread = (call.number == SYS_clone && (call.a & CLONE_THREAD)) ||
-                      (call.number == SYS_clone3 && (*reinterpret_cast<const u64*>(call.a) & CLONE_THREAD));
-  if (thread && in_this_process()) count_thread();
+  u64 flags = 0;
+  if (call.number == SYS_clone) flags = static_cast<u64>(call.a);
+  if (call.number == SYS_clone3) flags = clone3_flags(call).value_or(0);
+  if ((flags & CLONE_THREAD) && in_this_process()) count_thread();
 }
 
 // fork(2), by whatever name: libc's, so that the engine's state is whole in the child.
@@ -49,9 +53,12 @@ std::optional<long> fork_by_libc(const Call& call) {
   if (call.number != SYS_fork && call.number != SYS_clone) return std::nullopt;
   if ((flags & ~kKnown) || (flags & 0xff) != SIGCHLD || call.b || !in_this_process()) return std::nullopt;
   const long child = fork_with_own_thread_storage();
-  if (child > 0 && (flags & CLONE_PARENT_SETTID)) *reinterpret_cast<int*>(call.c) = static_cast<int>(child);
+  // As for the kernel, it is all the same whether there is memory.
+  if (child > 0 && (flags & CLONE_PARENT_SETTID))
+    write_program(reinterpret_cast<int*>(call.c), static_cast<int>(child));
   if (child != 0) return child;
-  if (flags & CLONE_CHILD_SETTID) *reinterpret_cast<int*>(call.d) = static_cast<int>(raw_syscall(SYS_getpid));
+  if (flags & CLONE_CHILD_SETTID)
+    write_program(reinterpret_cast<int*>(call.d), static_cast<int>(raw_syscall(SYS_getpid)));
   raw_syscall(SYS_set_tid_address, flags & CLONE_CHILD_CLEARTID ? call.d : 0);
   return 0;
 }

@@ -14,9 +14,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/filter.h>
 #include <linux/kvm.h>
 #include <linux/openat2.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -439,6 +441,44 @@ static void test_clear_handlers(void) {
   expect("clone3 with handlers cleared", child < 0 ? errno == EINVAL : status_of(child) == 0);
 }
 
+/* --- pointers to no memory; functions of the C library may crash by themselves --- */
+
+#ifdef DOORS_STATIC
+#define BAD ((void*)8)
+
+static int is_efault(long result) { return fails_with(result, EFAULT); }
+
+static void test_bad_pointers(void) {
+  char* bad_strings[] = {BAD, NULL};
+  struct sock_fprog filter = {1, BAD};
+  stack_t stack;
+  expect("clone3(bad)", is_efault(syscall(SYS_clone3, BAD, sizeof(struct clone_args))));
+  expect("rt_sigaction(bad)", is_efault(syscall(SYS_rt_sigaction, SIGUSR2, BAD, NULL, 8)));
+  expect("rt_sigaction(, bad)", is_efault(syscall(SYS_rt_sigaction, SIGSYS, NULL, BAD, 8)));
+  expect("rt_sigprocmask(bad)", is_efault(syscall(SYS_rt_sigprocmask, SIG_BLOCK, BAD, NULL, 8)));
+  expect("rt_sigprocmask(, bad)", is_efault(syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, BAD, 8)));
+  expect("sigaltstack(bad)", is_efault(syscall(SYS_sigaltstack, BAD, &stack)));
+  expect("sigaltstack(, bad)", is_efault(syscall(SYS_sigaltstack, NULL, BAD)));
+  expect("open(bad)", is_efault(syscall(SYS_open, BAD, O_RDONLY)));
+  expect("openat(bad)", is_efault(syscall(SYS_openat, AT_FDCWD, BAD, O_RDONLY)));
+  expect("openat2(, bad)", is_efault(syscall(SYS_openat2, AT_FDCWD, DEVICE, BAD, sizeof(struct open_how))));
+  expect("stat(, bad)", is_efault(syscall(SYS_stat, DEVICE, BAD)));
+  expect("statx(, bad)", is_efault(syscall(SYS_statx, AT_FDCWD, DEVICE, 0, STATX_BASIC_STATS, BAD)));
+  expect("newfstatat(bad)", is_efault(syscall(SYS_newfstatat, AT_FDCWD, BAD, BAD, AT_EMPTY_PATH)));
+  expect("readlink(, bad)", is_efault(syscall(SYS_readlink, "/proc/self/exe", BAD, 100)));
+  expect("execve(bad)", is_efault(syscall(SYS_execve, BAD, NULL, NULL)));
+  expect("execve(, bad)", is_efault(syscall(SYS_execve, "/bin/true", BAD, NULL)));
+  expect("execve(, {bad})", is_efault(syscall(SYS_execve, "/bin/true", bad_strings, NULL)));
+  expect("execve(, , {bad})", is_efault(syscall(SYS_execve, "/bin/true", NULL, bad_strings)));
+  expect("execveat(, bad)", is_efault(syscall(SYS_execveat, AT_FDCWD, BAD, NULL, NULL, 0)));
+  expect("seccomp(bad)", is_efault(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, BAD)));
+  expect("seccomp({bad})", is_efault(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter)));
+  const pid_t child = (pid_t)syscall(SYS_clone, CLONE_PARENT_SETTID | SIGCHLD, NULL, BAD, NULL, 0);
+  if (child == 0) _exit(7);
+  expect("clone(, , bad)", status_of(child) == 7);
+}
+#endif
+
 static char self[PATH_MAX];
 
 static int spawned(int device, int vm, int closed_fd) {
@@ -714,6 +754,9 @@ int main(int argc, char** argv) {
   test_closing_others();
   test_fork();
   test_clear_handlers();
+#ifdef DOORS_STATIC
+  test_bad_pointers();
+#endif
   test_exec();
   test_bare_children();
   test_passing();
