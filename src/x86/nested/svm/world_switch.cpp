@@ -29,8 +29,9 @@ bool valid_event(u64 event) {
 }
 
 bool valid_map(const CpuModel& model, u64 base, u64 size) {
-  const u64 end = (base & ~low_bits(12)) + size;
-  return end <= u64{1} << model.physical_address_bits();
+  const u64 end = u64{1} << model.physical_address_bits();
+  base &= ~low_bits(12);
+  return base < end && end - base >= size;
 }
 
 bool valid_long_mode(const VmcbSave& save) {
