@@ -55,7 +55,8 @@ enum Intercept : unsigned {
   kRdtscp = 39,
   kIcebp = 40,
   kWbinvd = 41,
-  kXsetbv = 45
+  kXsetbv = 45,
+  kInvpcid = 66
 };
 }  // namespace vmcb
 

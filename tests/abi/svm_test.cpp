@@ -147,6 +147,16 @@ TEST(Svm, intercepted_accesses_to_system_registers_exit) {
   EXPECT_EQ(Hypervisor::exit_of(vmcb::kLgdt, {0x0f, 0x01, 0x14, 0x24}), 0x6bu);
 }
 
+TEST(Svm, exit_of_invpcid_tells_its_operands) {
+  // mov eax,2; invpcid rax,[3000h]
+  Hypervisor hypervisor(
+      {0xb8, 0x02, 0x00, 0x00, 0x00, 0x66, 0x0f, 0x38, 0x82, 0x04, 0x25, 0x00, 0x30, 0x00, 0x00});
+  hypervisor.intercept(vmcb::kInvpcid);
+  ASSERT_EQ(hypervisor.exit(), 0xa2u);
+  EXPECT_EQ(hypervisor.get<u64>(vmcb::kExitInfo1), Hypervisor::kSpare);
+  EXPECT_EQ(hypervisor.get<u64>(vmcb::kExitInfo2), 2u);
+}
+
 TEST(Svm, instructions_that_nobody_intercepts_are_carried_out) {
   Hypervisor hypervisor({0x0f, 0xa2, 0x0f, 0x31, 0x9c, 0x9d, 0xf3, 0x90, 0x0f, 0x01, 0xd9});
   ASSERT_EQ(hypervisor.exit(), kExitVmmcall);

@@ -229,9 +229,9 @@ Guest<void> op_invpcid(Cpu& cpu, const Insn& insn) {
   enum Type : u64 { kAddress, kContext, kAllWithGlobals, kAllContexts };
   const CpuState& state = cpu.state();
   if (!cpu.model().has(Feature::kInvpcid)) return GuestStop::ud();
-  TRY(svm::check(cpu, Intercept::kInvpcid));
   u64 type = read_gpr(state, insn, insn.reg, control_register_size(insn));
   Gva where = TRY(memory_operand(cpu, insn, 16, Access::kRead));
+  TRY(svm::check(cpu, Intercept::kInvpcid, where.value, type));
   struct {
     u64 pcid, address;
   } descriptor{};
