@@ -20,6 +20,7 @@ Cpu::Cpu(Machine& machine, Platform& platform)
       m_state(&m_context->state),
       m_counts(counters::take_cpu_counts()),
       m_private(std::make_unique<Private>(*this)) {
+  m_state->nested_tlb = &m_private->nested_tlb;
   m_context->self = m_context;
   m_context->cpu = this;
   m_context->counts = m_counts;
@@ -156,6 +157,7 @@ void Cpu::flush_tlb() {
   ++m_counts->tlb_flushes;
   m_context->flush_tlb();
   m_private->fetch.flush();
+  m_private->nested_tlb.flush();
   for (auto& range : m_private->large_pages) range = {};
 }
 
@@ -176,11 +178,11 @@ void Cpu::flush_tlb_page(Gva address) {
 void Cpu::set_delivering(u64 event) { m_private->delivering = event; }
 
 void Cpu::entering_nested(const svm::TlbTags& tags, bool flush) {
-  if (flush || m_private->nested_tlb != tags) flush_tlb();
-  m_private->nested_tlb = tags;
+  if (flush || m_private->nested_tags != tags) flush_tlb();
+  m_private->nested_tags = tags;
 }
 
-void Cpu::leaving_nested(const svm::TlbTags& tags) { m_private->nested_tlb = tags; }
+void Cpu::leaving_nested(const svm::TlbTags& tags) { m_private->nested_tags = tags; }
 
 void Cpu::stop_the_world(const std::function<void()>& change) {
   m_machine.leave_guest(*this);

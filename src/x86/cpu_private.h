@@ -9,6 +9,7 @@
 #include "x86/machine.h"
 #include "x86/mmu/entry_set.h"
 #include "x86/mmu/io_replay.h"
+#include "x86/mmu/nested_paging.h"
 #include "x86/nested/svm/exits.h"
 #include "x86/sys/pmu.h"
 #include "x86/translate/code_cache.h"
@@ -126,7 +127,8 @@ struct Cpu::Private {
 
   svm::PendingExit vmexit;  // of GuestStop::vmexit()
   u64 delivering = 0;       // the event on its way into the nested guest (EXITINTINFO)
-  svm::TlbTags nested_tlb;  // what the entries of nested guests are of
+  NestedTlb nested_tlb;
+  svm::TlbTags nested_tags;  // what the entries of nested guests are of
 
   Pmu pmu;
   GuestDebug guest_debug;

@@ -83,6 +83,8 @@ struct Smm {
   u64 count = 0;  // MSR_SMI_COUNT
 };
 
+class NestedTlb;
+
 enum InterruptShadow : u8 { kShadowSti = 1, kShadowMovSs = 2 };  // as KVM_X86_SHADOW_INT_*, names by cause
 
 // What KVM_GET_MP_STATE reports; values are those of KVM_MP_STATE_*.
@@ -134,6 +136,7 @@ struct CpuState {
   Events events{};
   Smm smm{};
   SvmState svm{};
+  NestedTlb* nested_tlb = nullptr;  // Cpu's; mmu/nested_paging.h
   MpState mp_state = MpState::kRunnable;
 
   // x87, SSE, AVX ... state as XSAVE's standard format lays it out (SDM 1 13.4). PKRU lives above, not here.

@@ -103,11 +103,11 @@ Guest<void> op_clgi(Cpu& cpu, const Insn&) {
   return {};
 }
 
-// ECX has the ASID. The TLB holds one of them and the hypervisor's own.
-Guest<void> op_invlpga(Cpu& cpu, const Insn& insn) {
+// Whatever the address and the ASID: all that is known of nested guests goes, of which there is but one.
+Guest<void> op_invlpga(Cpu& cpu, const Insn&) {
   TRY(check_enabled(cpu));
   TRY(svm::check(cpu, Intercept::kInvlpga));
-  cpu.flush_tlb_page(Gva(cpu.state().gpr[kRax] & low_bits(8u * insn.address_size)));
+  cpu.flush_tlb();
   return {};
 }
 
