@@ -8,6 +8,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include <array>
+#include <atomic>
+
 #include "abi/objects.h"
 #include "anykvm/anykvm.h"
 #include "base/fd.h"
@@ -32,16 +35,47 @@ namespace {
 
 bool is_kvm_request(long request) { return (request >> 8 & 0xff) == KVMIO; }
 
+// Files that were an engine's when a descriptor of theirs was looked at: their names take the kernel ten
+// times as long as their numbers.
+class KnownFiles {
+ public:
+  bool has(int fd, const struct stat& status) const {
+    const Place& place = place_of(fd);
+    return place.number.load() == status.st_ino && place.device.load() == status.st_dev;
+  }
+  void note(int fd, const struct stat& status) {
+    Place& place = place_of(fd);
+    place.number.store(0);  // is no file's
+    place.device.store(status.st_dev);
+    place.number.store(status.st_ino);
+  }
+
+ private:
+  struct Place {
+    std::atomic<u64> number{0}, device{0};
+  };
+  Place& place_of(int fd) { return m_places[static_cast<unsigned>(fd) % m_places.size()]; }
+  const Place& place_of(int fd) const { return m_places[static_cast<unsigned>(fd) % m_places.size()]; }
+
+  std::array<Place, 512> m_places;
+};
+KnownFiles g_known_files;
+
 // The file behind `fd` is one that an engine made, here or in the process that it came from: a memfd of its
 // name.
 bool is_named_as_engines(int fd) {
+  struct stat status;
+  if (raw_syscall(SYS_fstat, fd, reinterpret_cast<long>(&status)) < 0 || !S_ISREG(status.st_mode))
+    return false;
+  if (g_known_files.has(fd, status)) return true;
   constexpr char kPrefix[] = "/memfd:anykvm";
-  if (fd < 0) return false;
   char link[32], target[sizeof kPrefix - 1];
   name_descriptor(fd, link);
   const long size =
       raw_syscall(SYS_readlink, reinterpret_cast<long>(link), reinterpret_cast<long>(target), sizeof target);
-  return size == sizeof target && memcmp(target, kPrefix, sizeof target) == 0;
+  if (size != sizeof target || memcmp(target, kPrefix, sizeof target) != 0) return false;
+  g_known_files.note(fd, status);
+  return true;
 }
 
 bool is_engines(int fd) { return engine_in_use() && is_named_as_engines(fd); }

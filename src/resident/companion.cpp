@@ -9,7 +9,9 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
+#include <bit>
 #include <new>
 
 #include "base/fd.h"
@@ -44,6 +46,19 @@ void wake(std::atomic<u32>& word) {
   raw_syscall(SYS_futex, reinterpret_cast<long>(&word), FUTEX_WAKE_PRIVATE, 1);
 }
 
+// Some 20 us, about as long as it takes to wake somebody on another processor; none where there is no other.
+constexpr u64 kMostPatience = 50'000;
+std::atomic<u64> g_most_patience{0};
+
+void learn_about_processors() {
+  u64 processors[128] = {};
+  const long size =
+      raw_syscall(SYS_sched_getaffinity, 0, sizeof processors, reinterpret_cast<long>(processors));
+  int count = 0;
+  for (u64 some : processors) count += std::popcount(some);
+  g_most_patience.store(size > 0 && count > 1 ? kMostPatience : 0);
+}
+
 // What ends a KVM_RUN, and faults. All others are blocked, as in the trap that asked for the thread.
 void open_signals() {
   u64 signals = 0;
@@ -53,25 +68,53 @@ void open_signals() {
 
 }  // namespace
 
+template <class Ready>
+bool Patience::look(Ready ready) const {
+  const u64 begin = __rdtsc();
+  do {
+    if (ready()) return true;
+    _mm_pause();
+  } while (__rdtsc() - begin < m_cycles);
+  return false;
+}
+
+void Patience::waited(u64 cycles) {
+  const u64 most = g_most_patience.load(std::memory_order_relaxed);
+  m_cycles = cycles < most ? most : m_cycles / 2;
+}
+
 // What the companion's own thread does.
 struct CompanionThread {
   static void* body(void* raw) {
     auto* self = static_cast<Companion*>(raw);
     name_this_thread("anykvm-ioctls");
-    for (;;) {
-      u32 state;
-      while ((state = self->m_state.load()) != kPosted && state != kLeave) wait_while(self->m_state, state);
-      if (state == kLeave) break;
+    while (wait_for_request(*self)) {
       if (self->m_ended) core::signal_arrives_with_next_run();
       self->m_result = self->m_request.function(self->m_request);
-      const bool announce = self->m_announce;
+      self->m_done_at = __rdtsc();
       self->m_state.store(kDone);
-      wake(self->m_state);
-      if (announce) eventfd_write(self->m_done, 1);
+      // Who waits as it finds the state decides before it looks at that once more.
+      const u32 wait = self->m_wait.load();
+      if (wait == Companion::kSleeps) wake(self->m_state);
+      if (wait == Companion::kPolls) eventfd_write(self->m_done, 1);
     }
     Fd done(self->m_done);
     delete self;
     return nullptr;
+  }
+
+  // False: it is to leave.
+  static bool wait_for_request(Companion& self) {
+    const u64 begin = __rdtsc();
+    u32 state;
+    const auto arrived = [&] { return (state = self.m_state.load()) == kPosted || state == kLeave; };
+    if (!self.m_companion.look(arrived)) {
+      self.m_sleeps.store(true);
+      while (!arrived()) wait_while(self.m_state, state);
+      self.m_sleeps.store(false);
+    }
+    self.m_companion.waited(self.m_posted_at - begin);
+    return state == kPosted;
   }
 
   static Companion* make() {
@@ -128,6 +171,7 @@ template <class Function>
 }
 
 bool start_maker() {
+  learn_about_processors();
   return with_own_storage([] {
     pthread_t thread;
     return pthread_create(&thread, nullptr, CompanionThread::make_companions, nullptr) == 0;
@@ -203,15 +247,25 @@ Companion* Companion::of_this_thread() {
 
 void Companion::post(const Request& request) {
   m_request = request;
+  m_wait.store(kLooks);
+  m_posted_at = __rdtsc();
   m_state.store(kPosted);
-  wake(m_state);
+  if (m_sleeps.load()) wake(m_state);
+}
+
+bool Companion::look_for_end() {
+  return m_program.look([this] { return m_state.load() == kDone; });
 }
 
 long Companion::call(const Request& request) {
   if (m_state.load() != kIdle) interrupt_until_done();
-  m_announce = m_ended = false;
+  m_ended = false;
   post(request);
-  while (m_state.load() != kDone) wait_while(m_state, kPosted);
+  if (!look_for_end()) {
+    m_wait.store(kSleeps);
+    while (m_state.load() != kDone) wait_while(m_state, kPosted);
+  }
+  m_program.waited(m_done_at - m_posted_at);
   m_state.store(kIdle);
   return m_result;
 }
@@ -219,26 +273,48 @@ long Companion::call(const Request& request) {
 // A request of which somebody left the handler by longjmp, or that a signal ends.
 void Companion::interrupt_until_done() {
   constexpr timespec kPause{0, 1'000'000};
+  m_wait.store(kSleeps);
   while (m_state.load() == kPosted) {
     raw_syscall(SYS_tgkill, raw_syscall(SYS_getpid), m_thread, SIGSYS);
     wait_while(m_state, kPosted, &kPause);
   }
+  m_interrupted_result = m_result;
   m_state.store(kIdle);
 }
 
-void Companion::take_announcements() {
-  u64 count;
-  raw_syscall(SYS_read, m_done, reinterpret_cast<long>(&count), sizeof count);
+namespace {
+
+// The trap blocks all signals: those of the program's that have come and that KVM_RUN is to let in.
+bool signals_wait(u64 mask) {
+  u64 pending = 0;
+  raw_syscall(SYS_rt_sigpending, reinterpret_cast<long>(&pending), sizeof pending);
+  return pending & ~mask;
 }
+
+void empty(int eventfd) {
+  u64 count;
+  raw_syscall(SYS_read, eventfd, reinterpret_cast<long>(&count), sizeof count);
+}
+
+}  // namespace
 
 long Companion::run(const Request& request, u64 mask, int ending) {
   if (m_state.load() != kIdle) interrupt_until_done();
-  take_announcements();
-  m_announce = true;
   pollfd pending{ending, POLLIN, 0};
   m_ended = ending >= 0 && raw_syscall(SYS_poll, reinterpret_cast<long>(&pending), 1, 0) > 0;
+  const bool waiting = signals_wait(mask);
   post(request);
+  if (waiting || !look_for_end()) sleep_through_run(mask, ending);
+  if (m_state.load() == kIdle) return m_interrupted_result;
+  m_program.waited(m_done_at - m_posted_at);
+  m_state.store(kIdle);
+  return m_result;
+}
+
+void Companion::sleep_through_run(u64 mask, int ending) {
   Task* task = this_task();
+  empty(m_done);  // of a request that was interrupted
+  m_wait.store(kPolls);
   while (m_state.load() == kPosted) {
     pollfd watched[] = {{m_done, POLLIN, 0}, {ending, POLLIN, 0}};
     // Handlers run in here, and their system calls trap.
@@ -246,18 +322,16 @@ long Companion::run(const Request& request, u64 mask, int ending) {
     const long ready = system_call(SYS_ppoll, reinterpret_cast<long>(watched), 2, 0,
                                    reinterpret_cast<long>(&mask), sizeof mask);
     task->selector = 0;
-    if (ready == -EINTR || watched[1].revents) interrupt_until_done();
-    if (ready > 0) take_announcements();
+    // A handler that asked the companion for something has done that already.
+    if ((ready == -EINTR || watched[1].revents) && m_state.load() != kIdle) interrupt_until_done();
+    if (ready > 0) empty(m_done);
   }
-  if (m_state.load() == kIdle) return m_result;
-  m_state.store(kIdle);
-  return m_result;
 }
 
 void Companion::leave() {
   if (m_state.load() != kIdle) interrupt_until_done();
   m_state.store(kLeave);
-  wake(m_state);
+  if (m_sleeps.load()) wake(m_state);
 }
 
 void interrupted_companion() { core::signal_arrived_here(); }

@@ -34,6 +34,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -331,6 +332,36 @@ static void test_blocked_faults(void) {
     expect("a division by zero with SIGFPE blocked", handles_division(&machine));
     expect("SIGFPE is blocked as before", sigprocmask(SIG_UNBLOCK, &fault, &now) == 0 && sigismember(&now, SIGFPE));
   }
+  end_machine(&machine);
+}
+
+/* --- a handler that uses KVM in the middle of KVM_RUN --- */
+
+static int handler_file, handler_answer;
+static void ask_api_version(int signal) {
+  (void)signal;
+  const int saved = errno;
+  handler_answer = ioctl(handler_file, KVM_GET_API_VERSION, 0);
+  errno = saved;
+}
+
+static void test_handler(void) {
+  static const unsigned char loop[] = {0xeb, 0xfe};
+  const struct itimerval soon = {{0, 0}, {0, 10000}};
+  struct sigaction action = {0}, before;
+  struct machine machine;
+  struct kvm_regs regs = {.rip = 0x100, .rsp = 0x800, .rflags = 2};
+  make_machine(&machine);
+  memcpy(machine.memory + 0x100, loop, sizeof loop);
+  handler_file = machine.device;
+  action.sa_handler = ask_api_version;
+  sigaction(SIGALRM, &action, &before);
+  expect("registers", ioctl(machine.vcpu, KVM_SET_REGS, &regs) == 0);
+  setitimer(ITIMER_REAL, &soon, NULL);
+  expect("a signal ends KVM_RUN whatever its handler does",
+         fails_with(ioctl(machine.vcpu, KVM_RUN, 0), EINTR));
+  expect("the handler's call", handler_answer == KVM_API_VERSION);
+  sigaction(SIGALRM, &before, NULL);
   end_machine(&machine);
 }
 
@@ -750,6 +781,7 @@ int main(int argc, char** argv) {
   test_copying();
   test_waiting();
   test_blocked_faults();
+  test_handler();
   test_closing();
   test_closing_others();
   test_fork();
