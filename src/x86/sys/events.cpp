@@ -193,8 +193,8 @@ Guest<Event::Aftermath> deliver_by_mode(Cpu& cpu, const Event& event) {
 // One attempt. A stop: nothing has changed.
 Guest<Event::Aftermath> deliver_once(Cpu& cpu, const Event& event) {
   CpuState& state = cpu.state();
-  if (state.svm.guest_mode)
-    cpu.set_delivering(svm::describe_event(event.type, event.vector, event.has_error, event.error));
+  const bool nested = state.svm.guest_mode;
+  if (nested) cpu.set_delivering(svm::describe_event(event.type, event.vector, event.has_error, event.error));
   const u64 rip = state.rip;
   state.rip = event.return_rip.value_or(rip);
   auto result = deliver_by_mode(cpu, event);
@@ -202,7 +202,7 @@ Guest<Event::Aftermath> deliver_once(Cpu& cpu, const Event& event) {
     state.rip = rip;
     return with_ext(result.error(), event.external);
   }
-  cpu.set_delivering(0);
+  if (nested) cpu.set_delivering(0);
   state.events.shadow = 0;
   cpu.mode_changed();
   return result;
@@ -362,8 +362,10 @@ void apply_payload(CpuState& state, const GuestFault& fault) {
 }
 
 Guest<void> deliver_fault(Cpu& cpu, const GuestFault& fault) {
-  cpu.set_delivering(0);
-  TRY(check_exception_intercept(cpu, fault));
+  if (cpu.state().svm.guest_mode) {
+    cpu.set_delivering(0);
+    TRY(check_exception_intercept(cpu, fault));
+  }
   apply_payload(cpu.state(), fault);
   return deliver_combined(cpu, event_of_fault(cpu.model(), fault), severity(fault.vector));
 }
@@ -375,7 +377,7 @@ Guest<void> deliver_interrupt(Cpu& cpu, u8 vector, EventKind kind) {
 Guest<void> raise_interrupt(Cpu& cpu, u8 vector, EventKind kind) {
   if (kind == EventKind::kTrap) TRY(check_exception_intercept(cpu, {.vector = vector}, cpu.state().rip));
   auto result = deliver_once(cpu, event_of_interrupt(vector, kind));
-  cpu.set_delivering(0);  // the instruction is executed again
+  if (cpu.state().svm.guest_mode) cpu.set_delivering(0);  // the instruction is executed again
   if (!result.ok()) return result.error();
   return result.value() ? deliver_fault(cpu, *result.value()) : Guest<void>{};
 }

@@ -357,7 +357,7 @@ void Emitter::emit_far_exit(const FarExit& exit) {
 
 void Emitter::emit_miss(const Miss& miss) {
   const bool slot = MissInfo::has_slot(miss.info), by_delta = miss.base != kNoRegister;
-  const u8* thunk = slot ? m_thunks.slot_miss[mode.nested][MissInfo::write(miss.info)] : m_thunks.tlb_miss;
+  const u8* thunk = slot ? m_thunks.slot_miss[mode.nested()][MissInfo::write(miss.info)] : m_thunks.tlb_miss;
   a.bind(miss.entry);
   if (by_delta) {
     load_linear(kAddress, miss);

@@ -44,8 +44,8 @@ Mode compute_mode(const CpuState& state) {
   mode.step = state.rflags & kFlagTf;
   // Alignment checks look at every access (SDM 3A 6.15, #AC).
   mode.slow = (state.cr0 & kCr0Am) && (state.rflags & kFlagAc) && state.cpl == 3;
-  mode.nested = state.svm.guest_mode;
-  mode.traps_inline = state.svm.intercepts(Intercept::kPushf) || state.svm.intercepts(Intercept::kPause);
+  mode.traps_inline = state.svm.guest_mode &&
+                      (state.svm.intercepts(Intercept::kPushf) || state.svm.intercepts(Intercept::kPause));
   mode.cs_base = mode.code64() ? 0 : state.segments[kCs].base;
   return mode;
 }
@@ -53,12 +53,8 @@ Mode compute_mode(const CpuState& state) {
 bool Mode::may_roam() const { return code64() && cpl == 3 && !step && !slow && optimizations().roaming; }
 
 std::size_t ModeHash::operator()(const Mode& m) const {
-  u64 flags = m.flat | m.protected_ << 1 | m.long_mode << 2 | m.x87 << 3 | m.wait << 4 | m.sse << 5 |
-              m.avx << 6 | m.avx512 << 7 | m.step << 8 | m.slow << 9 | m.narrow << 10 |
-              m.counts_instructions << 11 | m.counts_branches << 12 | m.counters_overflow << 13 |
-              m.counts_accesses << 14 | m.nested << 15 | m.traps_inline << 16;
-  u64 sizes = u64{m.code_bits} | u64{m.stack_bytes} << 8 | u64{m.mmu} << 16 | u64{m.cpl} << 24;
-  return ((flags << 32 | sizes) ^ m.cs_base * 0x9e3779b97f4a7c15) * 0x9e3779b97f4a7c15;
+  const auto [flags, cs_base] = m.words();
+  return (flags ^ flags >> 29 ^ cs_base * 0x9e3779b97f4a7c15) * 0x9e3779b97f4a7c15;
 }
 
 }  // namespace anykvm::x86

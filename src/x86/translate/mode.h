@@ -2,6 +2,8 @@
 // What translated code is specialised for: the parts of the CPU state that change how instructions are
 // translated. Owner: nobody; plain values. Any thread.
 
+#include <array>
+#include <bit>
 #include <functional>
 
 #include "base/types.h"
@@ -25,17 +27,22 @@ struct Mode {
   bool avx512 : 1 = false;
   bool step : 1 = false;          // one instruction a block, no links (TF, guest debug)
   bool slow : 1 = false;          // memory accesses by the C++ path: MMIO, page crossing, code pages
-  bool nested : 1 = false;        // the guest of a hypervisor that is a guest (state/vmcb.h)
-  bool traps_inline : 1 = false;  // whose hypervisor wants to see PUSHF or PAUSE
+  bool traps_inline : 1 = false;  // nested, and the hypervisor wants to see PUSHF or PAUSE
   bool narrow : 1 = false;        // every access checks for itself (translate/access_groups.h)
   // For performance counters (sys/pmu.h): what the code counts, and whether it looks for overflows.
   bool counts_instructions : 1 = false;
   bool counts_branches : 1 = false;
   bool counts_accesses : 1 = false;
   bool counters_overflow : 1 = false;
+  u16 unused = 0;
   u64 cs_base = 0;  // outside 64-bit mode
 
-  bool operator==(const Mode&) const = default;
+  // All of it without padding, since modes are compared at each change of the privilege level.
+  using Words = std::array<u64, 2>;
+  Words words() const { return std::bit_cast<Words>(*this); }
+  bool operator==(const Mode& other) const { return words() == other.words(); }
+  // The code is that of a hypervisor's guest (state/vmcb.h).
+  bool nested() const { return mmu >= kMmuNested; }
   bool counts() const { return counts_instructions || counts_branches || counts_accesses; }
   bool code64() const { return code_bits == 64; }
   // Addresses that translated code may look up in the TLB directly.
@@ -44,6 +51,8 @@ struct Mode {
   // (Block::roams).
   bool may_roam() const;
 };
+
+static_assert(sizeof(Mode) == sizeof(Mode::Words));
 
 Mode compute_mode(const CpuState& state);
 // The TLB that accesses of the running code go by.

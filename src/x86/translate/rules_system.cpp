@@ -86,7 +86,7 @@ void emit_rdtsc(Emitter& e, const Decoded& d, const Policy& policy) {
   e.a.shl(rdx, 32);
   e.a.or_(rdx, rax);
   e.a.add(rdx, host::gs(offsetof(CpuState, tsc_offset)));
-  if (e.mode.nested) e.a.add(rdx, host::gs(offsetof(CpuState, svm) + offsetof(SvmState, tsc_offset)));
+  if (e.mode.nested()) e.a.add(rdx, host::gs(offsetof(CpuState, svm) + offsetof(SvmState, tsc_offset)));
   e.a.mov(eax, edx);
   e.a.shr(rdx, 32);
   e.a.bind(done);

@@ -12,11 +12,6 @@ void Cpu::set_pending_vmexit(const svm::PendingExit& exit) { m_private->vmexit =
 namespace svm {
 namespace {
 
-Guest<void> stop_if(Cpu& cpu, bool intercepted, u64 code) {
-  if (!cpu.state().svm.guest_mode || !intercepted) return {};
-  return stop_for_hypervisor(cpu, code);
-}
-
 // A bit of a permission map. One that is not in RAM permits nothing.
 bool map_bit(Cpu& cpu, u64 map, u64 number) {
   u8 byte = 0;
@@ -49,24 +44,18 @@ GuestStop stop_for_hypervisor(Cpu& cpu, u64 code, u64 info_1, u64 info_2) {
   return GuestStop::vmexit();
 }
 
-Guest<void> check_cr_read(Cpu& cpu, unsigned number) {
-  return stop_if(cpu, has_bit(cpu.state().svm.control.cr_read, number), kExitReadCr0 + number);
-}
+namespace nested {
 
-Guest<void> check_cr_write(Cpu& cpu, unsigned number) {
-  return stop_if(cpu, has_bit(cpu.state().svm.control.cr_write, number), kExitWriteCr0 + number);
+Guest<void> check_cr(Cpu& cpu, unsigned number, bool write) {
+  const VmcbControl& control = cpu.state().svm.control;
+  if (!has_bit(write ? control.cr_write : control.cr_read, number)) return {};
+  return stop_for_hypervisor(cpu, (write ? kExitWriteCr0 : kExitReadCr0) + number);
 }
 
 Guest<void> check_dr(Cpu& cpu, unsigned number, bool write) {
   const VmcbControl& control = cpu.state().svm.control;
-  return stop_if(cpu, has_bit(write ? control.dr_write : control.dr_read, number),
-                 (write ? kExitWriteDr0 : kExitReadDr0) + number);
-}
-
-Guest<void> check_cr0_selective_write(Cpu& cpu, u64 value) {
-  constexpr u64 kNotSelected = kCr0Ts | kCr0Mp;
-  if (!((cpu.state().cr0 ^ value) & ~kNotSelected)) return {};
-  return check(cpu, Intercept::kCr0SelectiveWrite);
+  if (!has_bit(write ? control.dr_write : control.dr_read, number)) return {};
+  return stop_for_hypervisor(cpu, (write ? kExitWriteDr0 : kExitReadDr0) + number);
 }
 
 Guest<void> check_msr(Cpu& cpu, u32 index, bool write) {
@@ -87,5 +76,6 @@ Guest<void> check_io(Cpu& cpu, const Insn& insn, const PortAccess& access) {
   return check(cpu, Intercept::kIoio, describe(insn, access), state.rip);
 }
 
+}  // namespace nested
 }  // namespace svm
 }  // namespace anykvm::x86

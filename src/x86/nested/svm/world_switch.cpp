@@ -93,6 +93,13 @@ void load_guest(Cpu& cpu, const VmcbSave& save) {
   svm.gif = true;
 }
 
+// PAE paging without nested paging has them in registers. False: one has reserved bits set.
+bool load_guest_pdptes(Cpu& cpu) {
+  CpuState& state = cpu.state();
+  if (state.svm.nested_paging() || paging_mode(state) != PagingMode::kPae) return true;
+  return load_pdptes(state, cpu.machine().memory(), state.cr3, cpu.model().physical_address_bits()).ok();
+}
+
 // --- EVENTINJ, APM 2 15.20 ---
 
 void inject(Cpu& cpu, u64 event) {
@@ -264,6 +271,10 @@ Guest<void> enter_guest(Cpu& cpu, Gpa vmcb) {
   svm.control = control;
   svm.guest_mode = true;
   load_guest(cpu, save);
+  if (!load_guest_pdptes(cpu)) {
+    leave_guest(cpu, {.code = kExitInvalid}, 0);
+    return {};
+  }
   inject(cpu, control.event_inj);
   cpu.mode_changed();
   cpu.entering_nested(tags_of(state), control.tlb_control != kTlbKeep);
