@@ -162,21 +162,32 @@ add_module() {
   cp "$file" "$3/$(printf %02d "$(find "$3" -name '*.ko' | wc -l)")-$(basename "$file")"
 }
 
+# make_modules_initrd PACKAGE_DIR DIR INIT MODULE...: DIR/initrd.gz
+make_modules_initrd() {
+  local package=$1 dir=$2 init=$3 module
+  shift 3
+  start_initrd "$dir/initrd" "$init"
+  mkdir "$dir/initrd/modules" "$dir/initrd/mnt"
+  for module in "$@"; do add_module "$package" "$module" "$dir/initrd/modules"; done
+  pack_initrd "$dir/initrd" "$dir/initrd.gz"
+}
+
+# The guest that is a hypervisor, in $guest_dir/nested: the same kernel, and KVM. Tests lay its own guest over it.
 make_devices_guest() {
-  local dir=$guest_dir/devices init=$root/tests/guests/devices/init package part module
+  local dir=$guest_dir/devices nested=$guest_dir/nested guests=$root/tests/guests package part
   package=$(image_package "${DEVICES_KERNEL:-linux-image-amd64}" || image_package linux-image-generic) ||
     die "no kernel package with drivers found; name one with DEVICES_KERNEL=linux-image-..."
-  if [ "$dir/initrd.gz" -nt "$init" ] && [ "$dir/initrd.gz" -nt "${BASH_SOURCE[0]}" ]; then return; fi
+  if [ "$dir/initrd.gz" -nt "$guests/devices/init" ] && [ "$nested/initrd.gz" -nt "$guests/nested/init" ] &&
+    [ "$dir/initrd.gz" -nt "${BASH_SOURCE[0]}" ]; then return; fi
   rm -rf "$dir/package"
   # Ubuntu has the modules in packages of their own.
   for part in "$package" "${package/image/modules}" "${package/image/modules-extra}"; do
     ! is_package "$part" || unpack_package "$part" "$dir/package"
   done
   mv "$dir"/package/boot/vmlinuz-* "$dir/vmlinuz" || die "$package has no kernel"
-  start_initrd "$dir/initrd" "$init"
-  mkdir "$dir/initrd/modules" "$dir/initrd/mnt"
-  for module in "${device_modules[@]}"; do add_module "$dir/package" "$module" "$dir/initrd/modules"; done
-  pack_initrd "$dir/initrd" "$dir/initrd.gz"
+  make_modules_initrd "$dir/package" "$nested" "$guests/nested/init" kvm-amd
+  ln -sfn ../devices/vmlinuz "$nested/vmlinuz"
+  make_modules_initrd "$dir/package" "$dir" "$guests/devices/init" "${device_modules[@]}"
   rm -rf "$dir/package"
 }
 
