@@ -30,7 +30,7 @@ Result<std::unique_ptr<CodeCache>> CodeCache::create() {
   cache->m_memory = TRY(CodeMemory::create(kCodeBytes));
   cache->m_records = TRY(RecordMemory::create(kRecordBytes));
   cache->m_blocks.emplace(*cache->m_records);
-  cache->m_thunks = make_thunks(*cache->m_memory);
+  cache->m_thunks = make_thunks(*cache->m_memory, cache->m_records->at<u8>(0));
   cache->m_after_thunks = cache->m_memory->next();
   auto functions = generated_functions(cache->m_thunks, cache->m_after_thunks, cache->m_memory->end());
   for (const GeneratedFunction& f : functions) {

@@ -69,6 +69,7 @@ struct Context : InZeroedMemory {
   u64 lent[LoopRegisters::kMost] = {};
   u64 spill = 0;  // flag saves
   u64 jump_spill = 0;
+  u32 far_misses_left = kFarMissesAside;
   // By Counted: how many until a performance counter overflows, which it has if negative (sys/pmu.h).
   u64 events_left[kCountedByCode] = {};
   u64 value = 0;  // an operand that outlives a second memory access of its instruction
@@ -118,7 +119,7 @@ struct Context : InZeroedMemory {
   u64 slow_flags = 0;
 
   // Of blocks that roam, by Block::code_page: the linear page at which they run, or ran last. Entries of the
-  // jump cache lead to no others.
+  // jump cache lead to no others. 0: none, always 0.
   u64 code_pages[kCodePages];
 
   alignas(16) JumpEntry jumps[kJumpCacheEntries];

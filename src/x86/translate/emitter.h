@@ -173,6 +173,12 @@ class Emitter {
     FlagsAt flags;
   };
 
+  // Where FarLink::site is to say.
+  struct FarSite {
+    FarLink* link;
+    u32 offset;
+  };
+
   // A call of the thunk that brings the guest's vector state into the registers.
   struct VectorLoad {
     asmjit::Label entry, resume;
@@ -281,6 +287,7 @@ class Emitter {
   std::vector<Aside> m_asides;
   std::deque<Exit> m_exits;
   std::vector<FarExit> m_far_exits;
+  std::vector<FarSite> m_far_sites;
   std::vector<VectorLoad> m_vector_loads;
   std::vector<Site> m_sites;
   std::array<const FlagRecovery*, FlagPlan::kMostRecipes> m_recoveries{};

@@ -216,9 +216,17 @@ bool Emitter::jump_by_far_link(u64 target) {
   const u32 number = m_far_links.next(m_flags == FlagsAt::kHost);
   if (number == kNoFarLink) return false;
   if (target <= m_rip) poll(target);
-  const FarLink* link = m_records.make(FarLink{target, number, m_block.code_page});
+  const bool image = m_flags != FlagsAt::kHost;
+  FarLink* link = m_records.make(FarLink{.target = target - (m_block.roams ? Block::kNowhere : 0),
+                                         .flags_in_image = image,
+                                         .pair = static_cast<u16>(number / 2),
+                                         .code_page = m_block.code_page});
   a.mov(kScratch.r32(), m_records.ref(link));
-  a.jmp(host::gs(offsetof(Context, far_links) + offsetof(FarLinks, target) + 8 * std::size_t{number}));
+  a.align(asmjit::AlignMode::kCode, 8);
+  m_far_sites.push_back({link, offset()});
+  a.long_().jmp(asmjit::Imm(reinterpret_cast<u64>(m_thunks.far_miss[image])));
+  constexpr u8 kRestOfJumpByPlace[3] = {0xcc, 0xcc, 0xcc};  // far_links.cpp
+  a.embed(kRestOfJumpByPlace, sizeof kRestOfJumpByPlace);
   return true;
 }
 
@@ -440,6 +448,7 @@ Block* Emitter::finish(u32 start) {
   }
   emit_cache_miss(m_cache_miss, kNoRecord);
   emit_cache_miss(m_indirect_miss, m_records.ref(block) | kIndirectBranch);
+  for (const FarSite& site : m_far_sites) site.link->site = (start + site.offset) / 8 & 0x7fffffff;
   return block;
 }
 

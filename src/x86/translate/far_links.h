@@ -3,9 +3,12 @@
 //
 //   mov r11d, FarLink      jmp gs:[target of its number]
 //
-// which leads to the target's code, or, while it is empty, to a thunk that looks into the jump cache and
-// fills the place from there (anykvm_follow_far_link). So flags stay where they are, and the code in between
-// is short. A place is right as long as the entry of the jump cache that it was filled from would be, so all
+// which leads to the target's code, or, while it is empty, to a thunk that looks into the jump cache, and now
+// and then fills the place from there (anykvm_follow_far_link). So flags stay where they are, and the code in
+// between is short. Before any vCPU has filled its place, the second instruction is a jump to the thunk:
+// processors are slower ever after with an indirect jump that has led to two targets.
+//
+// A place is right as long as the entry of the jump cache that it was filled from would be, so all
 // that flushes those empties places, too (Context). Owner: FarLinks, Context of one vCPU, only its thread but
 // for prepare(); FarLinkNumbers, CodeCache, whose mutex is held.
 
@@ -21,11 +24,18 @@ namespace anykvm::x86 {
 inline constexpr u32 kFarLinks = 131072;
 inline constexpr u32 kNoFarLink = ~u32{0};
 
+// One in so many that find their place empty fills it. So code that runs once or twice, or is flushed soon,
+// goes by the jump cache, which has one entry for all that jump to the same.
+inline constexpr u32 kFarMissesAside = 32;
+
 // What the thunk knows of a jump. As long as its code.
 struct FarLink {
-  u64 target = 0;  // RIP, of a block that roams as Block::rip
-  u32 number = 0;
-  u16 code_page = 0;  // Block::code_page; 0: does not roam
+  u64 target = 0;              // RIP; in a block that roams, from its linear page on
+  u32 flags_in_image : 1 = 0;  // else they are in the host's register
+  u32 site : 31 = 0;           // eighths of the distance of the jump to its place in the code memory
+  u16 pair = 0;                // half the number
+  u16 code_page = 0;           // Block::code_page; 0: does not roam
+  u32 number() const { return 2u * pair + flags_in_image; }
 };
 
 // SAFETY: only ever made in a Context, so what no initializer names is zero.
@@ -40,10 +50,11 @@ struct FarLinks {
   void prepare(u32 first, u32 end) {
     for (u32 number = first; number < end; ++number) empty(number);
   }
-  // An empty place. `global`: to a global page, from code that is at one address.
+  // `global`: to a global page, from code that is at one address.
   void fill(const FarLink& link, u64 to, bool global) {
-    target[link.number] = to;
-    m_journal[global][m_filled[global]++] = link.number;
+    u64& place = target[link.number()];
+    if (place == m_empty[link.flags_in_image]) m_journal[global][m_filled[global]++] = link.number();
+    place = to;
     m_from.add(link.code_page);
   }
   u32 filled() const { return m_filled[0] + m_filled[1]; }

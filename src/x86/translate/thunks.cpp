@@ -102,12 +102,13 @@ void make_jump_miss(Assembler& a, bool user, const u8* leave) {
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave)));
 }
 
-// Flags are in the image.
-void make_far_miss(Assembler& a, const u8* leave) {
+// R11 = FarLink, R10 = target; flags are in the image.
+void fill_far_link(Assembler& a, const u8* leave) {
   asmjit::Label miss = a.newLabel();
+  a.mov(ANYKVM_GS(far_misses_left), kFarMissesAside);
   save_caller_saved(a);
   a.mov(rdi, ANYKVM_GS(self));
-  a.mov(esi, r11d);
+  a.mov(rsi, ANYKVM_GS(jump_spill));
   a.call(asmjit::Imm(reinterpret_cast<u64>(&anykvm_follow_far_link)));
   a.mov(r10, rax);
   load_caller_saved(a);
@@ -117,6 +118,41 @@ void make_far_miss(Assembler& a, const u8* leave) {
   a.jmp(r10);
   a.bind(miss);
   a.jmp(asmjit::Imm(reinterpret_cast<u64>(leave)));
+}
+
+// The jump cache has what the place has not, in most cases. Flags are in the image.
+void make_far_miss(Assembler& a, const u8* const (&jump_miss)[2], const u8* leave, const u8* records) {
+  asmjit::Label fill = a.newLabel(), miss = a.newLabel(), kernel = a.newLabel(), kernel_miss = a.newLabel();
+  const auto is_user = [&a] { a.cmp(ANYKVM_GS(state.cpl), 3); };
+  a.mov(ANYKVM_GS(jump_spill), r11);
+  a.mov(r10, reinterpret_cast<u64>(records));
+  a.add(r11, r10);
+  a.movzx(r10d, word_ptr(r11, offsetof(FarLink, code_page)));
+  a.mov(r10, host::gs_indexed(offsetof(Context, code_pages), r10));
+  a.add(r10, ptr(r11, offsetof(FarLink, target)));
+  a.mov(ANYKVM_GS(state.rip), r10);
+  a.dec(ANYKVM_GS(far_misses_left));
+  a.jz(fill);
+  a.rorx(r11, r10, 12);
+  a.xor_(r11d, r10d);
+  a.and_(r11d, kJumpIndexMask);
+  is_user();
+  a.jne(kernel);
+  a.add(r11d, first_jumps(true) * 2);
+  a.bind(kernel);
+  a.add(r10, ANYKVM_GS(stamp));
+  a.add(r10, host::gs_indexed(offsetof(Context, jumps) + offsetof(JumpEntry, tag), r11));
+  a.jnz(miss);
+  a.jmp(host::gs_indexed(offsetof(Context, jumps) + offsetof(JumpEntry, target), r11));
+  a.bind(miss);
+  a.mov(r11d, kNoRecord);
+  is_user();
+  a.jne(kernel_miss);
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(jump_miss[1])));
+  a.bind(kernel_miss);
+  a.jmp(asmjit::Imm(reinterpret_cast<u64>(jump_miss[0])));
+  a.bind(fill);
+  fill_far_link(a, leave);
 }
 
 // The common end of thunks whose C++ part wants to leave: every register is saved, the caller's return
@@ -364,17 +400,18 @@ extern "C" u64 slow_commit_from_thunk(Context* context, u64, const SlowSite* sit
 
 }  // namespace
 
-Thunks make_thunks(CodeMemory& memory) {
+Thunks make_thunks(CodeMemory& memory, const u8* records) {
   Thunks t;
   t.enter = reinterpret_cast<RecordRef (*)(Context*, const u8*)>(assemble(memory, make_enter));
   t.leave_flags_in_image = assemble(memory, make_leave_flags_in_image);
   for (bool user : {false, true})
     t.jump_miss[user] =
         assemble(memory, [&](Assembler& a) { make_jump_miss(a, user, t.leave_flags_in_image); });
-  t.far_miss[1] = assemble(memory, [&](Assembler& a) { make_far_miss(a, t.leave_flags_in_image); });
+  auto far_miss = [&](Assembler& a) { make_far_miss(a, t.jump_miss, t.leave_flags_in_image, records); };
+  t.far_miss[1] = assemble(memory, far_miss);
   t.far_miss[0] = assemble(memory, [&](Assembler& a) {
     host::save_flags(a);
-    make_far_miss(a, t.leave_flags_in_image);
+    far_miss(a);
   });
   t.leave_flags_in_host = assemble(memory, [](Assembler& a) {
     host::save_flags(a);

@@ -26,7 +26,8 @@ struct Thunks {
   // Jumped to where the jump cache does not have state.rip at its first place: goes on at the second one, or
   // leaves. Flags are in the image, R11 as above.
   const u8* jump_miss[2] = {};  // the second: of user code
-  // Jumped to through an empty place of a far link, R11 = FarLink: with flags in the host, and in the image.
+  // Jumped to where a far link has no place or an empty one, R11 = FarLink: with flags in the host, and in
+  // the image.
   const u8* far_miss[2] = {};
   // Called from where dead blocks begin (CodeCache::divert).
   const u8* stale_flags_in_host = nullptr;
@@ -39,7 +40,7 @@ struct Thunks {
   // For guests and for nested guests, for reads and for writes: the same, by the TLB if that has the page, or
   // kSplitPages.
   const u8* slot_miss[2][2] = {};
-  const u8* helper = nullptr;    // R10 = HelperSite*
+  const u8* helper = nullptr;                 // R10 = HelperSite*
   const u8* helper_keeping_vector = nullptr;  // the same for rows with kOpKeepsVector
   const u8* gather = nullptr;           // R10 = HelperSite*, R11 = GatherInfo; sets Context::gather.done
   const u8* commit_crossing = nullptr;  // preserves flags as well
@@ -131,7 +132,8 @@ u64 anykvm_follow_far_link(Context* context, RecordRef far_link);
 void anykvm_recover_flags(Context* context, u64, const FlagRecovery* recovery);
 }
 
+// `records`: where RecordRefs count from.
 class CodeMemory;
-Thunks make_thunks(CodeMemory& memory);
+Thunks make_thunks(CodeMemory& memory, const u8* records);
 
 }  // namespace anykvm::x86
