@@ -491,6 +491,27 @@ kvm_coalesced_mmio_zone page_at_c0000() {
   return zone;
 }
 
+// mov ax,2000h; mov ds,ax; fninit; fldpi; fld1; fstp dword [0]; fstp dword es:[5000h]; hlt
+TEST(Run, x87_store_to_the_client_pops_once) {
+  if (on_real_kvm()) GTEST_SKIP() << "its emulator has no x87 instructions";
+  Guest guest({0xb8, 0x00, 0x20, 0x8e, 0xd8, 0xdb, 0xe3, 0xd9, 0xeb, 0xd9, 0xe8,
+               0xd9, 0x1e, 0x00, 0x00, 0x26, 0xd9, 0x1e, 0x00, 0x50, 0xf4});
+  ASSERT_EQ(guest.run(), 0);
+  // What is there is read first: a store that raises an exception writes nothing.
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_MMIO));
+  EXPECT_EQ(guest.shared->mmio.is_write, 0);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_MMIO));
+  EXPECT_EQ(guest.shared->mmio.is_write, 1);
+  float stored = 0;
+  std::memcpy(&stored, guest.shared->mmio.data, sizeof stored);
+  EXPECT_EQ(stored, 1.0f);
+  ASSERT_EQ(guest.run(), 0);
+  ASSERT_EQ(exit_of(guest), static_cast<unsigned>(KVM_EXIT_HLT));
+  std::memcpy(&stored, guest.memory.data() + 0x5000, sizeof stored);
+  EXPECT_EQ(stored, 3.14159274f);
+}
+
 TEST(Run, coalesced_write_lands_in_the_ring) {
   Guest guest(kWriteToTheZone);
   kvm_coalesced_mmio_zone zone = page_at_c0000();

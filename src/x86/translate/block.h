@@ -72,6 +72,7 @@ struct SlowSite {
   bool segmented = false;  // the address is an offset within `segment`; otherwise linear
   bool read = false, write = false;
   bool locked = false;             // LOCK, or XCHG
+  bool x87_store = false;          // may pop the register stack as well
   bool on_bus = false;             // slow for no other reason than SlotNumbers::goes_to_bus()
   bool first = true, last = true;  // of its instruction's accesses
   u16 size = 0;

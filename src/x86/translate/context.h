@@ -10,6 +10,7 @@
 #include "x86/mmu/access_slots.h"
 #include "x86/mmu/tlb.h"
 #include "x86/state/cpu_state.h"
+#include "x86/state/x87_state.h"
 #include "x86/translate/access_groups.h"
 #include "x86/translate/block.h"
 #include "x86/translate/event_counts.h"
@@ -117,6 +118,7 @@ struct Context : InZeroedMemory {
   std::array<u64, 16>
       slow_gpr{};  // registers and flags before the slow instruction, should its write have to wait
   u64 slow_flags = 0;
+  X87State slow_x87;  // of a store by an x87 instruction
 
   // Of blocks that roam, by Block::code_page: the linear page at which they run, or ran last. Entries of the
   // jump cache lead to no others. 0: none, always 0.

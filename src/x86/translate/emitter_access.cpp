@@ -70,6 +70,7 @@ SlowSite* Emitter::new_slow_site(SegmentIndex segment, unsigned size, bool read,
   site.first = first;
   site.last = last;
   site.locked = read && write && is_locked(*m_decoded);
+  site.x87_store = write && m_decoded->vector == VectorClass::kX87;
   site.size = static_cast<u16>(size);
   site.on_bus = mode.direct_memory() && goes_to_bus();
   site.instruction = guest_address();

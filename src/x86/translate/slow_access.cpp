@@ -141,6 +141,7 @@ extern "C" u8* anykvm_slow_access(Context* context, u64 address, const SlowSite*
   ++context->counts->slow_accesses;
   context->slow_gpr = context->state.gpr;
   context->slow_flags = context->flags_image;
+  if (site->x87_store) context->slow_x87.take(context->state);
   if (site->first) cpu.io_begin(site->rip);
   const Guest<u8*> opened = or_no_memory(cpu, [&] { return open(cpu, context, address, *site); });
   if (!opened.ok()) {
@@ -161,6 +162,7 @@ extern "C" u64 anykvm_slow_commit(Context* context, const SlowSite* site) {
     // that it began with.
     context->state.gpr = context->slow_gpr;
     context->flags_image = context->slow_flags;
+    if (site->x87_store) context->slow_x87.put_back(context->state);
     context->stop = written.error();
     context->leave = Leave::kStop;
     return 0;
