@@ -8,7 +8,7 @@ namespace {
 constexpr u64 kPresent = 1, kWritable = 2, kUser = 4, kLarge = 0x80, kNoExecute = u64{1} << 63;
 constexpr u64 kCr0Pe = 1, kCr0Pg = u64{1} << 31, kCr0Wp = 1 << 16, kCr0Et = 1 << 4, kCr0Ne = 1 << 5;
 constexpr u64 kCr4Pae = 1 << 5, kCr4Osfxsr = 1 << 9, kCr4Osxmmexcpt = 1 << 10, kCr4Osxsave = 1 << 18;
-constexpr u64 kEferSce = 1, kEferLme = 1 << 8, kEferLma = 1 << 10, kEferNx = 1 << 11;
+constexpr u64 kEferSce = 1, kEferLme = 1 << 8, kEferLma = 1 << 10, kEferNx = 1 << 11, kEferSvme = 1 << 12;
 
 template <class T>
 void put(u8* memory, u64 at, T value) {
@@ -251,6 +251,13 @@ class Writer {
         break;
     }
   }
+  // As a hypervisor: VMRUN most of the time, of a VMCB that write_vmcbs() has made or that is none.
+  void hypervisor() {
+    const u64 vmcb = kVmcbsAt + (m_random.below(kVmcbs) << 12);
+    load(0, m_random.one_in(16) ? m_random.next() : vmcb);
+    static constexpr int kOpcodes[] = {0xd8, 0xd8, 0xd8, 0xd8, 0xda, 0xdb, 0xdc, 0xdd, 0xdf};
+    bytes({0x0f, 0x01, m_random.pick(kOpcodes)});
+  }
   void noise() {
     for (u64 left = 1 + m_random.below(12); left > 0; --left) byte(m_random.next());
   }
@@ -263,6 +270,7 @@ class Writer {
   void jump() { bytes({0xeb, static_cast<int>(m_random.below(64)) - 16}); }
 
   void piece() {
+    if (m_random.one_in(m_hypervisor ? 3 : 32)) return hypervisor();
     switch (m_random.below(12)) {
       case 0:
         return device_register();
@@ -288,6 +296,7 @@ class Writer {
   CpuMode m_mode;
   u8* m_to;
   u64 m_size, m_at = 0;
+  const bool m_hypervisor = m_random.one_in(3);  // many VMRUNs
 };
 
 // --- State ---
@@ -330,16 +339,91 @@ void set_segments(CpuMode mode, kvm_sregs* s) {
   s->ldt.unusable = 1;
 }
 
+// --- Nested guests: APM 2 appendix B ---
+
+void put_segment(u8* vmcb, u64 at, const kvm_segment& s) {
+  const unsigned attributes =
+      s.type | s.s << 4 | s.dpl << 5 | s.present << 7 | s.avl << 8 | s.l << 9 | s.db << 10 | s.g << 11;
+  put(vmcb, at, s.selector);
+  put(vmcb, at + 2, static_cast<u16>(attributes));
+  put(vmcb, at + 4, s.limit);
+  put(vmcb, at + 8, s.base);
+}
+
+u64 random_event(Random& random) {
+  static constexpr u64 kTypes[] = {0, 2, 3, 3, 4, 1};
+  const u64 vector = random.below(random.one_in(4) ? 256 : 32), has_error = random.below(2) << 11;
+  return random.next() << 32 | u64{1} << 31 | has_error | random.pick(kTypes) << 8 | vector;
+}
+
+void write_control_area(Random& random, u8* vmcb) {
+  for (u64 at = 0; at < 0x18; at += 4)
+    put(vmcb, at, static_cast<u32>(random.one_in(2) ? 0 : random.next() & random.next()));
+  const auto second = static_cast<u32>(random.next() & random.next());
+  put(vmcb, 0x10, second | !random.one_in(32));  // VMRUN
+  // Permission maps.
+  put(vmcb, 0x40, random.below(0x100) << 12);
+  put(vmcb, 0x48, random.one_in(8) ? random_page(random) : random.below(0x100) << 12);
+  put(vmcb, 0x50, random.next());
+  put(vmcb, 0x58, static_cast<u32>(random.one_in(32) ? 0 : 1 + random.below(3)));  // ASID
+  put(vmcb, 0x5c, static_cast<u8>(random.below(8)));                               // TLB control
+  put(vmcb, 0x60, static_cast<u32>(random.next() & random.next()));
+  put(vmcb, 0x64, static_cast<u32>(random.below(256)));
+  put(vmcb, 0x68, random.below(2));
+  put(vmcb, 0x90, random.below(2));  // nested paging
+  put(vmcb, 0xa8, random.one_in(2) ? 0 : random_event(random));
+  put(vmcb, 0xb0, kTablesAt + (random.below(16) << 12));
+  put(vmcb, 0xc8, kCodeAt + random.below(kCodeSize));
+}
+
+void write_save_area(Random& random, u8* vmcb) {
+  kvm_sregs s{};
+  kvm_regs r{};
+  random_state(random, static_cast<CpuMode>(random.below(kCpuModes)), &s, &r);
+  put_segment(vmcb, 0x400, s.es);
+  put_segment(vmcb, 0x410, s.cs);
+  put_segment(vmcb, 0x420, s.ss);
+  put_segment(vmcb, 0x430, s.ds);
+  put_segment(vmcb, 0x440, s.fs);
+  put_segment(vmcb, 0x450, s.gs);
+  put(vmcb, 0x464, u32{s.gdt.limit});
+  put(vmcb, 0x468, s.gdt.base);
+  put_segment(vmcb, 0x470, s.ldt);
+  put(vmcb, 0x484, u32{s.idt.limit});
+  put(vmcb, 0x488, s.idt.base);
+  put_segment(vmcb, 0x490, s.tr);
+  put(vmcb, 0x4cb, static_cast<u8>(random.one_in(4) ? 3 : 0));
+  put(vmcb, 0x4d0, s.efer | kEferSvme);
+  put(vmcb, 0x548, s.cr4);
+  put(vmcb, 0x550, s.cr3);
+  put(vmcb, 0x558, s.cr0);
+  put(vmcb, 0x560, random.one_in(4) ? random.next() & 0xffffffff : u64{0x400});
+  put(vmcb, 0x568, u64{0xffff0ff0});
+  put(vmcb, 0x570, r.rflags);
+  put(vmcb, 0x578, r.rip);
+  put(vmcb, 0x5d8, r.rsp);
+  put(vmcb, 0x5f8, r.rax);
+}
+
+void write_vmcbs(Random& random, u8* memory) {
+  for (u64 i = 0; i < kVmcbs; ++i) {
+    u8* vmcb = memory + kVmcbsAt + (i << 12);
+    write_control_area(random, vmcb);
+    write_save_area(random, vmcb);
+    if (random.one_in(4)) put(vmcb, 8 * random.below(0x700 / 8), random.next());
+  }
+}
+
 }  // namespace
 
 u32 random_msr(Random& random) {
-  static constexpr u32 kKnown[] = {0x10,       0x1b,       0x3a,       0x3b,       0x48,       0x49,
-                                   0x174,      0x175,      0x176,      0x179,      0x17a,      0x1a0,
-                                   0x1d9,      0x277,      0x2ff,      0x200,      0x250,      0x400,
-                                   0x6e0,      0xc0000080, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084,
-                                   0xc0000100, 0xc0000101, 0xc0000102, 0xc0000103, 0x4b564d00, 0x4b564d01,
-                                   0x4b564d02, 0x4b564d03, 0x4b564d04, 0x40000000, 0x40000001, 0xc0010015,
-                                   0x4b564d05, 0x4b564d06, 0x4b564d07, 0xda0,      0x140,      0xce};
+  static constexpr u32 kKnown[] = {
+      0x10,       0x1b,       0x3a,       0x3b,       0x48,       0x49,       0x174,      0x175,
+      0x176,      0x179,      0x17a,      0x1a0,      0x1d9,      0x277,      0x2ff,      0x200,
+      0x250,      0x400,      0x6e0,      0xc0000080, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084,
+      0xc0000100, 0xc0000101, 0xc0000102, 0xc0000103, 0x4b564d00, 0x4b564d01, 0x4b564d02, 0x4b564d03,
+      0x4b564d04, 0x40000000, 0x40000001, 0xc0010015, 0xc0010114, 0xc0010117, 0x4b564d05, 0x4b564d06,
+      0x4b564d07, 0xda0,      0x140,      0xce};
   switch (random.below(8)) {
     case 0:
       return static_cast<u32>(random.next());
@@ -361,6 +445,7 @@ void write_program(Random& random, CpuMode mode, u8* memory) {
   write_tables(random, mode, memory);
   write_descriptors(random, mode, memory);
   Writer(random, mode, memory + kCodeAt, kCodeSize).run();
+  write_vmcbs(random, memory);
 }
 
 void random_state(Random& random, CpuMode mode, kvm_sregs* s, kvm_regs* r) {
@@ -398,6 +483,7 @@ void random_state(Random& random, CpuMode mode, kvm_sregs* s, kvm_regs* r) {
       break;
   }
   if (paged) s->cr0 |= kCr0Pg;
+  if (!random.one_in(3)) s->efer |= kEferSvme;
   // Optional features, one by one: SMEP, SMAP, PCE, TSD, VME, PSE ...
   static constexpr u64 kOptional[] = {1, 2, 4, 8, 0x10, 0x80, 0x100, 0x10000, 0x20000, 0x100000, 0x200000};
   for (u64 left = random.below(4); left > 0; --left) s->cr4 ^= random.pick(kOptional);

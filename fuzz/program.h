@@ -18,6 +18,7 @@ inline constexpr unsigned kCpuModes = 7;
 inline constexpr u64 kTablesAt = 0x10000, kTablesSize = 0x10000;  // page tables
 inline constexpr u64 kGdtAt = 0x20000, kIdtAt = 0x21000, kTssAt = 0x22000;
 inline constexpr u64 kCodeAt = 0x30000, kCodeSize = 0x20000, kStackTop = 0x60000;
+inline constexpr u64 kVmcbsAt = 0x5a000, kVmcbs = 4;  // of nested guests
 
 // Fills tables, descriptors and code for a CPU in `mode` into the first megabyte.
 void write_program(Random& random, CpuMode mode, u8* memory);

@@ -26,7 +26,7 @@ Vmcb vmcb_in(const NestedData& data) {
 
 void leave_guest_mode(x86::CpuState& state) {
   if (!state.svm.guest_mode) return;
-  if (state.svm.nested_paging()) state.msrs.pat = state.svm.host_pat;
+  if (state.svm.nested_paging()) state.msrs.pat = state.svm.host.g_pat;
   x86::svm::load_registers(state, state.svm.host);
   state.svm.guest_mode = false;
   state.svm.tsc_offset = 0;
@@ -88,7 +88,7 @@ Result<> set_nested_state(Vcpu& vcpu, const kvm_nested_state& header, const Nest
     svm.control = vmcb.control;
     svm.host = vmcb.save;
     svm.vmcb_pa = header.hdr.svm.vmcb_pa;
-    svm.host_pat = state.msrs.pat;
+    if (!svm.host.g_pat) svm.host.g_pat = state.msrs.pat;  // the kernel does not tell
     svm.tsc_offset = vmcb.control.tsc_offset;
     svm.guest_mode = true;
   } else {

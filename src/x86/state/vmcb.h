@@ -166,9 +166,8 @@ struct SvmState {
   u64 vmcb_pa = 0;        // of VMRUN
   VmcbControl control{};  // as VMRUN read it; int_ctl changes with the virtual interrupt, event_inj is valid
                           // until the event is delivered
-  VmcbSave host{};     // the hypervisor's registers
-  u64 host_pat = 0;    // while the guest has a PAT of its own
-  u64 tsc_offset = 0;  // of the guest against its hypervisor; 0 while the hypervisor runs
+  VmcbSave host{};        // the hypervisor's registers; g_pat while its guest has a PAT of its own
+  u64 tsc_offset = 0;     // of the guest against its hypervisor; 0 while the hypervisor runs
 
   bool nested_paging() const { return guest_mode && (control.nested_ctl & 1); }
   bool intercepts(Intercept which) const {

@@ -85,7 +85,7 @@ void load_guest(Cpu& cpu, const VmcbSave& save) {
   state.dr6 = save.dr6 | kDr6Fixed1;
   state.dr7 = save.dr7 | kDr7Fixed1;
   if (svm.nested_paging()) {
-    svm.host_pat = state.msrs.pat;
+    svm.host.g_pat = state.msrs.pat;
     state.msrs.pat = save.g_pat;
   }
   state.events.shadow = svm.control.int_state & 1 ? kShadowSti : 0;
@@ -181,7 +181,7 @@ void forget_events(Events& events) {
 void load_host(Cpu& cpu) {
   CpuState& state = cpu.state();
   SvmState& svm = state.svm;
-  if (svm.nested_paging()) state.msrs.pat = svm.host_pat;
+  if (svm.nested_paging()) state.msrs.pat = svm.host.g_pat;
   load_registers(state, svm.host);
   state.cpl = 0;
   state.dr7 = kDr7Fixed1;
