@@ -55,6 +55,7 @@ struct FarLinks {
     u64& place = target[link.number()];
     if (place == m_empty[link.flags_in_image]) m_journal[global][m_filled[global]++] = link.number();
     place = to;
+    m_to.add(target_number(to));
     m_from.add(link.code_page);
   }
   u32 filled() const { return m_filled[0] + m_filled[1]; }
@@ -64,6 +65,7 @@ struct FarLinks {
   void forget_all() {
     forget(m_filled[1], m_journal[1]);
     forget_local();
+    m_to.clear();
   }
   void forget_local() {
     forget(m_filled[0], m_journal[0]);
@@ -71,17 +73,26 @@ struct FarLinks {
   }
   // Those that lead to a block which is dead.
   void forget_to(const Block& block) {
+    if (!leads_to(block)) return;
     for (unsigned global : {0u, 1u}) forget_to(block, m_filled[global], m_journal[global]);
   }
 
  private:
+  static constexpr unsigned kTargetNumbers = 65536;
+  static constexpr unsigned target_number(u64 code) { return (code >> 3) % kTargetNumbers; }
+  static u64 address(const u8* code) { return reinterpret_cast<u64>(code); }
+  // May be true of others, too.
+  bool leads_to(const Block& block) const {
+    return m_to.has(target_number(address(block.code_image()))) ||
+           m_to.has(target_number(address(block.code_host())));
+  }
   void empty(u32 number) { target[number] = m_empty[number & 1]; }
   void forget(u32& filled, const u32* journal) {
     for (u32 i = 0; i < filled; ++i) empty(journal[i]);
     filled = 0;
   }
   void forget_to(const Block& block, u32& filled, u32* journal) {
-    const auto image = reinterpret_cast<u64>(block.code), host = reinterpret_cast<u64>(block.code_host());
+    const u64 image = address(block.code_image()), host = address(block.code_host());
     for (u32 i = 0; i < filled;) {
       const u64 to = target[journal[i]];
       if (to == image || to == host) {
@@ -95,8 +106,9 @@ struct FarLinks {
 
   u64 m_empty[2];
   u32 m_filled[2];
-  u32 m_journal[2][kFarLinks];  // filled places; the second: to global pages
-  EntrySet<kCodePages> m_from;  // Block::code_page of jumps whose places are filled, but for global ones
+  u32 m_journal[2][kFarLinks];    // filled places; the second: to global pages
+  EntrySet<kTargetNumbers> m_to;  // where filled places lead, or have led
+  EntrySet<kCodePages> m_from;    // Block::code_page of jumps whose places are filled, but for global ones
 };
 
 // Hands out numbers to translations. Even ones are of jumps with the flags in the host's register, odd ones

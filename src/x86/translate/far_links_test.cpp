@@ -221,6 +221,20 @@ TEST_F(FarLinkPlaces, are_empty_when_their_numbers_are_handed_out) {
   EXPECT_EQ(links->target[number], 0u);
 }
 
+// The entry with flags in the host's register comes first.
+TEST_F(FarLinkPlaces, both_entries_of_a_dead_block_are_forgotten) {
+  u8 code[32];
+  Block block;
+  block.code = code;
+  block.host_entry = -24;
+  const auto host = reinterpret_cast<u64>(code);
+  links->fill({.pair = 1}, host, true);
+  links->fill({.flags_in_image = true, .pair = 1}, host + 24, false);
+  links->forget_to(block);
+  EXPECT_EQ(links->target[2], empty(2));
+  EXPECT_EQ(links->target[3], empty(3));
+}
+
 TEST(FarLinkNumbers, of_both_kinds_come_to_an_end_and_begin_again) {
   FarLinkNumbers numbers;
   EXPECT_EQ(numbers.next(true) % 2, 0u);
