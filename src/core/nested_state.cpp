@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/vcpu.h"
+#include "x86/nested/svm/msr_map.h"
 #include "x86/nested/svm/world_switch.h"
 
 namespace anykvm::core {
@@ -91,10 +92,12 @@ Result<> set_nested_state(Vcpu& vcpu, const kvm_nested_state& header, const Nest
     if (!svm.host.g_pat) svm.host.g_pat = state.msrs.pat;  // the kernel does not tell
     svm.tsc_offset = vmcb.control.tsc_offset;
     svm.guest_mode = true;
+    vcpu.hyperv().nested_guest_enters(svm.control);
   } else {
     leave_guest_mode(state);
   }
   svm.gif = header.flags & KVM_STATE_NESTED_GIF_SET;
+  vcpu.cpu().msr_map_copy().forget();
   vcpu.cpu().state_replaced();
   return {};
 }

@@ -98,6 +98,8 @@ class Vcpu final : private x86::Platform,
   void halt_after_instruction();
   // Hyper-V's timers were set up: they are run at once, or `later`, when guest memory may be used.
   void look_at_hyperv_timers(bool later);
+  // #VMEXIT between two instructions, outside Cpu::run().
+  void leave_nested_guest(u64 code, u64 info_1 = 0);
 
   // KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
   void enforce_pv_features(bool enforce) { m_enforces_pv_features = enforce; }
@@ -229,6 +231,13 @@ class Vcpu final : private x86::Platform,
   bool fixes_hypercalls() override;
   x86::Hypercall hypercall(u32* client_call) override;
   void hypercall_answered(u32 client_call, u64 answer) override;
+  void nested_guest_enters(const x86::VmcbControl& control) override {
+    m_hyperv.nested_guest_enters(control);
+  }
+  x86::MsrMapUse msr_map_use(const x86::VmcbControl& control) override {
+    return m_hyperv.msr_map_use(control);
+  }
+  std::optional<x86::Hypercall> nested_hypercall() override { return m_hyperv.nested_hypercall(); }
   bool enforces_pv_features() override { return m_enforces_pv_features; }
   std::optional<u64> hyperv_msr_read(u32 index, bool from_client) override {
     return m_hyperv.read_msr(index, from_client);

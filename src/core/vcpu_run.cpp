@@ -262,10 +262,13 @@ bool Vcpu::blocks_init() { return state().smm.active || !state().svm.gif; }
 bool Vcpu::hypervisor_takes_init(u8 requests) {
   const bool comes = m_init_latched || (requests & kRequestInit);
   if (!comes || !state().svm.intercepts(x86::Intercept::kInit)) return false;
-  const u64 code = x86::kExitFirstIntercept + static_cast<u64>(x86::Intercept::kInit);
-  m_cpu->visit_memory([&] { x86::svm::leave_guest(*m_cpu, {.code = code}, 0); });
-  m_cpu->state_replaced();
+  leave_nested_guest(x86::kExitFirstIntercept + static_cast<u64>(x86::Intercept::kInit));
   return true;
+}
+
+void Vcpu::leave_nested_guest(u64 code, u64 info_1) {
+  m_cpu->visit_memory([&] { x86::svm::leave_guest(*m_cpu, {.code = code, .info_1 = info_1}, 0); });
+  m_cpu->state_replaced();
 }
 
 void Vcpu::start_at_sipi_vector(u8 vector) {

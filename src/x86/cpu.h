@@ -24,6 +24,7 @@ class Pmu;
 struct Context;
 namespace svm {
 struct PendingExit;
+class MsrMapCopy;
 struct TlbTags;
 }  // namespace svm
 
@@ -136,6 +137,7 @@ class Cpu {
   // made of its registers, it has flushed for itself.
   void entering_nested(const svm::TlbTags& tags, bool flush);
   void leaving_nested(const svm::TlbTags& tags);
+  svm::MsrMapCopy& msr_map_copy();
   // Would an interrupt of the machine be taken between two instructions, no matter by whom? (RFLAGS.IF, or
   // the hypervisor's where its guest's is virtual; GIF.)
   bool interrupts_enabled() const;

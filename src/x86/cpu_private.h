@@ -11,6 +11,7 @@
 #include "x86/mmu/io_replay.h"
 #include "x86/mmu/nested_paging.h"
 #include "x86/nested/svm/exits.h"
+#include "x86/nested/svm/msr_map.h"
 #include "x86/sys/pmu.h"
 #include "x86/translate/code_cache.h"
 #include "x86/translate/context.h"
@@ -129,6 +130,7 @@ struct Cpu::Private {
   u64 delivering = 0;       // the event on its way into the nested guest (EXITINTINFO)
   NestedTlb nested_tlb;
   svm::TlbTags nested_tags;  // what the entries of nested guests are of
+  svm::MsrMapCopy msr_map;
 
   Pmu pmu;
   GuestDebug guest_debug;

@@ -9,11 +9,20 @@
 
 namespace anykvm::x86 {
 
+struct VmcbControl;
+
 // What became of a VMCALL or VMMCALL.
 enum class Hypercall : u8 {
   kDone,      // answered, registers are set
   kClient,    // the client answers (Exit::Reason::kHypercall); hypercall_answered() sets the registers
   kUndefined  // #UD
+};
+
+// Where a nested guest's CPU looks for the MSR permission map.
+enum class MsrMapUse : u8 {
+  kMemory,  // in its hypervisor's memory, at each access
+  kTake,    // in a copy that VMRUN takes
+  kKeep     // in the copy that an earlier VMRUN of the same VMCB took; as kTake where there is none
 };
 
 class Platform {
@@ -68,6 +77,16 @@ class Platform {
     return Hypercall::kUndefined;
   }
   virtual void hypercall_answered(u32 client_call, u64 answer) { (void)client_call, (void)answer; }
+  // VMRUN, or RSM, goes on with the nested guest of `control`.
+  virtual void nested_guest_enters(const VmcbControl& control) { (void)control; }
+  // Asked by VMRUN.
+  virtual MsrMapUse msr_map_use(const VmcbControl& control) {
+    (void)control;
+    return MsrMapUse::kMemory;
+  }
+  // VMMCALL of a nested guest, with its arguments in the registers. Nothing: its hypervisor's business; never
+  // kClient.
+  virtual std::optional<Hypercall> nested_hypercall() { return std::nullopt; }
   // Does a guest without a paravirtual feature in CPUID not get it? (KVM_CAP_ENFORCE_PV_FEATURE_CPUID)
   virtual bool enforces_pv_features() { return false; }
   // Is the other vendor's hypercall instruction replaced where the guest uses it? Otherwise it is #UD.

@@ -3,7 +3,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "kvm.h"
@@ -32,16 +31,7 @@ struct HypervGuest : Guest {
   explicit HypervGuest(std::initializer_list<std::uint8_t> code, bool long_mode = false, bool features = true)
       : Guest(code, Chips::kIrqchip) {
     if (long_mode) enter_long_mode();
-    SupportedCpuid all = supported_cpuid(), theirs{};
-    theirs.header.nent = 256;
-    EXPECT_EQ(call(fd, KVM_GET_SUPPORTED_HV_CPUID, &theirs), 0);
-    auto* end = std::remove_if(all.entries, all.entries + all.header.nent,
-                               [](const kvm_cpuid_entry2& entry) { return entry.function >> 8 == 0x400000; });
-    end =
-        std::copy_if(theirs.entries, theirs.entries + theirs.header.nent, end,
-                     [&](const kvm_cpuid_entry2& entry) { return features || entry.function <= 0x40000002; });
-    all.header.nent = static_cast<std::uint32_t>(end - all.entries);
-    EXPECT_EQ(call(vcpu, KVM_SET_CPUID2, &all), 0);
+    show_hyperv(features);
     set_lapic(0xf0, 0x1ff);  // software-enabled
   }
 

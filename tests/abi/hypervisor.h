@@ -13,7 +13,7 @@ inline constexpr unsigned kCrReads = 0x00, kCrWrites = 0x02, kDrReads = 0x04, kD
                           kMsrpm = 0x48, kTscOffset = 0x50, kAsid = 0x58, kIntControl = 0x60,
                           kIntVector = 0x64, kIntState = 0x68, kExitCode = 0x70, kExitInfo1 = 0x78,
                           kExitInfo2 = 0x80, kExitIntInfo = 0x88, kNestedControl = 0x90,
-                          kEventInjection = 0xa8, kNestedCr3 = 0xb0, kNextRip = 0xc8;
+                          kEventInjection = 0xa8, kNestedCr3 = 0xb0, kClean = 0xc0, kNextRip = 0xc8, kSoftware = 0x3e0;
 inline constexpr unsigned kEs = 0x400, kCs = 0x410, kSs = 0x420, kDs = 0x430, kFs = 0x440, kGdtr = 0x460,
                           kIdtr = 0x480, kEfer = 0x4d0, kCr4 = 0x548, kCr3 = 0x550, kCr0 = 0x558,
                           kDr7 = 0x560, kDr6 = 0x568, kRflags = 0x570, kRip = 0x578, kRsp = 0x5d8,

@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "anykvm/anykvm.h"
@@ -149,6 +150,18 @@ void Guest::enter_long_mode() {
   sregs.cr0 |= 0x80000001;
   sregs.efer = 0x500;
   EXPECT_EQ(call(vcpu, KVM_SET_SREGS, &sregs), 0);
+}
+
+void Guest::show_hyperv(bool features) {
+  SupportedCpuid all = supported_cpuid(), theirs{};
+  theirs.header.nent = 256;
+  EXPECT_EQ(call(fd, KVM_GET_SUPPORTED_HV_CPUID, &theirs), 0);
+  auto* end = std::remove_if(all.entries, all.entries + all.header.nent,
+                             [](const kvm_cpuid_entry2& entry) { return entry.function >> 8 == 0x400000; });
+  end = std::copy_if(theirs.entries, theirs.entries + theirs.header.nent, end,
+                     [&](const kvm_cpuid_entry2& entry) { return features || entry.function <= 0x40000002; });
+  all.header.nent = static_cast<std::uint32_t>(end - all.entries);
+  EXPECT_EQ(call(vcpu, KVM_SET_CPUID2, &all), 0);
 }
 
 void Guest::set_code(std::initializer_list<std::uint8_t> code) {

@@ -137,6 +137,8 @@ struct Guest : Vm {
   void set_handler(std::uint8_t vector, std::uint16_t address, std::initializer_list<std::uint8_t> code);
   // 64-bit mode with what KVM_GET_SUPPORTED_CPUID offers, the first 2 MiB mapped as they are.
   void enter_long_mode();
+  // CPUID shows Hyper-V's interface instead of KVM's own. `features` false: but no feature of it.
+  void show_hyperv(bool features = true);
   void set_code(std::initializer_list<std::uint8_t> code);
   void start_at_code();
 

@@ -105,6 +105,9 @@ Features Features::of(const std::vector<x86::CpuidEntry>& entries) {
         features.recommendations = leaf.eax;
         features.spin_retries = leaf.ebx;
         break;
+      case kLeafNested:
+        features.nested = leaf.eax;
+        break;
       case kLeafDebugCapabilities:
         features.kernel_debugging = leaf.eax & kAllowKernelDebugging;
         break;
@@ -164,8 +167,7 @@ std::vector<x86::CpuidEntry> supported_cpuid(bool has_apic) {
       vendor_entry(kLeafDebugVendor, 0),
       entry(kLeafDebugInterface, kDebugSignature),
       entry(kLeafDebugCapabilities, kAllowKernelDebugging),
-      // A promise about guests of the guest, which there are none of without VMX or SVM.
-      entry(kLeafNested, kNestedMsrBitmap),
+      entry(kLeafNested, kNestedDirectFlush | kNestedMsrBitmap),
   };
 }
 

@@ -13,6 +13,7 @@ struct Features {
   bool present = false;                 // the interface's signature is there
   u32 msrs = 0, calls = 0, others = 0;  // kLeafFeatures: EAX, EBX, EDX
   u32 recommendations = 0, spin_retries = 0;
+  u32 nested = 0;  // kLeafNested: EAX
   bool kernel_debugging = false;
 
   static Features of(const std::vector<x86::CpuidEntry>& entries);

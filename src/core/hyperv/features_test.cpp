@@ -29,6 +29,11 @@ TEST(HypervFeatures, what_is_offered_permits_all_that_there_is) {
     EXPECT_TRUE(features.permit_call(code)) << std::hex << code;
 }
 
+TEST(HypervFeatures, nested_guests_flush_directly_and_have_the_enlightened_msr_map) {
+  EXPECT_EQ(Features::of(supported_cpuid(true)).nested, kNestedDirectFlush | kNestedMsrBitmap);
+  EXPECT_EQ(Features::of({}).nested, 0u);
+}
+
 TEST(HypervFeatures, nothing_shown_permits_nothing) {
   const Features features = Features::of({{kLeafInterface, 0, 0, kInterfaceSignature, 0, 0, 0}});
   EXPECT_FALSE(features.permit_msr(kMsrGuestOsId));

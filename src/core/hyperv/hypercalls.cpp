@@ -5,6 +5,7 @@
 
 #include <array>
 #include <bit>
+#include <utility>
 
 #include "core/hyperv/processor.h"
 #include "core/vcpu.h"
@@ -19,11 +20,13 @@ constexpr u64 kReservedControl = u64{0x1f} << 27 | u64{0xf} << 44 | u64{0xf} << 
 
 bool is_extended(u16 code) { return code >= kCallFirstExtended && code <= kCallLastExtended; }
 
-// These take parameters in XMM registers.
-bool takes_xmm(u16 code) {
+bool is_flush(u16 code) {
   return code == kCallFlushSpace || code == kCallFlushList || code == kCallFlushSpaceEx ||
-         code == kCallFlushListEx || code == kCallSendIpiEx;
+         code == kCallFlushListEx;
 }
+
+// These take parameters in XMM registers.
+bool takes_xmm(u16 code) { return is_flush(code) || code == kCallSendIpiEx; }
 
 }  // namespace
 
@@ -48,7 +51,7 @@ class HypercallInput {
 
   // `count` words of the parameters from word `at` on. False: there are no such.
   bool read(unsigned at, u64* words, unsigned count) const {
-    if (!fast) return x86::read_physical(m_cpu, Gpa(first) + 8 * at, words, 8 * count);
+    if (!fast) return x86::read_guest_physical(m_cpu, Gpa(first) + 8 * at, words, 8 * count);
     if (at + count > kFastWords) return false;
     std::array<u64, kFastWords> block{first, second};
     memcpy(&block[2], x86::xsave_component_bytes(m_cpu.state(), 1), 8 * (kFastWords - 2));
@@ -61,6 +64,7 @@ class HypercallInput {
   bool fast = false;
   unsigned extra_words = 0;  // of a header of variable size
   unsigned repetitions = 0, first_repetition = 0;
+  bool direct = false;  // a nested guest's, which its hypervisor does not hear of
 
  private:
   static constexpr unsigned kFastWords = 2 + 12;  // six XMM registers
@@ -110,9 +114,20 @@ class ProcessorSet {
 bool VirtualProcessor::long_mode() const { return m_vcpu.state().code64(); }
 
 x86::Hypercall VirtualProcessor::hypercall() {
+  HypercallInput input(m_vcpu.cpu(), long_mode());
+  return answer(input);
+}
+
+std::optional<x86::Hypercall> VirtualProcessor::nested_hypercall() {
+  HypercallInput input(m_vcpu.cpu(), long_mode());
+  input.direct = is_flush(input.code) && takes_nested_flushes();
+  if (!input.direct) return std::nullopt;
+  return answer(input);
+}
+
+x86::Hypercall VirtualProcessor::answer(HypercallInput& input) {
   const x86::CpuState& state = m_vcpu.state();
   if (state.cpl != 0 || !(state.cr0 & x86::kCr0Pe)) return x86::Hypercall::kUndefined;
-  HypercallInput input(m_vcpu.cpu(), long_mode());
   const bool no_xmm = m_enforces_cpuid && !(m_features.others & kXmmInput);
   const bool permitted = !m_enforces_cpuid || m_features.permit_call(input.code);
   bool ask_client = false;
@@ -200,18 +215,37 @@ u16 VirtualProcessor::flush(HypercallInput& input) {
     const bool all = (words[1] & kAllProcessors) || words[2] == 0;
     set = all ? ProcessorSet::all() : ProcessorSet::first_bank(words[2]);
   }
+  const std::optional<u32> locks = input.direct ? flush_lock_count() : 0;
+  if (!locks) return kInvalidInput;
+  m_trap_after_flush = *locks != 0;
   m_to_flush.clear();
+  // Whoever is about to run one of these nested processors sees what was written until now, or is seen here.
+  if (input.direct) std::atomic_thread_fence(std::memory_order_seq_cst);
   for (unsigned number = 0; number < m_partition.count(); ++number) {
     VirtualProcessor& processor = m_partition.at(number);
-    if (!set->contains(processor.vp_index())) continue;
+    if (!is_meant(processor, input, *set)) continue;
     if (&processor == this)
       m_vcpu.cpu().flush_tlb();
     else
       m_to_flush.push_back(&processor.m_vcpu.cpu());
   }
   // The call returns when the others have done it; they cannot be waited for in here.
-  if (!m_to_flush.empty()) exit_to_client(0, 0);
+  if (!m_to_flush.empty() || m_trap_after_flush) exit_to_client(0, 0);
   return kSuccess;
+}
+
+// A nested guest means processors of its own, wherever they run.
+bool VirtualProcessor::is_meant(const VirtualProcessor& other, const HypercallInput& input,
+                                const ProcessorSet& set) const {
+  if (!input.direct) return set.contains(other.vp_index());
+  return other.m_nested_vm_id == m_nested_vm_id && set.contains(other.m_nested_vp_id);
+}
+
+void VirtualProcessor::finish_flush() {
+  if (!m_to_flush.empty()) m_vcpu.vm().machine().flush_tlbs(m_to_flush);
+  m_to_flush.clear();
+  if (std::exchange(m_trap_after_flush, false))
+    m_vcpu.leave_nested_guest(kExitEnlightenment, kTrapAfterFlush);
 }
 
 u16 VirtualProcessor::send_ipi(HypercallInput& input) {

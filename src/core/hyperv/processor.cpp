@@ -148,11 +148,7 @@ void VirtualProcessor::exit_to_client(u32 reason, u32 type) {
 }
 
 bool VirtualProcessor::finish_instruction(kvm_run& run) {
-  if (!m_to_flush.empty()) {
-    m_vcpu.vm().machine().flush_tlbs(m_to_flush);
-    m_to_flush.clear();
-    return false;
-  }
+  if (m_exit_reason == 0) return finish_flush(), false;
   run.exit_reason = m_exit_reason;
   if (m_exit_reason == KVM_EXIT_SYSTEM_EVENT) {
     run.system_event.type = m_exit_type;

@@ -48,8 +48,15 @@ class VirtualProcessor final : private Timers::Host {
   bool takes_hypercalls() const { return m_features.present && m_partition.hypercalls_enabled(); }
   // kClient: the client answers, see describe_call() and set_result().
   x86::Hypercall hypercall();
+  // VMMCALL of a nested guest. Nothing: its hypervisor's business.
+  std::optional<x86::Hypercall> nested_hypercall();
   void describe_call(kvm_hyperv_exit& exit) const;
   void set_result(u64 result);
+
+  // --- Guests of the guest (nested.cpp) ---
+  // The vCPU goes on with the nested guest of `control`.
+  void nested_guest_enters(const x86::VmcbControl& control);
+  x86::MsrMapUse msr_map_use(const x86::VmcbControl& control) const;
 
   // --- What the last instruction left to be done outside Cpu::run() (Exit::Reason::kPlatform) ---
   // True: it is an exit to the client, which `run` describes now.
@@ -83,12 +90,17 @@ class VirtualProcessor final : private Timers::Host {
   void message_read(unsigned sint);
   void exit_to_client(u32 reason, u32 type);
 
+  x86::Hypercall answer(HypercallInput& input);
   u16 carry_out(HypercallInput& input, bool* ask_client);
   u16 flush(HypercallInput& input);
+  bool is_meant(const VirtualProcessor& other, const HypercallInput& input, const ProcessorSet& set) const;
+  void finish_flush();
   u16 send_ipi(HypercallInput& input);
   u16 signal_event(HypercallInput& input);
   u16 debug_call(HypercallInput& input, bool* ask_client);
   bool long_mode() const;
+  bool takes_nested_flushes() const;
+  std::optional<u32> flush_lock_count() const;
 
   Vcpu& m_vcpu;
   Partition& m_partition;
@@ -97,14 +109,18 @@ class VirtualProcessor final : private Timers::Host {
   bool m_enforces_cpuid = false;
   u64 m_assist_page = 0;
   u64 m_runtime_offset = 0;
+  // Whose translations the vCPU may have, beside its own. Any thread.
+  std::atomic<u64> m_nested_vm_id{0};
+  std::atomic<u32> m_nested_vp_id{0};
   Synic m_synic;
   Timers m_timers{*this};
 
   // For finish_instruction().
-  u32 m_exit_reason = 0;  // KVM_EXIT_HYPERV or KVM_EXIT_SYSTEM_EVENT
+  u32 m_exit_reason = 0;  // KVM_EXIT_HYPERV or KVM_EXIT_SYSTEM_EVENT; 0: no exit, but finish_flush()
   u32 m_exit_type = 0;    // of the event
   u32 m_exit_msr = 0;
   std::vector<x86::Cpu*> m_to_flush;
+  bool m_trap_after_flush = false;
 };
 
 }  // namespace anykvm::core::hyperv

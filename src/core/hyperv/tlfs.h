@@ -58,6 +58,7 @@ inline constexpr u32 kProcessorSets = 1u << 11;
 inline constexpr u32 kNoCoreSharing = 1u << 18;
 
 // kLeafNested, EAX.
+inline constexpr u32 kNestedDirectFlush = 1u << 17;
 inline constexpr u32 kNestedMsrBitmap = 1u << 19;
 // kLeafDebugCapabilities, EAX.
 inline constexpr u32 kAllowKernelDebugging = 1u << 1;
@@ -151,6 +152,26 @@ inline constexpr u64 kTimerAutoEnable = 1u << 3;
 inline constexpr u64 kTimerDirect = 1u << 12;
 constexpr u8 timer_vector(u64 config) { return static_cast<u8>(bits(config, 11, 4)); }
 constexpr unsigned timer_sint(u64 config) { return static_cast<unsigned>(bits(config, 19, 16)); }
+
+// --- Guests of the guest (TLFS: nested virtualization, enlightenments for SVM) ---
+// What the VMCB has where it is software's, from 3E0H on.
+struct NestedEnlightenments {
+  u32 control;
+  u32 vp_id;  // of the nested guest's processor, among those with the same vm_id
+  u64 vm_id;
+  u64 partition_assist_page;  // a physical address; the page begins with a u32, the lock count
+  u64 reserved;
+};
+static_assert(sizeof(NestedEnlightenments) == 32);
+inline constexpr u32 kNestedFlushCalls = 1u << 0;  // bits of `control`
+inline constexpr u32 kNestedMsrMap = 1u << 1;
+inline constexpr u32 kEnlightenmentsClean = 1u << 31;  // of the VMCB's clean bits
+
+// The VP assist page: a u32 there says which hypercalls of nested guests are not their hypervisor's.
+inline constexpr u64 kAssistNestedFeatures = 0x20;
+inline constexpr u32 kDirectHypercalls = 1u << 0;
+
+inline constexpr u64 kExitEnlightenment = 0xf0000000, kTrapAfterFlush = 1;  // exit code, EXITINFO1
 
 // --- Hypercalls (TLFS 3) ---
 enum Call : u16 {

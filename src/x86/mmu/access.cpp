@@ -5,6 +5,7 @@
 
 #include "base/guarded_memory.h"
 #include "x86/machine.h"
+#include "x86/mmu/nested_paging.h"
 #include "x86/mmu/resolve.h"
 #include "x86/translate/context.h"
 #include "x86/translate/mode.h"
@@ -166,6 +167,21 @@ bool read_physical(Cpu& cpu, Gpa address, void* data, unsigned size) {
   const u8* host = cpu.machine().memory().host(address, size);
   if (!host) return false;
   return guarded_copy(data, host, size);
+}
+
+bool read_guest_physical(Cpu& cpu, Gpa address, void* data, unsigned size) {
+  const CpuState& state = cpu.state();
+  if (!state.svm.nested_paging()) return read_physical(cpu, address, data, size);
+  for (unsigned done = 0; done < size;) {
+    const Gpa at = address + done;
+    const auto part = static_cast<unsigned>(std::min<u64>(size - done, at.page() + kPageSize - at));
+    const auto found = translate_nested(state, cpu.machine().memory(), at, Access::kRead, Stage::kFinal,
+                                        cpu.model().physical_address_bits());
+    if (!found.ok() || !read_physical(cpu, found.value().gpa, static_cast<u8*>(data) + done, part))
+      return false;
+    done += part;
+  }
+  return true;
 }
 
 bool write_physical(Cpu& cpu, Gpa address, const void* data, unsigned size) {

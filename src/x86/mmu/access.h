@@ -61,5 +61,8 @@ bool read_code_byte(Cpu& cpu, unsigned offset, u8* byte);
 // False where it is not RAM, or the client has taken it away.
 bool read_physical(Cpu& cpu, Gpa address, void* data, unsigned size);
 bool write_physical(Cpu& cpu, Gpa address, const void* data, unsigned size);
+// Reads at what the running guest, which may be a nested one, calls a physical address. False also where its hypervisor
+// maps nothing there.
+bool read_guest_physical(Cpu& cpu, Gpa address, void* data, unsigned size);
 
 }  // namespace anykvm::x86

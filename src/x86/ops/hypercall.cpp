@@ -30,7 +30,12 @@ Guest<void> patch(Cpu& cpu, u8 native) {
 }  // namespace
 
 Guest<void> op_hypercall(Cpu& cpu, const Insn& insn) {
-  if (insn.mnemonic == ZYDIS_MNEMONIC_VMMCALL) TRY(svm::check(cpu, Intercept::kVmmcall));
+  if (insn.mnemonic == ZYDIS_MNEMONIC_VMMCALL && cpu.state().svm.guest_mode) {
+    const std::optional<Hypercall> done = cpu.platform().nested_hypercall();
+    if (done == Hypercall::kUndefined) return GuestStop::ud();
+    if (done) return {};
+    TRY(svm::check(cpu, Intercept::kVmmcall));
+  }
   const u8 native = cpu.model().intel() ? kVmcall : kVmmcall;
   // A model without a vendor takes both.
   const bool foreign =

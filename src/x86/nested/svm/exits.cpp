@@ -8,6 +8,7 @@
 namespace anykvm::x86 {
 
 void Cpu::set_pending_vmexit(const svm::PendingExit& exit) { m_private->vmexit = exit; }
+svm::MsrMapCopy& Cpu::msr_map_copy() { return m_private->msr_map; }
 
 namespace svm {
 namespace {
@@ -27,6 +28,12 @@ std::optional<u64> place_in_msr_map(u32 index) {
     if (index - kFirsts[i] < kRange) return (i * kRangeBytes * 8) + 2 * u64{index - kFirsts[i]};
   }
   return std::nullopt;
+}
+
+bool msr_denied(Cpu& cpu, u64 place) {
+  const SvmState& svm = cpu.state().svm;
+  const u8* copy = cpu.msr_map_copy().of(svm.vmcb_pa);
+  return copy ? has_bit(copy[place / 8], place % 8) : map_bit(cpu, svm.control.msrpm_base, place);
 }
 
 // EXITINFO1 of IN, OUT, INS and OUTS (APM 2 15.10.2).
@@ -62,7 +69,7 @@ Guest<void> check_msr(Cpu& cpu, u32 index, bool write) {
   const SvmState& svm = cpu.state().svm;
   if (!svm.intercepts(Intercept::kMsr)) return {};
   const std::optional<u64> place = place_in_msr_map(index);
-  if (place && !map_bit(cpu, svm.control.msrpm_base, *place + write)) return {};
+  if (place && !msr_denied(cpu, *place + write)) return {};
   return check(cpu, Intercept::kMsr, write);
 }
 

@@ -270,6 +270,9 @@ Guest<void> enter_guest(Cpu& cpu, Gpa vmcb) {
   svm.vmcb_pa = vmcb.value;
   svm.control = control;
   svm.guest_mode = true;
+  cpu.platform().nested_guest_enters(control);
+  const MsrMapUse map_use = cpu.platform().msr_map_use(control);
+  cpu.msr_map_copy().enter(cpu, vmcb, Gpa(control.msrpm_base & ~low_bits(12)), map_use);
   load_guest(cpu, save);
   if (!load_guest_pdptes(cpu)) {
     leave_guest(cpu, {.code = kExitInvalid}, 0);
@@ -313,6 +316,7 @@ bool resume_guest(Cpu& cpu, CpuState& next, Gpa vmcb) {
   svm.vmcb_pa = vmcb.value;
   svm.guest_mode = true;
   svm.tsc_offset = svm.control.tsc_offset;
+  cpu.platform().nested_guest_enters(svm.control);
   return true;
 }
 
