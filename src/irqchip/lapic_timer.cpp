@@ -72,8 +72,9 @@ void LapicTimer::restore(u32 initial_count, u32 current) {
   if (m_mode == Mode::kTscDeadline) return;
   disarm_locked();
   m_initial = initial_count;
-  // A count of 0 is a one-shot timer that has fired; in a periodic one it is about to reload.
-  if (initial_count && (current || m_mode == Mode::kPeriodic)) start_locked(std::min(current, initial_count));
+  // A count of 0 is a timer that fires now. QEMU restores no other, whatever it has saved, so a one-shot timer
+  // that was running would be lost; KVM does the same.
+  if (initial_count) start_locked(std::min(current, initial_count));
 }
 
 void LapicTimer::arm_tsc_deadline(u64 tsc) {

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "irqchip/test_support.h"
 
 namespace anykvm::irqchip {
@@ -109,6 +111,21 @@ TEST_F(LapicTimerTest, unmasking_before_the_deadline_brings_it_back) {
   cpu.write(kApicTimerInitial, 1000);
   cpu.write(kApicLvtTimer, 0xec);
   EXPECT_EQ(left(), 1000u);
+}
+
+// QEMU restores no current count. What was running must not be lost.
+TEST_F(LapicTimerTest, one_shot_that_is_restored_without_its_count_fires_at_once) {
+  cpu.write(kApicTimerInitial, 1000);
+  kvm_lapic_state page{};
+  cpu.lapic.get_state(&page);
+  const u32 none = 0;
+  std::memcpy(page.regs + kApicTimerCurrent, &none, sizeof none);
+  TestCpu other(bus, clock, 1);
+  ASSERT_TRUE(other.lapic.set_state(page).ok());
+  EXPECT_EQ(other.lapic.next_deadline_ns(), clock.ns);
+  other.lapic.expire(clock.ns);
+  EXPECT_EQ(other.pending(), 0xec);
+  EXPECT_EQ(other.lapic.next_deadline_ns(), kNever);
 }
 
 struct TscDeadlineTest : LapicTimerTest {
