@@ -274,13 +274,13 @@ Guest<void> enter_guest(Cpu& cpu, Gpa vmcb) {
   const MsrMapUse map_use = cpu.platform().msr_map_use(control);
   cpu.msr_map_copy().enter(cpu, vmcb, Gpa(control.msrpm_base & ~low_bits(12)), map_use);
   load_guest(cpu, save);
+  cpu.entering_nested(tags_of(state), control.tlb_control != kTlbKeep);
   if (!load_guest_pdptes(cpu)) {
     leave_guest(cpu, {.code = kExitInvalid}, 0);
     return {};
   }
   inject(cpu, control.event_inj);
   cpu.mode_changed();
-  cpu.entering_nested(tags_of(state), control.tlb_control != kTlbKeep);
   cpu.request(kAttentionEvent);
   return {};
 }
