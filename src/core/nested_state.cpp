@@ -36,9 +36,8 @@ void leave_guest_mode(x86::CpuState& state) {
 Result<> check_flags(const x86::CpuState& state, const kvm_nested_state& header) {
   if (header.format != KVM_STATE_NESTED_FORMAT_SVM) return Error{EINVAL, "not SVM's format"};
   if (header.flags & ~kKnownFlags) return Error{EINVAL, "unknown flags of the nested state"};
-  if (!(state.efer & x86::kEferSvme) && header.flags != KVM_STATE_NESTED_GIF_SET)
-    return Error{EINVAL, "without EFER.SVME there is no guest, and GIF is set"};
   const bool guest_mode = header.flags & KVM_STATE_NESTED_GUEST_MODE;
+  if (guest_mode && !(state.efer & x86::kEferSvme)) return Error{EINVAL, "no guest without EFER.SVME"};
   if (guest_mode && state.smm.active) return Error{EINVAL, "no guest mode in system-management mode"};
   return {};
 }

@@ -83,7 +83,9 @@ void Cpu::inject_interrupt(u8 vector) {
 bool Cpu::interrupts_open() const {
   const Events& events = m_state->events;
   bool injected = events.interrupt.injected || events.exception.injected || events.nmi.injected;
-  return interrupts_enabled() && !events.shadow && !injected;
+  // A nested guest is left first, and its hypervisor opens the window.
+  const bool hypervisors = m_state->svm.intercepts(Intercept::kIntr);
+  return interrupts_enabled() && !events.shadow && !injected && !hypervisors;
 }
 
 bool Cpu::interrupts_enabled() const {
@@ -113,7 +115,7 @@ void Cpu::mode_changed() {
   Private& p = *m_private;
   bool forbidden = m_state->cpl != 0 && (m_state->cr4 & kCr4Tsd);
   const SvmState& svm = m_state->svm;
-  const bool by_helper = forbidden || m_state->tsc_ratio != kTscUnscaled;
+  const bool by_helper = forbidden || m_state->tsc_ratio != kTscUnscaled || svm.scales_tsc();
   m_context->rdtsc_by_helper = by_helper || svm.intercepts(Intercept::kRdtsc);
   m_context->rdtscp_by_helper =
       by_helper || svm.intercepts(Intercept::kRdtscp) || !m_model.has(Feature::kRdtscp);

@@ -9,7 +9,8 @@ using u8 = std::uint8_t;
 using u32 = std::uint32_t;
 using u64 = std::uint64_t;
 
-constexpr u32 kTscMsr = 0x10, kLstarMsr = 0xc0000082, kFsBaseMsr = 0xc0000100, kKernelGsBaseMsr = 0xc0000102;
+constexpr u32 kTscRatioMsr = 0xc0000104, kTscMsr = 0x10, kLstarMsr = 0xc0000082, kFsBaseMsr = 0xc0000100,
+              kKernelGsBaseMsr = 0xc0000102;
 
 // --- The world switch ---
 
@@ -108,6 +109,29 @@ TEST(Svm, time_stamp_counter_has_its_offset_in_the_guest_only) {
   ASSERT_EQ(hypervisor.exit(), kExitVmmcall);
   EXPECT_GE(hypervisor.regs().rdx, 1u << 18);
   EXPECT_LT(hypervisor.msr(kTscMsr), u64{1} << 50);
+}
+
+TEST(Svm, time_stamp_counter_has_its_ratio_in_the_guest_only) {
+  Hypervisor hypervisor({0x0f, 0x31, 0x0f, 0x01, 0xd9});  // rdtsc; vmmcall
+  EXPECT_EQ(hypervisor.set_msr(kTscRatioMsr, u64{1} << 40), 0);
+  ASSERT_EQ(hypervisor.set_msr(kTscRatioMsr, u64{128} << 32), 1);
+  ASSERT_EQ(hypervisor.set_msr(kTscMsr, u64{1} << 40), 1);
+  ASSERT_EQ(hypervisor.exit(), kExitVmmcall);
+  EXPECT_GE(hypervisor.regs().rdx, 128u << 8);  // bits 63:32
+  EXPECT_LT(hypervisor.msr(kTscMsr), u64{2} << 40);
+}
+
+TEST(Svm, vmcb_without_memory_is_told_to_the_client) {
+  for (const u8 instruction : {0xd8, 0xda, 0xdb}) {  // VMRUN, VMLOAD, VMSAVE
+    Hypervisor hypervisor;
+    hypervisor.set_code({0x0f, 0x01, instruction});
+    kvm_regs regs = hypervisor.regs();
+    regs.rax = 0xd0000000;
+    hypervisor.set_regs(regs);
+    ASSERT_EQ(hypervisor.run(), 0);
+    EXPECT_EQ(hypervisor.shared->exit_reason, static_cast<u32>(KVM_EXIT_INTERNAL_ERROR));
+    EXPECT_EQ(hypervisor.shared->internal.suberror, static_cast<u32>(KVM_INTERNAL_ERROR_EMULATION));
+  }
 }
 
 // --- Intercepts ---

@@ -11,7 +11,7 @@ namespace {
 bool rdtsc_permitted(const CpuState& state) { return state.cpl == 0 || !(state.cr4 & kCr4Tsd); }
 
 void read_into_edx_eax(Cpu& cpu) {
-  u64 value = cpu.read_tsc() + cpu.state().svm.tsc_offset;
+  u64 value = cpu.state().svm.running_tsc(cpu.read_tsc());
   cpu.state().gpr[kRax] = static_cast<u32>(value);
   cpu.state().gpr[kRdx] = value >> 32;
 }

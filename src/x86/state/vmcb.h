@@ -167,7 +167,8 @@ struct SvmState {
   VmcbControl control{};  // as VMRUN read it; int_ctl changes with the virtual interrupt, event_inj is valid
                           // until the event is delivered
   VmcbSave host{};        // the hypervisor's registers; g_pat while its guest has a PAT of its own
-  u64 tsc_offset = 0;     // of the guest against its hypervisor; 0 while the hypervisor runs
+  u64 tsc_ratio = u64{1} << 32;  // TSC_RATIO: of nested guests against their hypervisor
+  u64 tsc_offset = 0;            // of the guest against its hypervisor; 0 while the hypervisor runs
 
   bool nested_paging() const { return guest_mode && (control.nested_ctl & 1); }
   bool intercepts(Intercept which) const {
@@ -175,6 +176,12 @@ struct SvmState {
     return guest_mode && (control.intercepts[number / 32] >> number % 32 & 1);
   }
   bool intercepts_exception(u8 vector) const { return guest_mode && (control.exceptions >> vector & 1); }
+  // The TSC of whoever runs, where that of the hypervisor is `tsc` (APM 2 15.30.5).
+  u64 running_tsc(u64 tsc) const {
+    if (!guest_mode) return tsc;
+    return static_cast<u64>(static_cast<unsigned __int128>(tsc) * tsc_ratio >> 32) + tsc_offset;
+  }
+  bool scales_tsc() const { return guest_mode && tsc_ratio != u64{1} << 32; }
   // The guest's RFLAGS.IF and CR8 are about virtual interrupts only.
   bool masks_interrupts() const { return guest_mode && (control.int_ctl & kVIntrMasking); }
 };

@@ -28,6 +28,15 @@ bool set_vm_cr(Cpu& cpu, u32, u64 value, MsrAccess access) {
   return true;
 }
 
+// 8 bits, a point, and 32 bits.
+std::optional<u64> get_nested_tsc_ratio(Cpu& cpu, u32, MsrAccess) { return cpu.state().svm.tsc_ratio; }
+bool set_nested_tsc_ratio(Cpu& cpu, u32, u64 value, MsrAccess) {
+  if (value & ~low_bits(40)) return false;
+  cpu.state().svm.tsc_ratio = value;
+  cpu.mode_changed();
+  return true;
+}
+
 std::optional<u64> get_vm_hsave_pa(Cpu& cpu, u32, MsrAccess) { return cpu.state().svm.hsave_pa; }
 bool set_vm_hsave_pa(Cpu& cpu, u32, u64 value, MsrAccess) {
   if (value & (kPageSize - 1) || value & ~low_bits(cpu.model().physical_address_bits())) return false;

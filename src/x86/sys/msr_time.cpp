@@ -15,7 +15,7 @@ void move_tsc(Cpu& cpu, u64 delta) {
 
 // A nested guest has a TSC of its own; the client's is that of the hypervisor.
 std::optional<u64> get_tsc(Cpu& cpu, u32, MsrAccess access) {
-  return cpu.read_tsc() + (access == MsrAccess::kGuest ? cpu.state().svm.tsc_offset : 0);
+  return access == MsrAccess::kGuest ? cpu.state().svm.running_tsc(cpu.read_tsc()) : cpu.read_tsc();
 }
 bool set_tsc(Cpu& cpu, u32, u64 value, MsrAccess access) {
   u64 delta = value - cpu.read_tsc();

@@ -51,7 +51,13 @@ void reset_cpu(CpuState& state, const CpuModel& model, bool init) {
   state.dr6 = kDr6Fixed1;
   state.dr7 = kDr7Fixed1;
   state.events = {};
+  const SvmState svm = state.svm;
   state.svm = {};
+  if (init) {  // these are MSRs
+    state.svm.vm_cr = svm.vm_cr;
+    state.svm.hsave_pa = svm.hsave_pa;
+    state.svm.tsc_ratio = svm.tsc_ratio;
+  }
   state.smm = {.base = init ? state.smm.base : Smm{}.base};
   if (!init) {
     state.xcr0 = kXcr0X87;

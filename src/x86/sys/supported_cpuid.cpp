@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <string_view>
 
 #include "x86/state/cpu_state.h"
 #include "x86/state/xsave.h"
@@ -24,6 +26,7 @@ namespace {
 
 constexpr u32 kLastBasicLeaf = 0x1f;
 constexpr u32 kLastExtendedLeaf = 0x80000021;
+constexpr u32 kSvmLeaf = 0x8000000a;
 
 CpuidResult host_cpuid(u32 leaf, u32 subleaf = 0) {
   u32 maximum = __get_cpuid_max(leaf & 0x80000000, nullptr);
@@ -77,7 +80,18 @@ bool registers_usable(const FeatureRow& row) {
   }
 }
 
+// ANYKVM_NESTED=0, as the kernel's modules have a parameter for it.
+bool offers_nesting() {
+  static const bool offers = [] {
+    const char* setting = secure_getenv("ANYKVM_NESTED");
+    return !setting || std::string_view(setting) != "0";
+  }();
+  return offers;
+}
+
 bool offered(const FeatureRow& row) {
+  const bool for_nesting = row.feature == Feature::kSvm || row.leaf == kSvmLeaf;
+  if (for_nesting && !offers_nesting()) return false;
   if (row.requirement == FeatureRequirement::kSchedstat) return host_tells_waiting_time();
   if (row.requirement == FeatureRequirement::kAlways) return true;
   if (row.requirement == FeatureRequirement::kModel) return false;
@@ -188,10 +202,11 @@ CpuidEntry leaf_80000001() {
 // Secure virtual machines: revision 1, and how many address space identifiers there are.
 CpuidEntry leaf_8000000a() {
   constexpr u32 kAsids = 64;
-  CpuidResult result = offered_features(0x8000000a, 0);
+  if (!offers_nesting()) return entry_of(kSvmLeaf, {});
+  CpuidResult result = offered_features(kSvmLeaf, 0);
   result.eax = 1;
   result.ebx = kAsids;
-  return entry_of(0x8000000a, result);
+  return entry_of(kSvmLeaf, result);
 }
 
 // Address widths. With 5-level paging on offer, linear addresses have 57 bits.

@@ -71,7 +71,7 @@ Guest<void> op_vmload(Cpu& cpu, const Insn& insn) {
   TRY(svm::check(cpu, Intercept::kVmload));
   const Gpa vmcb = TRY(vmcb_operand(cpu, insn));
   VmcbSave area;
-  if (!read_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area)) return GuestStop::gp(0);
+  if (!read_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area)) return svm::no_vmcb(cpu);
   load_hidden(cpu.state(), cpu.model(), area);
   cpu.mode_changed();
   return {};
@@ -82,9 +82,9 @@ Guest<void> op_vmsave(Cpu& cpu, const Insn& insn) {
   TRY(svm::check(cpu, Intercept::kVmsave));
   const Gpa vmcb = TRY(vmcb_operand(cpu, insn));
   VmcbSave area;
-  if (!read_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area)) return GuestStop::gp(0);
+  if (!read_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area)) return svm::no_vmcb(cpu);
   store_hidden(cpu.state(), area);
-  if (!write_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area)) return GuestStop::gp(0);
+  if (!write_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area)) return svm::no_vmcb(cpu);
   return {};
 }
 

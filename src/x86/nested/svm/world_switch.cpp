@@ -126,26 +126,27 @@ void inject(Cpu& cpu, u64 event) {
 
 // --- #VMEXIT ---
 
-void write_save_area(Cpu& cpu, Gpa vmcb) {
+// False: the VMCB is not in RAM any more.
+bool write_save_area(Cpu& cpu, Gpa vmcb) {
   const CpuState& state = cpu.state();
   VmcbSave area{};
-  if (!read_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area)) return;
+  if (!read_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area)) return false;
   store_registers(state, area);
   area.cr2 = state.cr2;
   area.dr6 = state.dr6;
   area.dr7 = state.dr7;
   if (state.svm.nested_paging()) area.g_pat = state.msrs.pat;
-  write_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area);
+  return write_physical(cpu, vmcb + kVmcbSaveOffset, &area, sizeof area);
 }
 
 // The fields from int_ctl to next_rip that an exit writes; the others stay as they are in memory.
-void write_control_area(Cpu& cpu, Gpa vmcb, const PendingExit& exit, u64 event) {
+bool write_control_area(Cpu& cpu, Gpa vmcb, const PendingExit& exit, u64 event) {
   const CpuState& state = cpu.state();
   VmcbControl control;
   constexpr std::size_t kFirst = offsetof(VmcbControl, int_ctl),
                         kEnd = offsetof(VmcbControl, instruction_length);
   auto* bytes = reinterpret_cast<u8*>(&control) + kFirst;
-  if (!read_physical(cpu, vmcb + kFirst, bytes, kEnd - kFirst)) return;
+  if (!read_physical(cpu, vmcb + kFirst, bytes, kEnd - kFirst)) return false;
   constexpr u32 kKept = kVTprMask | kVIrq;
   control.int_ctl = (control.int_ctl & ~kKept) | (state.svm.control.int_ctl & kKept);
   control.int_state = state.events.shadow ? 1 : 0;
@@ -155,7 +156,7 @@ void write_control_area(Cpu& cpu, Gpa vmcb, const PendingExit& exit, u64 event) 
   control.exit_int_info = event;
   control.event_inj &= ~kSvmEventValid;
   control.next_rip = cpu.model().has(Feature::kNrips) ? exit.next_rip : 0;
-  write_physical(cpu, vmcb + kFirst, bytes, kEnd - kFirst);
+  return write_physical(cpu, vmcb + kFirst, bytes, kEnd - kFirst);
 }
 
 // Events of the guest's that are not delivered yet are its hypervisor's to inject again.
@@ -251,6 +252,14 @@ void load_registers(CpuState& state, const VmcbSave& area) {
   state.cpl = loaded_cpl(state, area.cpl);
 }
 
+// A processor would take whatever is on the bus there.
+GuestStop no_vmcb(Cpu& cpu) {
+  Exit exit;
+  exit.reason = Exit::Reason::kInternalError;
+  exit.code = 1;  // KVM_INTERNAL_ERROR_EMULATION
+  return cpu.stop_for_client(exit);
+}
+
 Guest<void> enter_guest(Cpu& cpu, Gpa vmcb) {
   CpuState& state = cpu.state();
   SvmState& svm = state.svm;
@@ -258,7 +267,7 @@ Guest<void> enter_guest(Cpu& cpu, Gpa vmcb) {
   VmcbControl control;
   const bool read = read_physical(cpu, vmcb, &control, sizeof control) &&
                     read_physical(cpu, vmcb + kVmcbSaveOffset, &save, sizeof save);
-  if (!read) return GuestStop::gp(0);
+  if (!read) return no_vmcb(cpu);
   ANYKVM_TRACE(fault, "{}: VMRUN of {:#x}: rip {:#x} cr3 {:#x} asid {} event {:#x}", cpu.number(), vmcb.value,
                save.rip, save.cr3, control.asid, control.event_inj);
   if (!valid_guest(cpu.model(), control, save)) {
@@ -291,10 +300,10 @@ void leave_guest(Cpu& cpu, const PendingExit& exit, u64 delivering) {
   const u64 event = delivering ? delivering : undelivered(state);
   ANYKVM_TRACE(fault, "{}: #VMEXIT {:#x} info {:#x} {:#x} event {:#x} at {:#x}", cpu.number(), exit.code,
                exit.info_1, exit.info_2, event, state.rip);
-  write_save_area(cpu, vmcb);
-  write_control_area(cpu, vmcb, exit, event);
+  const bool written = write_save_area(cpu, vmcb) && write_control_area(cpu, vmcb, exit, event);
   cpu.leaving_nested(tags_of(state));
   load_host(cpu);
+  state.events.triple_fault = !written;
   cpu.mode_changed();
   cpu.request(kAttentionEvent);
 }

@@ -8,7 +8,9 @@
 
 namespace anykvm::x86::svm {
 
-// VMRUN of the VMCB at `vmcb`, with RIP behind the instruction. #GP(0) where that is no RAM. A state that no
+// The stop of an instruction whose VMCB is not in RAM, which the client is told of.
+GuestStop no_vmcb(Cpu& cpu);
+// VMRUN of the VMCB at `vmcb`, with RIP behind the instruction. A state that no
 // guest may have is an exit at once (kExitInvalid).
 Guest<void> enter_guest(Cpu& cpu, Gpa vmcb);
 
