@@ -37,10 +37,11 @@ struct Mode {
   u16 unused = 0;
   u64 cs_base = 0;  // outside 64-bit mode
 
-  // All of it without padding, since modes are compared at each change of the privilege level.
+  // All of it, for hashes. Comparisons go by the members: what was just written bit by bit is slow to read as
+  // a word.
   using Words = std::array<u64, 2>;
   Words words() const { return std::bit_cast<Words>(*this); }
-  bool operator==(const Mode& other) const { return words() == other.words(); }
+  bool operator==(const Mode&) const = default;
   // The code is that of a hypervisor's guest (state/vmcb.h).
   bool nested() const { return mmu >= kMmuNested; }
   bool counts() const { return counts_instructions || counts_branches || counts_accesses; }

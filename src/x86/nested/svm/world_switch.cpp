@@ -10,8 +10,6 @@
 namespace anykvm::x86::svm {
 namespace {
 
-constexpr u64 kPageAddress = low_bits(52) & ~low_bits(12);
-
 // --- Checks of VMRUN, APM 2 15.5.1 ---
 
 bool valid_event(u64 event) {
